@@ -1,0 +1,1 @@
+//! `libpmemha_preload.so`: captures what an unmodified program makes persistent.

@@ -1,0 +1,1 @@
+//! pmemhad: configuration, sessions, control protocol, status.

@@ -1,0 +1,2 @@
+//! `pmemha`: the operator's command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `pmemhad`: the agent of a node.
+fn main() {}

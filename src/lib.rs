@@ -1,0 +1,50 @@
+//! pmemha: replication and failover for persistent memory.
+//!
+//! An application keeps its state in persistent memory; pmemha ships a crash-consistent log of what it
+//! made persistent to other machines and, when power, application or VM fail, copies the small rest on
+//! battery and starts the application there on the same bytes.
+//!
+//! The house, lowest floor first; imports go down, never up:
+//!
+//! | room | what it is for |
+//! | --- | --- |
+//! | [`types`] | the words of the design as types |
+//! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
+//! | [`log`] | the log region: format, append, publish, scan, archive |
+//! | [`session`] | an application's side of its session with the agent, and the messages of that socket |
+//! | `fabric` | one-sided memory fabric: the trait and its implementations |
+//! | `ship` | source: shipping loop, first sync, last gasp |
+//! | `replica` | destination: landing, apply, image, restore |
+//! | `power` | power events |
+//! | `failover` | group state machine (pure), supervision of applications |
+//! | `node` | host resources |
+//! | `agent` | pmemhad: configuration, sessions, control protocol, status |
+//! | `capi` | the C ABI |
+//!
+//! x86-64 Linux only: the capture rules rest on that memory model.
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("pmemha is for x86-64 Linux: its capture rules rest on that memory model");
+
+pub mod log;
+pub mod region;
+pub mod session;
+pub mod types;
+
+#[cfg(feature = "agent")]
+pub mod agent;
+#[cfg(feature = "agent")]
+pub mod fabric;
+#[cfg(feature = "agent")]
+pub mod failover;
+#[cfg(feature = "agent")]
+pub mod node;
+#[cfg(feature = "agent")]
+pub mod power;
+#[cfg(feature = "agent")]
+pub mod replica;
+#[cfg(feature = "agent")]
+pub mod ship;
+
+#[cfg(feature = "capi")]
+pub mod capi;

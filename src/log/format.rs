@@ -1,0 +1,251 @@
+//! The bytes of the log region and of records: the one place that knows them.
+//!
+//! `docs/log-format.md` draws this file. Little-endian, fixed layout; any change raises [`VERSION`].
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::types::{Generation, Lsn, RegionId};
+
+/// First bytes of a log region.
+pub const MAGIC: [u8; 8] = *b"PMHALOG\x01";
+
+/// Version of the layout; a reader refuses any other.
+pub const VERSION: u32 = 1;
+
+/// Records start and end at multiples of this, so that a header never straddles the end of the ring.
+pub const RECORD_ALIGN: u64 = 32;
+
+/// Bytes of [`RecordHeader`].
+pub const RECORD_HEADER: u64 = 32;
+
+/// A record's offset in its region has this many bits: 256 TiB.
+pub const OFFSET_BITS: u32 = 48;
+
+/// Smallest ring: four times the largest record that a single page capture can need, with room to spare.
+pub const MIN_RING: u64 = 64 << 10;
+
+/// Largest ring; record lengths are 32 bit and at most a quarter of the ring.
+pub const MAX_RING: u64 = 4 << 30;
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Content of flushed lines: `len` bytes at `offset` of `region`.
+    Data = 1,
+    /// `offset` and a payload of one `u64`, the number of zero bytes from there.
+    Zero = 2,
+    /// A slot whose owner died before it was filled; its payload means nothing.
+    Filler = 3,
+    /// A region comes to be: payload [`RegionPayload`] and the name's bytes.
+    RegionCreate = 4,
+    /// `offset` is the region's new size in bytes.
+    RegionResize = 5,
+    /// Payload is the region's new name; a region that had that name ceases to be.
+    RegionRename = 6,
+    /// The region ceases to be.
+    RegionUnlink = 7,
+    /// A full copy of every region begins: the reader starts a new, empty image beside the old one.
+    SyncBegin = 8,
+    /// The copy is complete: the image beside is consistent from here on and replaces the old one.
+    SyncEnd = 9,
+}
+
+impl Kind {
+    /// The kind that `byte` stands for.
+    pub fn from_byte(byte: u8) -> Option<Kind> {
+        use Kind::*;
+        [Data, Zero, Filler, RegionCreate, RegionResize, RegionRename, RegionUnlink, SyncBegin, SyncEnd]
+            .into_iter()
+            .find(|k| *k as u8 == byte)
+    }
+}
+
+/// How far a slot has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum SlotState {
+    /// Claimed; its owner is copying into it.
+    Reserved = 1,
+    /// Complete.
+    Filled = 2,
+}
+
+/// The head of every record, in the ring, on the wire, in the landing ring and in archive segments.
+///
+/// `lsn`, `len` and the word `owner`..`kind` are the claim: they stand before the tail moves past them.
+/// `crc` covers the header with `crc` = 0 and `state` = [`SlotState::Filled`] and `owner` = 0, then the
+/// payload without padding; the agent computes it before shipping, seeded with the generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(16))]
+pub struct RecordHeader {
+    /// Position of the record's first byte in the stream.
+    pub lsn: u64,
+    /// Payload bytes that follow, without the padding to [`RECORD_ALIGN`].
+    pub len: u32,
+    /// Index of the appender cell that owns the slot; 0 once shipped.
+    pub owner: u16,
+    /// A [`SlotState`].
+    pub state: u8,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// Region in the upper 16 bits, byte offset in the region in the lower 48.
+    pub place: u64,
+    /// The group's generation.
+    pub generation: u32,
+    /// CRC32C, see above.
+    pub crc: u32,
+}
+
+const _: () = assert!(size_of::<RecordHeader>() as u64 == RECORD_HEADER);
+
+impl RecordHeader {
+    /// The region and the offset in it.
+    pub fn place(&self) -> (RegionId, u64) {
+        (RegionId((self.place >> OFFSET_BITS) as u16), self.place & ((1 << OFFSET_BITS) - 1))
+    }
+
+    /// `region` and `offset` as the field holds them. `offset` must be below 2^48.
+    pub fn pack_place(region: RegionId, offset: u64) -> u64 {
+        debug_assert!(offset >> OFFSET_BITS == 0);
+        (u64::from(region.0) << OFFSET_BITS) | offset
+    }
+
+    /// Bytes from this record's start to the next one's.
+    pub fn span(&self) -> u64 {
+        record_span(self.len)
+    }
+
+    /// Where the next record starts.
+    pub fn next(&self) -> Lsn {
+        Lsn(self.lsn + self.span())
+    }
+
+    /// The header as the checksum sees it.
+    pub fn canonical(&self) -> RecordHeader {
+        RecordHeader { owner: 0, state: SlotState::Filled as u8, crc: 0, ..*self }
+    }
+
+    /// CRC32C of the canonical header, seeded with the generation; continue it over the payload.
+    pub fn crc_seed(&self, generation: Generation) -> u32 {
+        let seed = crc32c::crc32c(&generation.0.to_le_bytes());
+        crc32c::crc32c_append(seed, self.canonical().as_bytes())
+    }
+}
+
+/// Bytes that a record with a payload of `len` bytes takes in the ring.
+pub fn record_span(len: u32) -> u64 {
+    (RECORD_HEADER + u64::from(len)).next_multiple_of(RECORD_ALIGN)
+}
+
+/// Largest payload of one record in a ring of `ring` bytes; larger captures are split.
+pub fn max_payload(ring: u64) -> u64 {
+    (ring / 4 - RECORD_HEADER) & !(crate::types::PAGE as u64 - 1)
+}
+
+/// Payload of [`Kind::RegionCreate`], followed by the name (UTF-8, at most [`MAX_NAME`] bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RegionPayload {
+    /// Size in bytes.
+    pub size: u64,
+    /// Access bits as of `stat(2)`.
+    pub mode: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Longest name of a region: a path of Linux.
+pub const MAX_NAME: usize = 4096;
+
+/// The fixed head of a log region: written once, never changed, copied out at attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct StaticHeader {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`VERSION`].
+    pub version: u32,
+    /// The generation this log was made for.
+    pub generation: u32,
+    /// The group.
+    pub group: [u8; 16],
+    /// Bytes of the whole log region.
+    pub total_bytes: u64,
+    /// Start and number of the appender cells, 64 bytes each.
+    pub appenders_off: u64,
+    /// See `appenders_off`.
+    pub appenders: u64,
+    /// Start and number of the region table's entries, 64 bytes each.
+    pub regions_off: u64,
+    /// See `regions_off`.
+    pub regions: u64,
+    /// Start of the dirty bitmap.
+    pub bitmap_off: u64,
+    /// Bytes of the dirty bitmap.
+    pub bitmap_bytes: u64,
+    /// Start of the ring.
+    pub ring_off: u64,
+    /// Bytes of the ring, a power of two.
+    pub ring_bytes: u64,
+    /// Wall clock at creation, nanoseconds since 1970.
+    pub created_ns: u64,
+    /// First LSN of this log.
+    pub first_lsn: u64,
+    /// CRC32C of the bytes above.
+    pub crc: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Offsets of the cells that change, each on a cache line of its own, in bytes from the region's start.
+pub mod cell {
+    /// 16 bytes changed as one: tail LSN, then the description of the newest claim (see `append`).
+    pub const TAIL: u64 = 4096;
+    /// `u64`: every record below this LSN is published.
+    pub const PUBLISHED: u64 = 4096 + 128;
+    /// `u64`: ring space below this LSN may be reused; written by the agent.
+    pub const FREE: u64 = 4096 + 256;
+    /// `u32` how deeply the agent sleeps (0 awake, 1 nap, 2 deep), `u32` futex word that wakes it.
+    pub const AGENT_SLEEP: u64 = 4096 + 384;
+    /// Three `u64`: received, durable, applied LSN; written by the agent.
+    pub const ACKS: u64 = 4096 + 512;
+    /// `u32` futex word that moves at every change of ACKS, `u32` number of waiters.
+    pub const ACK_SEQ: u64 = 4096 + 576;
+    /// `u64` first LSN that a gap covers (0: none), `u64` end of the gap, known once it is closed.
+    pub const GAP: u64 = 4096 + 640;
+    /// `u64` CLOCK_BOOTTIME nanoseconds of the agent's last beat, `u32` pid, `u32` link state.
+    pub const AGENT: u64 = 4096 + 768;
+    /// Policy words: `u32` commit level, `u32` on_full, `u64` commit timeout ns, `u64` block limit ns.
+    pub const POLICY: u64 = 4096 + 896;
+    /// Counters, `u64` each: torn copies given up, fillers, times ahead, commits given up.
+    pub const COUNTERS: u64 = 4096 + 1024;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_bytes_are_golden() {
+        let h = RecordHeader {
+            lsn: 0x0102030405060708,
+            len: 0x40,
+            owner: 0x1122,
+            state: 2,
+            kind: 1,
+            place: RecordHeader::pack_place(RegionId(0xabcd), 0x112233445566),
+            generation: 7,
+            crc: 0xdeadbeef,
+        };
+        assert_eq!(
+            h.as_bytes(),
+            [
+                8, 7, 6, 5, 4, 3, 2, 1, 0x40, 0, 0, 0, 0x22, 0x11, 2, 1, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11,
+                0xcd, 0xab, 7, 0, 0, 0, 0xef, 0xbe, 0xad, 0xde
+            ]
+        );
+        assert_eq!(h.place(), (RegionId(0xabcd), 0x112233445566));
+        assert_eq!(h.span(), 96);
+    }
+}

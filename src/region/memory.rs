@@ -1,0 +1,279 @@
+//! Memory that another process, a device or a remote machine writes while we look at it.
+//!
+//! No reference or slice to such memory is ever made: it is read and written through bounds-checked
+//! copies and atomics only, so that every room above can stay free of `unsafe`. The model is vm-memory's
+//! volatile slices.
+//!
+//! Threads: all methods may be called from any thread; concurrent writers can tear what a plain copy
+//! reads. Callers that need more say so (`read_lines`) or check what they read (CRC).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+use crate::types::LINE;
+
+/// A mapping, unmapped on drop. Offsets and lengths are in bytes; out-of-range ones panic, since they are
+/// bugs of ours: whoever takes an offset from outside checks it with [`SharedMem::contains`] first.
+pub struct SharedMem {
+    base: *mut u8,
+    /// Bytes that may be addressed; for a ring twice its size.
+    reach: usize,
+    len: usize,
+}
+
+// SAFETY: the mapping is owned by the value and accessed only through raw copies and atomics, which are
+// sound from any thread.
+unsafe impl Send for SharedMem {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMem {}
+
+/// What a mapping may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read only.
+    Read,
+    /// Read and write.
+    ReadWrite,
+}
+
+impl SharedMem {
+    /// Maps `len` bytes of `fd` from `offset`, shared.
+    pub fn map(fd: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> io::Result<SharedMem> {
+        let base = map_at(ptr::null_mut(), len, access, 0, fd.as_raw_fd(), offset)?;
+        Ok(SharedMem { base, reach: len, len })
+    }
+
+    /// Maps `len` bytes of `fd` from `offset` twice, one after the other, so that whatever starts within
+    /// the first copy can be accessed without a thought for the wrap. `len` is a multiple of the page size.
+    pub fn map_ring(fd: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> io::Result<SharedMem> {
+        // Reserve the whole span first, so that the two halves are neighbours.
+        // SAFETY: an anonymous reservation at an address of the kernel's choice touches nothing of ours.
+        let span = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                2 * len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if span == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let ring = SharedMem { base: span.cast(), reach: 2 * len, len };
+        for half in [0, len] {
+            // The reservation is ours, so MAP_FIXED replaces nothing else.
+            let at = ring.base.wrapping_add(half);
+            map_at(at, len, access, libc::MAP_FIXED, fd.as_raw_fd(), offset)?;
+        }
+        Ok(ring)
+    }
+
+    /// Anonymous shared memory, zeroed.
+    pub fn anonymous(len: usize) -> io::Result<SharedMem> {
+        let base = map_at(ptr::null_mut(), len, Access::ReadWrite, libc::MAP_ANONYMOUS, -1, 0)?;
+        Ok(SharedMem { base, reach: len, len })
+    }
+
+    /// Bytes mapped; of a ring, its size once.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether `len` bytes from `off` can be accessed.
+    pub fn contains(&self, off: usize, len: usize) -> bool {
+        off.checked_add(len).is_some_and(|end| end <= self.reach)
+    }
+
+    /// The address of byte `off`, for registration with a device or a kernel call. Not to be dereferenced.
+    pub fn addr(&self, off: usize) -> *mut u8 {
+        assert!(off <= self.reach, "offset {off} past the end of a mapping of {}", self.reach);
+        self.base.wrapping_add(off)
+    }
+
+    fn at(&self, off: usize, len: usize) -> *mut u8 {
+        assert!(self.contains(off, len), "bytes {off}+{len} outside a mapping of {}", self.reach);
+        self.base.wrapping_add(off)
+    }
+
+    /// Copies bytes out.
+    pub fn read(&self, off: usize, dst: &mut [u8]) {
+        let src = self.at(off, dst.len());
+        // SAFETY: `at` checked the range; `dst` is ours alone. Racing writers can only tear the bytes.
+        unsafe { ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) }
+    }
+
+    /// Copies bytes in.
+    pub fn write(&self, off: usize, src: &[u8]) {
+        let dst = self.at(off, src.len());
+        // SAFETY: `at` checked the range; the mapping is never borrowed.
+        unsafe { ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) }
+    }
+
+    /// Copies `len` bytes from here to `dst`; the two ranges do not overlap.
+    pub fn copy_to(&self, off: usize, dst: &SharedMem, dst_off: usize, len: usize) {
+        let (src, to) = (self.at(off, len), dst.at(dst_off, len));
+        // SAFETY: both ranges were checked; callers pass distinct mappings or disjoint ranges.
+        unsafe { ptr::copy(src, to, len) }
+    }
+
+    /// Sets `len` bytes to zero.
+    pub fn zero(&self, off: usize, len: usize) {
+        let dst = self.at(off, len);
+        // SAFETY: `at` checked the range.
+        unsafe { ptr::write_bytes(dst, 0, len) }
+    }
+
+    /// CRC32C of `len` bytes, continuing `seed`.
+    pub fn crc32c(&self, seed: u32, off: usize, len: usize) -> u32 {
+        // Through a bounce buffer in the first-level cache: a slice of memory that others write must not exist.
+        let mut buf = [0u8; 4096];
+        let mut crc = seed;
+        let mut done = 0;
+        while done < len {
+            let n = buf.len().min(len - done);
+            self.read(off + done, &mut buf[..n]);
+            crc = crc32c::crc32c_append(crc, &buf[..n]);
+            done += n;
+        }
+        crc
+    }
+
+    /// The `u64` at `off`, which is a multiple of 8.
+    pub fn u64(&self, off: usize) -> &AtomicU64 {
+        assert!(off.is_multiple_of(8));
+        let p = self.at(off, 8).cast::<u64>();
+        // SAFETY: in range, aligned (mappings are page-aligned), and lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(p) }
+    }
+
+    /// The `u32` at `off`, which is a multiple of 4.
+    pub fn u32(&self, off: usize) -> &AtomicU32 {
+        assert!(off.is_multiple_of(4));
+        let p = self.at(off, 4).cast::<u32>();
+        // SAFETY: as for `u64`.
+        unsafe { AtomicU32::from_ptr(p) }
+    }
+
+    /// The byte at `off`.
+    pub fn u8(&self, off: usize) -> &AtomicU8 {
+        let p = self.at(off, 1);
+        // SAFETY: as for `u64`.
+        unsafe { AtomicU8::from_ptr(p) }
+    }
+
+    /// `recv(2)` into the mapping: returns the bytes received, 0 at the end of the stream.
+    pub fn recv(&self, sock: BorrowedFd<'_>, off: usize, len: usize, flags: i32) -> io::Result<usize> {
+        let dst = self.at(off, len);
+        // SAFETY: the kernel writes at most `len` bytes to a range that `at` checked.
+        let n = unsafe { libc::recv(sock.as_raw_fd(), dst.cast(), len, flags) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// `sendmsg(2)` of `head` followed by `len` bytes of the mapping: returns the bytes sent.
+    pub fn send(
+        &self,
+        sock: BorrowedFd<'_>,
+        head: &[u8],
+        off: usize,
+        len: usize,
+        flags: i32,
+    ) -> io::Result<usize> {
+        let iov = [
+            libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() },
+            libc::iovec { iov_base: self.at(off, len).cast(), iov_len: len },
+        ];
+        // SAFETY: an all-zero msghdr is a valid one; the kernel only reads the two ranges named.
+        let n = unsafe {
+            let mut msg: libc::msghdr = std::mem::zeroed();
+            msg.msg_iov = iov.as_ptr().cast_mut();
+            msg.msg_iovlen = iov.len();
+            libc::sendmsg(sock.as_raw_fd(), &msg, flags)
+        };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes the range back to its file and waits: `msync(MS_SYNC)`.
+    pub fn msync(&self, off: usize, len: usize) -> io::Result<()> {
+        let start = off & !4095;
+        let p = self.at(start, off + len - start);
+        // SAFETY: msync changes no memory.
+        match unsafe { libc::msync(p.cast(), off + len - start, libc::MS_SYNC) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Flushes the range's cache lines to persistent memory and fences: CLWB (CLFLUSH where absent), SFENCE.
+    pub fn persist(&self, off: usize, len: usize) {
+        let start = off & !(LINE - 1);
+        let p = self.at(start, off + len - start);
+        flush_lines(p, off + len - start);
+    }
+}
+
+impl Drop for SharedMem {
+    fn drop(&mut self) {
+        // SAFETY: the span was mapped by us and nothing borrows it.
+        unsafe { libc::munmap(self.base.cast(), self.reach) };
+    }
+}
+
+fn map_at(
+    at: *mut u8,
+    len: usize,
+    access: Access,
+    flags: i32,
+    fd: RawFd,
+    offset: u64,
+) -> io::Result<*mut u8> {
+    let prot = match access {
+        Access::Read => libc::PROT_READ,
+        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+    };
+    // SAFETY: without MAP_FIXED the kernel chooses a free place; with it the caller owns the place.
+    let p = unsafe { libc::mmap(at.cast(), len, prot, libc::MAP_SHARED | flags, fd, offset as libc::off_t) };
+    if p == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(p.cast()) }
+}
+
+fn flush_lines(start: *mut u8, len: usize) {
+    use std::arch::x86_64::{_mm_clflush, _mm_sfence};
+    for off in (0..len).step_by(LINE) {
+        // SAFETY: flushing a line of a live mapping changes no content.
+        unsafe { _mm_clflush(start.wrapping_add(off)) };
+    }
+    // SAFETY: a fence has no operands.
+    unsafe { _mm_sfence() };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_ring_continues_past_its_end() {
+        let fd = memfd_create("t", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, 8192).unwrap();
+        let ring = SharedMem::map_ring(fd.as_fd(), 0, 8192, Access::ReadWrite).unwrap();
+        ring.write(8190, b"wrap");
+        let mut front = [0; 2];
+        ring.read(0, &mut front);
+        assert_eq!(&front, b"ap");
+    }
+
+    #[test]
+    #[should_panic(expected = "outside a mapping")]
+    fn out_of_range_is_refused() {
+        SharedMem::anonymous(4096).unwrap().read(4090, &mut [0; 7]);
+    }
+}

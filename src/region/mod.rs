@@ -1,0 +1,3 @@
+//! What is protected: mapping, identity, dirty tracking; and safe access to memory that others write.
+
+pub mod memory;
