@@ -1,1 +1,7 @@
 //! pmemhad: configuration, sessions, control protocol, status.
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`config`] | the TOML file, checked as a whole, with messages that name line, key and remedy |
+
+pub mod config;

@@ -1,0 +1,229 @@
+//! What a person is told about a configuration that cannot be used.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}; `pmemha init` makes a configuration", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The file can be read, but not used.
+    #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+    Wrong(Vec<Problem>),
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Line in it, from 1.
+    pub line: usize,
+    /// The key, such as `group[0].log_size`; empty when the text is no TOML at that point.
+    pub key: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.what)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
+    }
+}
+
+/// What validation found at a key; [`Source::faults`] finds the line.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// The key from the root: table keys and array indices.
+    pub path: Vec<Step>,
+    pub what: String,
+    pub remedy: String,
+}
+
+/// One step from a table or array to what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+/// A configuration's text, to find lines and keys in.
+pub(super) struct Source<'a> {
+    text: &'a str,
+    file: &'a Path,
+}
+
+impl<'a> Source<'a> {
+    pub fn new(text: &'a str, file: &'a Path) -> Self {
+        Self { text, file }
+    }
+
+    /// What the TOML reader or serde refused.
+    pub fn syntax_error(&self, error: &toml::de::Error) -> ConfigError {
+        let span = error.span().unwrap_or(0..0);
+        let what = error.message().trim().replace('\n', ", ");
+        let key = self.key_at(&span);
+        let remedy = remedy_for(&what).unwrap_or_default();
+        let what =
+            what.split_once(", expected").filter(|_| !remedy.is_empty()).map_or(what.as_str(), |w| w.0);
+        ConfigError::Wrong(vec![self.problem(span.start, key, what.into(), remedy)])
+    }
+
+    /// What validation found.
+    pub fn faults(&self, faults: Vec<Fault>) -> ConfigError {
+        let tree = DeTable::parse(self.text).ok();
+        let at = |fault: &Fault| tree.as_ref().map_or(0, |t| deepest(t, &fault.path));
+        let mut problems: Vec<_> =
+            faults.into_iter().map(|f| self.problem(at(&f), render(&f.path), f.what, f.remedy)).collect();
+        problems.sort_by_key(|p| p.line);
+        ConfigError::Wrong(problems)
+    }
+
+    fn problem(&self, offset: usize, key: String, what: String, remedy: String) -> Problem {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        let line = 1 + before.iter().filter(|b| **b == b'\n').count();
+        Problem { file: self.file.to_path_buf(), line, key, what, remedy }
+    }
+
+    /// The innermost key whose name or value covers `span`.
+    fn key_at(&self, span: &Range<usize>) -> String {
+        let Ok(tree) = DeTable::parse(self.text) else { return String::new() };
+        let mut path = Vec::new();
+        descend_table(tree.get_ref(), span, &mut path);
+        render(&path)
+    }
+}
+
+fn covers(outer: &Range<usize>, inner: &Range<usize>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+fn descend_table(table: &DeTable<'_>, span: &Range<usize>, path: &mut Vec<Step>) {
+    let keyed = table.iter().find(|(key, _)| covers(&key.span(), span));
+    if let Some((key, _)) = keyed {
+        path.push(Step::Key(key.get_ref().to_string()));
+        return;
+    }
+    // A table's own span may be no more than its header, so what it holds is looked into either way.
+    for (key, value) in table.iter() {
+        path.push(Step::Key(key.get_ref().to_string()));
+        if descend_value(value, span, path) {
+            return;
+        }
+        path.pop();
+    }
+}
+
+fn descend_value(value: &Spanned<DeValue<'_>>, span: &Range<usize>, path: &mut Vec<Step>) -> bool {
+    let depth = path.len();
+    match value.get_ref() {
+        DeValue::Table(table) => descend_table(table, span, path),
+        DeValue::Array(array) => {
+            for (index, item) in array.iter().enumerate() {
+                path.push(Step::Index(index));
+                if descend_value(item, span, path) {
+                    return true;
+                }
+                path.pop();
+            }
+        }
+        _ => {}
+    }
+    path.len() > depth || covers(&value.span(), span)
+}
+
+/// Where the deepest existing step of `path` stands in the text.
+fn deepest(root: &Spanned<DeTable<'_>>, path: &[Step]) -> usize {
+    let mut offset = 0;
+    let mut table = Some(root.get_ref());
+    let mut array = None;
+    for step in path {
+        let value = match step {
+            Step::Key(name) => {
+                let Some((key, value)) =
+                    table.and_then(|t| t.iter().find(|(k, _)| k.get_ref().as_ref() == name))
+                else {
+                    return offset;
+                };
+                offset = key.span().start;
+                value
+            }
+            Step::Index(index) => {
+                let Some(value) = array.and_then(|a: &toml::de::DeArray<'_>| a.get(*index)) else {
+                    return offset;
+                };
+                offset = value.span().start;
+                value
+            }
+        };
+        table = value.get_ref().as_table();
+        array = value.get_ref().as_array();
+    }
+    offset
+}
+
+fn render(path: &[Step]) -> String {
+    path.iter().fold(String::new(), |mut out, step| {
+        match step {
+            Step::Index(i) => out.push_str(&format!("[{i}]")),
+            Step::Key(k) if out.is_empty() => out.push_str(k),
+            Step::Key(k) => {
+                out.push('.');
+                out.push_str(k);
+            }
+        }
+        out
+    })
+}
+
+/// serde says what it expected; the word nearest to what it found is most likely what was meant.
+fn remedy_for(message: &str) -> Option<String> {
+    let (found, expected) = message.split_once(", expected")?;
+    if !found.starts_with("unknown ") {
+        return None;
+    }
+    let found = found.split('`').nth(1)?;
+    let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    let nearest = known.iter().min_by_key(|word| distance(found, word))?;
+    let close = distance(found, nearest) <= nearest.len().max(found.len()) / 2;
+    let all = known.join(", ");
+    Some(if close {
+        format!("did you mean `{nearest}`? (known: {all})")
+    } else {
+        format!("known here: {all}")
+    })
+}
+
+/// Levenshtein's distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,93 @@
+//! The agent's configuration: one TOML file, read once at start.
+//!
+//! [`Config::load`] either returns a configuration that the rest of the agent may trust without another look
+//! (names are unique, peers exist, sizes are in range, paths are absolute), or a [`ConfigError`] that lists
+//! every problem with file, line, key, what is wrong and what to do. `pmemhad.conf(5)` documents the keys.
+
+mod check;
+mod message;
+mod model;
+mod units;
+
+use std::path::{Path, PathBuf};
+
+pub use message::{ConfigError, Problem};
+pub use model::{
+    Archive, DurabilityChoice, Group, Node, OnDeath, OnFull, Peer, Power, PowerKind, Replica, Tls, Trigger,
+    UserRef,
+};
+pub use units::{format_bytes, parse_bytes, parse_duration};
+
+/// Where the agent looks for its configuration when none is named.
+pub const DEFAULT_FILE: &str = "/etc/pmemha/pmemhad.conf";
+
+/// Largest configuration file that is read: a node has at most a few hundred groups.
+pub const MAX_FILE: u64 = 4 << 20;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This machine.
+    pub node: Node,
+    /// Certificates for the connections between agents. Present whenever a peer or replica is configured.
+    pub tls: Option<Tls>,
+    /// Where power events come from.
+    pub power: Option<Power>,
+    /// Other nodes.
+    #[serde(default, rename = "peer")]
+    pub peers: Vec<Peer>,
+    /// Groups whose applications run here.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<Group>,
+    /// Groups of other nodes that this node keeps an image of.
+    #[serde(default, rename = "replica")]
+    pub replicas: Vec<Replica>,
+}
+
+impl Config {
+    /// Reads and checks `file`.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        let read = || -> std::io::Result<String> {
+            let len = std::fs::metadata(file)?.len();
+            if len > MAX_FILE {
+                return Err(std::io::Error::other(format!("{len} bytes; the limit is {MAX_FILE}")));
+            }
+            std::fs::read_to_string(file)
+        };
+        let text = read().map_err(|source| ConfigError::Unreadable { file: file.to_path_buf(), source })?;
+        Config::parse(&text, file)
+    }
+
+    /// Checks `text`; `file` is for the messages.
+    pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
+        let source = message::Source::new(text, file);
+        let config: Config = toml::from_str(text).map_err(|e| source.syntax_error(&e))?;
+        let faults = check::faults(&config);
+        if faults.is_empty() { Ok(config) } else { Err(source.faults(faults)) }
+    }
+
+    /// The group of that name whose application runs here.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|g| g.name == name)
+    }
+
+    /// The replica of the group of that name.
+    pub fn replica(&self, group: &str) -> Option<&Replica> {
+        self.replicas.iter().find(|r| r.group == group)
+    }
+
+    /// Control address of the node `name`: a peer's, or our own if the name is ours (a loopback destination).
+    pub fn address_of(&self, name: &str) -> Option<String> {
+        let peer = self.peers.iter().find(|p| p.name == name).map(|p| p.address.clone());
+        peer.or_else(|| (name == self.node.name).then_some(self.node.listen?.to_string()))
+    }
+
+    /// The agent's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.node.runtime_dir.join("pmemhad.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! The keys of the configuration file as plain data.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::units;
+use crate::types::{Durability, Level};
+
+/// `[node]`: this machine.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Name that other nodes know this one by; the name in its certificate.
+    pub name: String,
+    /// Where groups' durable state is kept.
+    #[serde(default = "state_dir")]
+    pub state_dir: PathBuf,
+    /// Where the socket is; emptied at reboot.
+    #[serde(default = "runtime_dir")]
+    pub runtime_dir: PathBuf,
+    /// Address of the control channel.
+    pub listen: Option<SocketAddr>,
+    /// Address for the data of a tcp fabric; the control channel's address and a free port if absent.
+    pub data_listen: Option<SocketAddr>,
+}
+
+/// `[tls]`: PEM files that `pmemha init` makes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Certificate of the authority that all nodes trust.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// `[power]`: where power events come from.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Power {
+    /// Kind of source.
+    pub source: PowerKind,
+    /// The watched file: its content is `1` on line power and `0` on battery.
+    pub path: PathBuf,
+}
+
+/// Kinds of power sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PowerKind {
+    /// A watched file.
+    File,
+}
+
+/// `[[peer]]`: another node.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// The name in its certificate.
+    pub name: String,
+    /// `host:port` of its control channel.
+    pub address: String,
+}
+
+/// `[[group]]`: the persistent memory of one application.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Name, also on the destinations.
+    pub name: String,
+    /// Glob patterns of the absolute paths to protect, also of files that do not exist yet.
+    #[serde(default)]
+    pub protect: Vec<String>,
+    /// Who may attach besides root and the agent's own user.
+    #[serde(default)]
+    pub users: Vec<UserRef>,
+    /// Bytes of the log ring, a power of two.
+    #[serde(default = "log_size", deserialize_with = "units::bytes")]
+    pub log_size: u64,
+    /// What an application does when the ring is full.
+    #[serde(default)]
+    pub on_full: OnFull,
+    /// How long `on_full = "block"` blocks at most.
+    #[serde(default = "block_limit", deserialize_with = "units::duration")]
+    pub block_limit: Duration,
+    /// Level that every drain waits for.
+    #[serde(default = "local")]
+    pub commit: Level,
+    /// How long a drain waits for `commit` at most.
+    #[serde(default = "commit_timeout", deserialize_with = "units::duration")]
+    pub commit_timeout: Duration,
+    /// Names of the nodes that receive the group.
+    #[serde(default)]
+    pub destinations: Vec<String>,
+    /// A local archive for point-in-time restore.
+    pub archive: Option<Archive>,
+    /// What follows an application's death.
+    #[serde(default)]
+    pub on_death: OnDeath,
+    /// Signal that hands the group over to the heir.
+    #[serde(default)]
+    pub trigger: Trigger,
+    /// How long freezing the application may take before it is killed.
+    #[serde(default = "freeze_deadline", deserialize_with = "units::duration")]
+    pub freeze_deadline: Duration,
+    /// The application, if the agent is to start and supervise it.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Whom the command runs as; the agent's user if absent.
+    pub user: Option<UserRef>,
+    /// Where the command runs.
+    pub working_dir: Option<PathBuf>,
+    /// Environment added for the command.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// `archive = { … }`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Where base images and segments go.
+    pub dir: PathBuf,
+    /// Bytes kept at most.
+    #[serde(default = "keep_bytes", deserialize_with = "units::bytes")]
+    pub keep_bytes: u64,
+    /// Age of the oldest segment kept; no limit if absent.
+    #[serde(default, deserialize_with = "units::some_duration")]
+    pub keep_age: Option<Duration>,
+}
+
+/// `[[replica]]`: a group of another node, kept here.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replica {
+    /// The group's name.
+    pub group: String,
+    /// Nodes that may ship it.
+    pub from: Vec<String>,
+    /// Where landing ring and images are kept.
+    pub dir: PathBuf,
+    /// What makes bytes survive here.
+    #[serde(default)]
+    pub durability: DurabilityChoice,
+    /// Where a promotion puts the files: a source path, or the prefix of some, and its local counterpart.
+    #[serde(default)]
+    pub paths: BTreeMap<PathBuf, PathBuf>,
+    /// The application's start after a promotion: program and arguments.
+    #[serde(default)]
+    pub start: Vec<String>,
+    /// Whom it runs as; the agent's user if absent.
+    pub user: Option<UserRef>,
+    /// Where it runs.
+    pub working_dir: Option<PathBuf>,
+    /// Environment added for it.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Whether a tcp fabric's data travels inside TLS.
+    #[serde(default = "yes")]
+    pub encrypt: bool,
+}
+
+/// A user by number or name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "a user is written as a name in quotes or as a uid")]
+pub enum UserRef {
+    /// uid
+    Id(u32),
+    /// Login name.
+    Name(String),
+}
+
+/// What an application does when the ring is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFull {
+    /// Runs on; a gap in the log is closed by a new sync.
+    #[default]
+    Ahead,
+    /// Waits for room, at most `block_limit`.
+    Block,
+}
+
+/// What follows an application's death (a clean exit is none).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDeath {
+    /// The remainder is shipped and the heir takes over.
+    Failover,
+    /// The agent starts the command again here.
+    Restart,
+    /// The remainder is shipped; nothing is started.
+    #[default]
+    None,
+}
+
+/// Signal that hands the group over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trigger {
+    /// Everything has been saved.
+    #[default]
+    Saved,
+    /// Saving has begun: the heir prepares early.
+    SaveStarted,
+}
+
+/// `durability`: declared, or found out from the file system of `dir`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityChoice {
+    /// `pmem` on a DAX file system, `disk` elsewhere.
+    #[default]
+    Auto,
+    /// [`Durability::Battery`].
+    Battery,
+    /// [`Durability::Pmem`].
+    Pmem,
+    /// [`Durability::Disk`].
+    Disk,
+}
+
+impl DurabilityChoice {
+    /// The declaration, unless it is to be found out.
+    pub fn declared(self) -> Option<Durability> {
+        match self {
+            DurabilityChoice::Auto => None,
+            DurabilityChoice::Battery => Some(Durability::Battery),
+            DurabilityChoice::Pmem => Some(Durability::Pmem),
+            DurabilityChoice::Disk => Some(Durability::Disk),
+        }
+    }
+}
+
+fn state_dir() -> PathBuf {
+    "/var/lib/pmemha".into()
+}
+
+fn runtime_dir() -> PathBuf {
+    "/run/pmemha".into()
+}
+
+fn log_size() -> u64 {
+    64 << 20
+}
+
+fn block_limit() -> Duration {
+    Duration::from_secs(1)
+}
+
+fn commit_timeout() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn freeze_deadline() -> Duration {
+    Duration::from_millis(500)
+}
+
+fn keep_bytes() -> u64 {
+    10 << 30
+}
+
+fn local() -> Level {
+    Level::Local
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,192 @@
+use super::*;
+use crate::types::Level;
+use proptest::prelude::*;
+use std::time::Duration;
+
+const WHOLE: &str = r#"
+[node]
+name = "alpha"
+state_dir = "/var/lib/pmemha"
+runtime_dir = "/run/pmemha"
+listen = "10.0.0.1:7475"
+data_listen = "10.0.0.1:7476"
+
+[tls]
+ca = "/etc/pmemha/ca.pem"
+cert = "/etc/pmemha/alpha.pem"
+key = "/etc/pmemha/alpha.key"
+
+[power]
+source = "file"
+path = "/run/power/online"
+
+[[peer]]
+name = "beta"
+address = "beta.example:7475"
+
+[[group]]
+name = "db"
+protect = ["/mnt/pmem/db/*.pool"]
+users = ["postgres", 1000]
+log_size = "64MiB"
+on_full = "block"
+block_limit = "250ms"
+commit = "durable"
+commit_timeout = "5s"
+destinations = ["beta"]
+archive = { dir = "/srv/archive/db", keep_bytes = "10GiB", keep_age = "7d" }
+on_death = "failover"
+trigger = "saved"
+freeze_deadline = "500ms"
+command = ["/usr/bin/db", "--pool", "/mnt/pmem/db/a.pool"]
+user = "postgres"
+working_dir = "/mnt/pmem/db"
+env = { DB_MODE = "fast" }
+
+[[replica]]
+group = "web"
+from = ["beta"]
+dir = "/srv/replica/web"
+durability = "auto"
+paths = { "/mnt/pmem/web" = "/mnt/pmem/web" }
+start = ["/usr/bin/web"]
+user = 1000
+encrypt = false
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("t.conf"))
+}
+
+/// The whole configuration with one line replaced: problems must point to that line.
+fn problems_with(line: &str, instead: &str) -> Vec<Problem> {
+    assert!(WHOLE.contains(line), "{line}");
+    match parse(&WHOLE.replacen(line, instead, 1)) {
+        Err(ConfigError::Wrong(problems)) => problems,
+        other => panic!("`{instead}` was not refused: {other:?}"),
+    }
+}
+
+fn line_of(line: &str) -> usize {
+    WHOLE.lines().position(|l| l == line).unwrap() + 1
+}
+
+#[test]
+fn every_documented_key_is_read() {
+    let c = parse(WHOLE).unwrap();
+    let g = &c.groups[0];
+    assert_eq!((g.log_size, g.commit, g.on_full), (64 << 20, Level::Durable, OnFull::Block));
+    assert_eq!((g.block_limit, g.commit_timeout), (Duration::from_millis(250), Duration::from_secs(5)));
+    assert_eq!(g.users, [UserRef::Name("postgres".into()), UserRef::Id(1000)]);
+    assert_eq!(g.archive.as_ref().unwrap().keep_age, Some(Duration::from_secs(7 * 86400)));
+    assert!(!c.replicas[0].encrypt);
+    assert_eq!(c.address_of("beta").unwrap(), "beta.example:7475");
+    assert_eq!(c.address_of("alpha").unwrap(), "10.0.0.1:7475");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+    let p = &problems_with("log_size = \"64MiB\"", "log_sise = \"64MiB\"")[0];
+    assert_eq!((p.line, p.key.as_str()), (line_of("log_size = \"64MiB\""), "group[0].log_sise"));
+    assert!(p.to_string().contains("did you mean `log_size`?"), "{p}");
+}
+
+#[test]
+fn a_bad_value_is_named_with_its_line_key_and_remedy() {
+    for (line, instead, key, remedy) in [
+        ("log_size = \"64MiB\"", "log_size = \"64MB\"", "group[0].log_size", "KiB, MiB"),
+        ("log_size = \"64MiB\"", "log_size = \"65MiB\"", "group[0].log_size", "use \"128MiB\""),
+        ("log_size = \"64MiB\"", "log_size = \"8GiB\"", "group[0].log_size", "use \"4GiB\""),
+        ("commit = \"durable\"", "commit = \"durabel\"", "group[0].commit", "did you mean `durable`?"),
+        ("commit_timeout = \"5s\"", "commit_timeout = 5", "group[0].commit_timeout", "expected a string"),
+        ("commit_timeout = \"5s\"", "commit_timeout = \"48h\"", "group[0].commit_timeout", "shorter"),
+        (
+            "destinations = [\"beta\"]",
+            "destinations = [\"gamma\"]",
+            "group[0].destinations[0]",
+            "known: beta",
+        ),
+        ("destinations = [\"beta\"]", "destinations = []", "group[0].commit", "destinations"),
+        ("name = \"alpha\"", "name = \"al/pha\"", "node.name", "letters"),
+        ("address = \"beta.example:7475\"", "address = \"beta\"", "peer[0].address", "host:port"),
+        ("dir = \"/srv/replica/web\"", "dir = \"/srv/archive/db/web\"", "replica[0].dir", "of its own"),
+        ("dir = \"/srv/replica/web\"", "dir = \"srv\"", "replica[0].dir", "from `/` on"),
+        ("from = [\"beta\"]", "from = [\"delta\"]", "replica[0].from[0]", "[[peer]]"),
+        ("start = [\"/usr/bin/web\"]", "start = [\"web\"]", "replica[0].start", "full path"),
+        ("protect = [\"/mnt/pmem/db/*.pool\"]", "protect = [\"/mnt/[\"]", "group[0].protect[0]", "glob(7)"),
+        ("protect = [\"/mnt/pmem/db/*.pool\"]", "protect = [\"/srv/**\"]", "replica[0].dir", "narrow"),
+        ("listen = \"10.0.0.1:7475\"", "", "node.listen", "such as"),
+        ("users = [\"postgres\", 1000]", "users = [1.5]", "group[0].users", "as a uid"),
+    ] {
+        let problems = problems_with(line, instead);
+        let p =
+            problems.iter().find(|p| p.key == key).unwrap_or_else(|| panic!("{key} not in {problems:#?}"));
+        assert!(p.to_string().contains(remedy), "{p}: no `{remedy}`");
+        if p.key.starts_with("group[0].") && !instead.contains("[]") {
+            assert_eq!(p.line, line_of(line), "{p}");
+        }
+    }
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_order_of_lines() {
+    let text = WHOLE
+        .replace("\"beta.example:7475\"", "\"beta\"")
+        .replace("\"64MiB\"", "\"1MiB\"")
+        .replace("log_size = \"1MiB\"", "log_size = \"3MiB\"");
+    let Err(ConfigError::Wrong(p)) = parse(&text) else { panic!() };
+    assert_eq!(
+        p.iter().map(|p| p.key.as_str()).collect::<Vec<_>>(),
+        ["peer[0].address", "group[0].log_size"]
+    );
+    assert!(p[0].line < p[1].line);
+}
+
+#[test]
+fn names_that_stand_twice_are_refused() {
+    let text = format!("{WHOLE}\n[[peer]]\nname = \"beta\"\naddress = \"b:1\"\n");
+    let Err(ConfigError::Wrong(p)) = parse(&text) else { panic!() };
+    assert_eq!((p[0].key.as_str(), p[0].line), ("peer[1].name", WHOLE.lines().count() + 3));
+}
+
+#[test]
+fn a_missing_file_is_answered_with_what_to_do() {
+    let e = Config::load(Path::new("/nonexistent/pmemhad.conf")).unwrap_err().to_string();
+    assert!(e.contains("/nonexistent/pmemhad.conf") && e.contains("pmemha init"), "{e}");
+}
+
+#[test]
+fn bytes_are_written_as_a_person_reads_them() {
+    for (n, text) in
+        [(0, "0 B"), (999, "999 B"), (1536, "1.50 KiB"), (64 << 20, "64.0 MiB"), (5 << 40, "5.00 TiB")]
+    {
+        assert_eq!(format_bytes(n), text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "\\PC{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_valid_configuration_makes_the_reader_panic_or_lose_the_line(
+        at in 0..WHOLE.len(), cut in 0..8usize, insert in "[\\[\\]\"={},a-z0-9\n]{0,6}",
+    ) {
+        let mut text = WHOLE.to_string();
+        text.replace_range(at..(at + cut).min(WHOLE.len()), &insert);
+        if let Err(ConfigError::Wrong(problems)) = parse(&text) {
+            for p in problems {
+                prop_assert!(p.line >= 1 && p.line <= text.lines().count() + 1, "{p}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_and_durations_round_trip_or_are_refused(n in any::<u64>()) {
+        prop_assert_eq!(parse_bytes(&format!("{n}B")).unwrap(), n);
+        prop_assert_eq!(parse_duration(&format!("{n}ns")).unwrap(), Duration::from_nanos(n));
+        prop_assert_eq!(parse_bytes(&format!("{n} MiB")).ok(), n.checked_mul(1 << 20));
+    }
+}
