@@ -1,0 +1,235 @@
+//! One control channel: frames over TLS with a deadline on every message.
+//!
+//! A peer that sends a byte now and then gains nothing: the deadline is for the whole message. Used by
+//! [`super::client`] and [`super::server`], each from one thread.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::client::verify_server_name;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+
+use super::frame::{self, FrameError, HEAD};
+use super::message::{self, Message, MessageError, Refusal};
+use crate::types::Generation;
+
+/// Why a channel ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The connection could not be made or broke.
+    #[error("control channel with {peer}: {source}")]
+    Io {
+        /// Address or name of the peer.
+        peer: String,
+        /// What the system or TLS said.
+        source: io::Error,
+    },
+    /// The peer did not answer in time.
+    #[error("{peer} did not answer within its time: it is stalled, or the network loses packets")]
+    TimedOut {
+        /// Address or name of the peer.
+        peer: String,
+    },
+    /// The peer closed the channel in order.
+    #[error("{peer} closed the control channel")]
+    Closed {
+        /// Address or name of the peer.
+        peer: String,
+    },
+    /// The peer sent what is not a message.
+    #[error("from {peer}: {source}")]
+    Message {
+        /// Address or name of the peer.
+        peer: String,
+        /// What was wrong.
+        source: MessageError,
+    },
+    /// The peer is not who it should be.
+    #[error(
+        "the node at the other end is {found}, expected {expected}: check `address` and the certificates"
+    )]
+    Identity {
+        /// Who it is, by certificate or by its own word.
+        found: String,
+        /// Who was configured.
+        expected: String,
+    },
+    /// The peer knows us and says no.
+    #[error("{peer} refuses: {message}")]
+    Refused {
+        /// Address or name of the peer.
+        peer: String,
+        /// Why, for the machine.
+        reason: Refusal,
+        /// The generation that the peer knows; 0 if none.
+        generation: Generation,
+        /// Why, for a person.
+        message: String,
+    },
+    /// A well-formed answer that does not belong to the ask.
+    #[error("{peer} answered {answer} where that makes no sense")]
+    Unexpected {
+        /// Address or name of the peer.
+        peer: String,
+        /// The answer.
+        answer: String,
+    },
+}
+
+/// A channel on which the handshake is done.
+pub struct Channel {
+    stream: Box<dyn Duplex>,
+    deadline: Arc<Mutex<Instant>>,
+    peer: String,
+    certificate: Option<CertificateDer<'static>>,
+}
+
+impl Channel {
+    /// The connecting side's handshake. `name` is the node expected at the other end.
+    pub fn client(
+        tcp: TcpStream,
+        tls: Arc<ClientConfig>,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Channel, ControlError> {
+        let io_error = |source| ControlError::Io { peer: name.to_owned(), source };
+        let server = ServerName::try_from(name.to_owned()).map_err(|e| io_error(io::Error::other(e)))?;
+        let session = ClientConnection::new(tls, server).map_err(|e| io_error(io::Error::other(e)))?;
+        let (timed, cell) = Timed::new(tcp, deadline).map_err(io_error)?;
+        let mut stream = StreamOwned::new(session, timed);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock).map_err(|e| classify(name, e))?;
+        }
+        let certificate = end_entity(stream.conn.peer_certificates());
+        Ok(Channel { stream: Box::new(stream), deadline: cell, peer: name.to_owned(), certificate })
+    }
+
+    /// The listening side's handshake. The peer has a certificate of our authority; whose, [`Channel::proves`].
+    pub fn server(
+        tcp: TcpStream,
+        tls: Arc<ServerConfig>,
+        deadline: Instant,
+    ) -> Result<Channel, ControlError> {
+        let peer = tcp.peer_addr().map_or_else(|_| "unknown peer".to_owned(), |a| a.to_string());
+        let io_error = |source| ControlError::Io { peer: peer.clone(), source };
+        let session = ServerConnection::new(tls).map_err(|e| io_error(io::Error::other(e)))?;
+        let (timed, cell) = Timed::new(tcp, deadline).map_err(io_error)?;
+        let mut stream = StreamOwned::new(session, timed);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock).map_err(|e| classify(&peer, e))?;
+        }
+        let certificate = end_entity(stream.conn.peer_certificates());
+        Ok(Channel { stream: Box::new(stream), deadline: cell, peer, certificate })
+    }
+
+    /// Who is at the other end, for messages.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// From here on errors name the peer by this.
+    pub fn set_peer(&mut self, name: &str) {
+        self.peer = name.to_owned();
+    }
+
+    /// Whether the peer's certificate was issued for node `name`.
+    pub fn proves(&self, name: &str) -> bool {
+        let (Some(certificate), Ok(name)) = (&self.certificate, ServerName::try_from(name)) else {
+            return false;
+        };
+        ParsedCertificate::try_from(certificate).is_ok_and(|c| verify_server_name(&c, &name).is_ok())
+    }
+
+    /// Sends one message; all of it is with the system by `deadline`.
+    pub fn send<M: Message>(&mut self, message: &M, deadline: Instant) -> Result<(), ControlError> {
+        let frame = message::encode(message)
+            .map_err(|source| ControlError::Message { peer: self.peer.clone(), source })?;
+        self.until(deadline);
+        self.stream.write_all(&frame).and_then(|()| self.stream.flush()).map_err(|e| classify(&self.peer, e))
+    }
+
+    /// Receives one message; all of it must be here by `deadline`.
+    pub fn receive<M: Message>(&mut self, deadline: Instant) -> Result<M, ControlError> {
+        self.until(deadline);
+        let mut head = [0; HEAD];
+        self.read_exact(&mut head)?;
+        let wrong = |source| ControlError::Message { peer: self.peer.clone(), source };
+        let head = frame::decode(&head).map_err(|e| wrong(e.into()))?;
+        if head.way != M::WAY {
+            return Err(wrong(FrameError::Type(head.way as u16).into()));
+        }
+        let mut body = vec![0; head.len];
+        self.read_exact(&mut body)?;
+        message::decode(&body).map_err(|source| ControlError::Message { peer: self.peer.clone(), source })
+    }
+
+    fn read_exact(&mut self, into: &mut [u8]) -> Result<(), ControlError> {
+        self.stream.read_exact(into).map_err(|e| classify(&self.peer, e))
+    }
+
+    fn until(&self, deadline: Instant) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+}
+
+/// A TCP stream each of whose calls ends by a deadline that may be moved between calls.
+struct Timed {
+    tcp: TcpStream,
+    deadline: Arc<Mutex<Instant>>,
+}
+
+impl Timed {
+    fn new(tcp: TcpStream, deadline: Instant) -> io::Result<(Timed, Arc<Mutex<Instant>>)> {
+        tcp.set_nodelay(true)?;
+        let cell = Arc::new(Mutex::new(deadline));
+        Ok((Timed { tcp, deadline: cell.clone() }, cell))
+    }
+
+    /// What is left, never zero: the socket option takes zero for no limit.
+    fn left(&self) -> io::Result<Duration> {
+        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        match deadline.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(left.max(Duration::from_millis(1))),
+        }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.tcp.set_read_timeout(Some(self.left()?))?;
+        self.tcp.read(buf)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.tcp.set_write_timeout(Some(self.left()?))?;
+        self.tcp.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+trait Duplex: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Duplex for T {}
+
+fn end_entity(chain: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {
+    chain.and_then(<[_]>::first).cloned()
+}
+
+fn classify(peer: &str, source: io::Error) -> ControlError {
+    let peer = peer.to_owned();
+    match source.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ControlError::TimedOut { peer },
+        io::ErrorKind::UnexpectedEof => ControlError::Closed { peer },
+        _ => ControlError::Io { peer, source },
+    }
+}

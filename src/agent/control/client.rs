@@ -1,0 +1,88 @@
+//! The asking side of a control channel.
+
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+
+use super::channel::{Channel, ControlError};
+use super::message::{Answer, Ask};
+
+/// A channel to one peer, ready for asks after Hello. Any error ends it: drop it and connect again.
+pub struct Client {
+    channel: Channel,
+    agent: String,
+}
+
+impl Client {
+    /// Connects to `address` (`host:port`) as `node`, and makes sure that `expected` is there.
+    pub fn connect(
+        address: &str,
+        tls: Arc<ClientConfig>,
+        node: &str,
+        expected: &str,
+        deadline: Instant,
+    ) -> Result<Client, ControlError> {
+        let io_error = |source| ControlError::Io { peer: format!("{expected} ({address})"), source };
+        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(io_error)?.collect();
+        let tcp = dial(&addresses, deadline).map_err(io_error)?;
+        let mut channel = Channel::client(tcp, tls, expected, deadline)?;
+        let hello = Ask::Hello {
+            node: node.to_owned(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            features: Vec::new(),
+        };
+        channel.send(&hello, deadline)?;
+        match channel.receive(deadline)? {
+            Answer::HelloOk { node: found, agent, .. } if found == expected => Ok(Client { channel, agent }),
+            Answer::HelloOk { node: found, .. } => {
+                Err(ControlError::Identity { found, expected: expected.to_owned() })
+            }
+            other => Err(unexpected(expected, other)),
+        }
+    }
+
+    /// Asks and waits for the answer. A refusal is an answer.
+    pub fn ask(&mut self, ask: &Ask, within: Duration) -> Result<Answer, ControlError> {
+        let deadline = Instant::now() + within;
+        self.channel.send(ask, deadline)?;
+        self.channel.receive(deadline)
+    }
+
+    /// The node at the other end.
+    pub fn peer(&self) -> &str {
+        self.channel.peer()
+    }
+
+    /// Its version of pmemha.
+    pub fn peer_agent(&self) -> &str {
+        &self.agent
+    }
+}
+
+/// The error for an answer that is not the one asked for: a refusal, or one that makes no sense.
+pub fn unexpected(peer: &str, answer: Answer) -> ControlError {
+    let peer = peer.to_owned();
+    match answer {
+        Answer::Refused { reason, generation, message } => {
+            ControlError::Refused { peer, reason, generation, message }
+        }
+        other => ControlError::Unexpected { peer, answer: format!("{other:?}") },
+    }
+}
+
+fn dial(addresses: &[SocketAddr], deadline: Instant) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        match TcpStream::connect_timeout(address, left) {
+            Ok(tcp) => return Ok(tcp),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

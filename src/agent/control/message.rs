@@ -1,0 +1,441 @@
+//! What agents say to each other over the control channel.
+//!
+//! The source asks, the destination answers each ask once. Every ask may be repeated on a new connection
+//! when its answer was lost: the second answer says what the first one said. `docs/protocol.md` has the
+//! tables, the order of asks, and what each refusal means.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fabric::{EndpointAddress, RemoteKey};
+use crate::types::{Durability, Generation, GroupId, Lsn};
+
+use super::frame::{self, FrameError, Way};
+
+/// Longest name of a node or a group, in bytes.
+pub const MAX_NAME: usize = 255;
+
+/// Longest text meant for a person, in bytes; a longer one is cut by its author.
+pub const MAX_TEXT: usize = 2048;
+
+/// What the source's agent asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// First on every channel.
+    Hello {
+        /// The asking node; must be the name in its certificate.
+        node: String,
+        /// Its version of pmemha, for status and messages only.
+        agent: String,
+        /// Optional abilities that it has; unknown ones are ignored.
+        features: Vec<String>,
+    },
+    /// Take this group's stream.
+    OpenGroup(OpenGroup),
+    /// The fabric endpoint is connected: name its memory and begin. Answered by [`Answer::Attached`].
+    Attach {
+        /// Where the destination writes its `AckCell`.
+        ack: RemoteKey,
+        /// Position of the next byte that the source will write; records follow from here without a gap.
+        from: Lsn,
+        /// The records from here on begin a new image (`SyncBegin` is the first).
+        fresh: bool,
+    },
+    /// How is it?
+    Ping {},
+    /// The last gasp of a generation has begun.
+    SaveStarted {
+        /// The generation.
+        generation: Generation,
+        /// Its source names the receiver of this message as heir and starts it by this signal alone
+        /// (`start_on = "save-started"`).
+        starts: bool,
+    },
+    /// The last gasp is complete: the receiver is the heir.
+    Saved(Saved),
+    /// The source wants its group back: do not promote, or say that it is too late.
+    Cancel {
+        /// The generation that the trigger was sent for.
+        generation: Generation,
+    },
+}
+
+/// What the destination's agent answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer {
+    /// To Hello.
+    HelloOk {
+        /// The answering node; must be the name in its certificate.
+        node: String,
+        /// Its version of pmemha.
+        agent: String,
+        /// Optional abilities that it has.
+        features: Vec<String>,
+    },
+    /// To OpenGroup.
+    GroupOpened(GroupOpened),
+    /// To Attach: bytes may be written.
+    Attached {
+        /// The landing ring.
+        landing: RemoteKey,
+    },
+    /// To Ping.
+    Pong(ReplicaReport),
+    /// To SaveStarted: noted durably.
+    SaveNoted {
+        /// The generation.
+        generation: Generation,
+    },
+    /// To Saved: the receiver has it durably, and the group is its own from here on.
+    Taken {
+        /// The generation that ends.
+        generation: Generation,
+    },
+    /// To Cancel: durably, this node will not promote on that generation's trigger.
+    Cancelled {
+        /// The generation.
+        generation: Generation,
+    },
+    /// To Cancel: too late.
+    AlreadyActive {
+        /// The generation that runs here.
+        generation: Generation,
+    },
+    /// No.
+    Refused {
+        /// Why, for the machine.
+        reason: Refusal,
+        /// The generation that the answering node knows of this group; 0 if none.
+        generation: Generation,
+        /// Why, for a person.
+        message: String,
+    },
+}
+
+/// Body of [`Ask::OpenGroup`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenGroup {
+    /// The group's name, as both configurations have it.
+    pub group: String,
+    /// Its identity.
+    pub id: GroupId,
+    /// Its generation at the source.
+    pub generation: Generation,
+    /// Bytes of the log ring; the landing ring is of the same size.
+    pub ring_bytes: u64,
+    /// First byte that the ring still holds.
+    pub free: Lsn,
+    /// End of what is published.
+    pub published: Lsn,
+    /// Regions protected now.
+    pub regions: u32,
+    /// Their bytes together, so that the destination can say early that it lacks the room.
+    pub region_bytes: u64,
+}
+
+/// Body of [`Answer::GroupOpened`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupOpened {
+    /// What the destination holds.
+    pub have: ReplicaReport,
+    /// What makes bytes survive there.
+    pub durability: Durability,
+    /// Whether the data path is encrypted.
+    pub encrypt: bool,
+    /// Where to connect the fabric.
+    pub offer: EndpointAddress,
+}
+
+/// What a destination holds of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaReport {
+    /// Generation of its landing ring's records; 0 if it holds none.
+    pub generation: Generation,
+    /// End of the valid records that landed.
+    pub landed: Lsn,
+    /// End of those that are durable.
+    pub durable: Lsn,
+    /// End of those that are in an image, persistently.
+    pub applied: Lsn,
+    /// The image.
+    pub image: ImageState,
+}
+
+/// Whether a destination could be promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageState {
+    /// No image yet.
+    None,
+    /// A first image is being built.
+    Building,
+    /// A consistent image follows the stream.
+    Ready,
+    /// A consistent image stands still while a newer one is built beside it.
+    Rebuilding,
+    /// The destination stopped applying; its status says why.
+    Poisoned,
+}
+
+/// Body of [`Ask::Saved`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// The generation that ends.
+    pub generation: Generation,
+    /// End of the stream.
+    pub lsn: Lsn,
+    /// Chained digest of everything shipped up to there, if the source could compute it.
+    pub digest: Option<u64>,
+}
+
+/// Why a destination said no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The certificate's node may not do this: not configured as a source of the group, or `node` differs.
+    NotAdmitted,
+    /// No such group is configured here.
+    UnknownGroup,
+    /// The group has another identity here: two groups of one name.
+    WrongGroup,
+    /// The generation here is higher: the asking node has been superseded and must step down.
+    StaleGeneration,
+    /// This node is the group's active source.
+    Active,
+    /// The heir has begun to start: its stream takes nothing more.
+    Promoting,
+    /// The ring's size cannot be mirrored here.
+    Ring,
+    /// An ask without the one that must come before it.
+    OutOfOrder,
+    /// The last byte promised by `saved` is not here.
+    Incomplete,
+    /// The node cannot: the message says what failed.
+    Failed,
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// The frame is wrong.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The body is not a message of this protocol.
+    #[error("not a message of the control protocol: {0}")]
+    Body(#[from] serde_json::Error),
+    /// A name or text is longer than allowed, or empty.
+    #[error("{what} of {len} bytes, allowed are 1 to {limit}")]
+    Bounds {
+        /// Which.
+        what: &'static str,
+        /// How long it is.
+        len: usize,
+        /// How long it may be.
+        limit: usize,
+    },
+}
+
+/// A body that goes one way.
+pub trait Message: Serialize + for<'de> Deserialize<'de> {
+    /// Which.
+    const WAY: Way;
+    /// Checks what the types do not.
+    fn check(&self) -> Result<(), MessageError>;
+}
+
+impl Message for Ask {
+    const WAY: Way = Way::Ask;
+
+    fn check(&self) -> Result<(), MessageError> {
+        match self {
+            Ask::Hello { node, agent, features } => {
+                bounded("the name of a node", node, MAX_NAME)?;
+                bounded("a version", agent, MAX_NAME)?;
+                features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
+            }
+            Ask::OpenGroup(open) => bounded("the name of a group", &open.group, MAX_NAME),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Message for Answer {
+    const WAY: Way = Way::Answer;
+
+    fn check(&self) -> Result<(), MessageError> {
+        match self {
+            Answer::HelloOk { node, agent, features } => {
+                bounded("the name of a node", node, MAX_NAME)?;
+                bounded("a version", agent, MAX_NAME)?;
+                features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
+            }
+            Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The frame that carries `message`.
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, MessageError> {
+    message.check()?;
+    Ok(frame::encode(M::WAY, &serde_json::to_vec(message)?)?)
+}
+
+/// The message in a frame's `body`.
+pub fn decode<M: Message>(body: &[u8]) -> Result<M, MessageError> {
+    let message: M = serde_json::from_slice(body)?;
+    message.check()?;
+    Ok(message)
+}
+
+/// A refusal; `message` is cut to [`MAX_TEXT`].
+pub fn refused(reason: Refusal, generation: Generation, message: impl Into<String>) -> Answer {
+    let mut message = message.into();
+    let mut end = message.len().min(MAX_TEXT);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message.truncate(end);
+    Answer::Refused { reason, generation, message }
+}
+
+fn bounded(what: &'static str, text: &str, limit: usize) -> Result<(), MessageError> {
+    match text.len() {
+        len if (1..=limit).contains(&len) => Ok(()),
+        len => Err(MessageError::Bounds { what, len, limit }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn report() -> ReplicaReport {
+        ReplicaReport {
+            generation: Generation(3),
+            landed: Lsn(96),
+            durable: Lsn(64),
+            applied: Lsn(32),
+            image: ImageState::Ready,
+        }
+    }
+
+    #[test]
+    fn messages_are_golden() {
+        let ask = Ask::Attach { ack: RemoteKey { key: 1, addr: 2, len: 64 }, from: Lsn(5), fresh: true };
+        let text = r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":5,"fresh":true}"#;
+        assert_eq!(serde_json::to_string(&ask).unwrap(), text);
+        assert_eq!(decode::<Ask>(text.as_bytes()).unwrap(), ask);
+
+        let answer = Answer::Pong(report());
+        let text =
+            r#"{"answer":"pong","generation":3,"landed":96,"durable":64,"applied":32,"image":"ready"}"#;
+        assert_eq!(serde_json::to_string(&answer).unwrap(), text);
+        assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), answer);
+    }
+
+    #[test]
+    fn unknown_fields_and_kinds_are_refused() {
+        for text in [
+            r#"{"ask":"ping","more":1}"#,
+            r#"{"ask":"pong"}"#,
+            r#"{"ask":"cancel","generation":1,"x":{}}"#,
+            r#"{"ask":"saved","generation":1,"lsn":1,"digest":null,"force":true}"#,
+            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64,"rights":7},"from":5,"fresh":true}"#,
+            r#"{"ask":"cancel","generation":-1}"#,
+            r#"[]"#,
+            "",
+        ] {
+            assert!(decode::<Ask>(text.as_bytes()).is_err(), "accepted {text}");
+        }
+    }
+
+    #[test]
+    fn names_are_bounded() {
+        let hello = |node: String| Ask::Hello { node, agent: "1".into(), features: vec![] };
+        assert!(encode(&hello("n".repeat(MAX_NAME))).is_ok());
+        assert!(encode(&hello("n".repeat(MAX_NAME + 1))).is_err());
+        assert!(encode(&hello(String::new())).is_err());
+    }
+
+    #[test]
+    fn a_long_refusal_is_cut_at_a_character() {
+        let Answer::Refused { message, .. } = refused(Refusal::Failed, Generation(1), "é".repeat(MAX_TEXT))
+        else {
+            unreachable!()
+        };
+        assert_eq!(message.len(), MAX_TEXT);
+        assert!(encode(&refused(Refusal::Failed, Generation(1), "é".repeat(2 * MAX_TEXT + 1))).is_ok());
+    }
+
+    fn asks() -> impl Strategy<Value = Ask> {
+        let key = (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(key, addr, len)| RemoteKey {
+            key,
+            addr,
+            len,
+        });
+        prop_oneof![
+            ("[a-z]{1,255}", ".{1,40}", prop::collection::vec("[a-z]{1,20}", 0..20))
+                .prop_map(|(node, agent, features)| Ask::Hello { node, agent, features }),
+            ("[a-z]{1,255}", any::<[u8; 16]>(), any::<u32>(), any::<[u64; 4]>(), any::<u32>()).prop_map(
+                |(group, id, generation, [ring_bytes, free, published, region_bytes], regions)| {
+                    Ask::OpenGroup(OpenGroup {
+                        group,
+                        id: GroupId(id),
+                        generation: Generation(generation),
+                        ring_bytes,
+                        free: Lsn(free),
+                        published: Lsn(published),
+                        regions,
+                        region_bytes,
+                    })
+                }
+            ),
+            (key, any::<u64>(), any::<bool>()).prop_map(|(ack, from, fresh)| Ask::Attach {
+                ack,
+                from: Lsn(from),
+                fresh
+            }),
+            Just(Ask::Ping {}),
+            (any::<u32>(), any::<bool>())
+                .prop_map(|(g, starts)| Ask::SaveStarted { generation: Generation(g), starts }),
+            (any::<u32>(), any::<u64>(), any::<Option<u64>>()).prop_map(|(g, lsn, digest)| Ask::Saved(
+                Saved { generation: Generation(g), lsn: Lsn(lsn), digest }
+            )),
+            any::<u32>().prop_map(|g| Ask::Cancel { generation: Generation(g) }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_ask_comes_back(ask in asks()) {
+            let frame = encode(&ask).unwrap();
+            let head = frame::decode(frame[..frame::HEAD].try_into().unwrap()).unwrap();
+            prop_assert_eq!(head.way, Way::Ask);
+            prop_assert_eq!(head.len, frame.len() - frame::HEAD);
+            prop_assert_eq!(decode::<Ask>(&frame[frame::HEAD..]).unwrap(), ask);
+        }
+
+        #[test]
+        fn garbage_is_never_a_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode::<Ask>(&body);
+            let _ = decode::<Answer>(&body);
+        }
+
+        #[test]
+        fn a_damaged_ask_is_refused_or_a_bounded_ask(ask in asks(), at: prop::sample::Index, byte: u8) {
+            let mut frame = encode(&ask).unwrap();
+            let at = frame::HEAD + at.index(frame.len() - frame::HEAD);
+            frame[at] = byte;
+            if let Ok(other) = decode::<Ask>(&frame[frame::HEAD..]) {
+                prop_assert!(other.check().is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The answering side of control channels: one listener, one thread a channel.
+//!
+//! A peer costs at most one thread, one frame of memory and its time limits, whatever it sends; it is heard
+//! only after its certificate proved the name that it gives in Hello.
+
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustls::ServerConfig;
+
+use super::channel::{Channel, ControlError};
+use super::message::{Answer, Ask, Refusal, refused};
+use crate::types::Generation;
+
+/// Channels at a time: each costs a thread. A node has a handful of peers.
+const MAX_CHANNELS: usize = 64;
+
+/// A peer must have proven who it is within this time, so that strangers cannot hold channels.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
+
+/// A peer that asks nothing for this long is gone; sources ping every second.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+
+/// An answer must be with the system within this time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Who answers: the agent.
+pub trait Responder: Send + Sync {
+    /// Node `peer`, proven by its certificate, opened a channel. A node that no configuration names is
+    /// refused with a text for its operator.
+    fn admit(&self, peer: &str) -> Result<Box<dyn PeerSession>, String>;
+}
+
+/// One peer's channel; dropped when it ends.
+pub trait PeerSession: Send {
+    /// Answers an ask. Anything but Hello arrives here, in order.
+    fn answer(&mut self, ask: Ask) -> Answer;
+}
+
+/// A listener with its channels; dropped, it closes them all.
+pub struct Server {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    node: String,
+    tls: Arc<ServerConfig>,
+    responder: Arc<dyn Responder>,
+    stop: OwnedFd,
+    channels: Mutex<Channels>,
+}
+
+#[derive(Default)]
+struct Channels {
+    next: u64,
+    open: HashMap<u64, TcpStream>,
+    stopping: bool,
+}
+
+impl Server {
+    /// Answers on `listener` in the name of `node`.
+    pub fn start(
+        listener: TcpListener,
+        tls: Arc<ServerConfig>,
+        node: &str,
+        responder: Arc<dyn Responder>,
+    ) -> io::Result<Server> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared {
+            node: node.to_owned(),
+            tls,
+            responder,
+            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            channels: Mutex::default(),
+        });
+        let for_thread = shared.clone();
+        let acceptor = thread::Builder::new()
+            .name("control-listen".into())
+            .spawn(move || accept_until_stopped(&listener, &for_thread))?;
+        Ok(Server { shared, address, acceptor: Some(acceptor) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut channels = self.shared.channels();
+        channels.stopping = true;
+        for tcp in channels.open.values() {
+            // One that is closed already needs no closing.
+            let _ = tcp.shutdown(Shutdown::Both);
+        }
+        drop(channels);
+        // The counter of an eventfd that nobody reads cannot overflow from a single write.
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.acceptor.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn channels(&self) -> std::sync::MutexGuard<'_, Channels> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, tcp: &TcpStream) -> io::Result<Option<u64>> {
+        let mut channels = self.channels();
+        if channels.stopping || channels.open.len() >= MAX_CHANNELS {
+            return Ok(None);
+        }
+        channels.next += 1;
+        let id = channels.next;
+        channels.open.insert(id, tcp.try_clone()?);
+        Ok(Some(id))
+    }
+}
+
+fn accept_until_stopped(listener: &TcpListener, shared: &Arc<Shared>) {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(shared.stop.as_fd(), PollFlags::IN),
+        ];
+        if let Err(error) = poll(&mut fds, None)
+            && error != rustix::io::Errno::INTR
+        {
+            tracing::error!(%error, "the control listener cannot wait for peers and ends");
+            return;
+        }
+        if shared.channels().stopping {
+            return;
+        }
+        match listener.accept() {
+            Ok((tcp, from)) => {
+                if let Err(error) = spawn(tcp, shared) {
+                    tracing::warn!(%from, %error, "control channel refused");
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => tracing::warn!(%error, "accepting a control channel failed"),
+        }
+    }
+}
+
+fn spawn(tcp: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    tcp.set_nonblocking(false)?;
+    let Some(id) = shared.enter(&tcp)? else {
+        return Err(io::Error::other(format!("{MAX_CHANNELS} channels are open, or the agent is stopping")));
+    };
+    let shared = shared.clone();
+    let leave = shared.clone();
+    let spawned = thread::Builder::new().name("control".into()).spawn(move || {
+        match serve(tcp, &shared) {
+            Ok(()) | Err(ControlError::Closed { .. }) => {}
+            Err(error) => tracing::info!(%error, "control channel ended"),
+        }
+        shared.channels().open.remove(&id);
+    });
+    spawned.map(drop).inspect_err(|_| drop(leave.channels().open.remove(&id)))
+}
+
+fn serve(tcp: TcpStream, shared: &Shared) -> Result<(), ControlError> {
+    let until = Instant::now() + HELLO_WITHIN;
+    let mut channel = Channel::server(tcp, shared.tls.clone(), until)?;
+    let ended = converse(&mut channel, shared, until);
+    if let Err(error @ ControlError::Message { .. }) = &ended {
+        // The peer learns once what was wrong; whether it listens does not matter, the channel ends.
+        let last = refused(Refusal::Failed, Generation(0), error.to_string());
+        let _ = channel.send(&last, Instant::now() + HELLO_WITHIN);
+    }
+    ended
+}
+
+fn converse(channel: &mut Channel, shared: &Shared, until: Instant) -> Result<(), ControlError> {
+    let (node, mut session) = match greet(channel, shared, until)? {
+        Ok(greeted) => greeted,
+        Err(refusal) => return channel.send(&refusal, until),
+    };
+    channel.set_peer(&node);
+    let hello = Answer::HelloOk {
+        node: shared.node.clone(),
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+        features: Vec::new(),
+    };
+    channel.send(&hello, until)?;
+    loop {
+        let answer = match channel.receive(Instant::now() + IDLE_LIMIT)? {
+            Ask::Hello { .. } => refused(Refusal::OutOfOrder, Generation(0), "Hello comes once, and first"),
+            ask => session.answer(ask),
+        };
+        channel.send(&answer, Instant::now() + ANSWER_WITHIN)?;
+    }
+}
+
+type Greeted = Result<(String, Box<dyn PeerSession>), Answer>;
+
+fn greet(channel: &mut Channel, shared: &Shared, until: Instant) -> Result<Greeted, ControlError> {
+    let no = |reason, text: String| Ok(Err(refused(reason, Generation(0), text)));
+    match channel.receive(until)? {
+        Ask::Hello { node, .. } if !channel.proves(&node) => {
+            no(Refusal::NotAdmitted, format!("the certificate is not {node}'s: check `node` and `tls` there"))
+        }
+        Ask::Hello { node, .. } => match shared.responder.admit(&node) {
+            Ok(session) => Ok(Ok((node, session))),
+            Err(why) => no(Refusal::NotAdmitted, why),
+        },
+        _ => no(Refusal::OutOfOrder, "Hello comes first".to_owned()),
+    }
+}

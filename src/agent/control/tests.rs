@@ -1,0 +1,277 @@
+//! The channel against honest and hostile peers.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
+
+use super::message::{Answer, Ask, Refusal, encode, refused};
+use super::{Client, ControlError, PeerSession, Responder, Server, frame};
+use crate::types::Generation;
+
+const SOON: Duration = Duration::from_secs(5);
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        roots
+    }
+
+    fn client(&self, node: &str, trust: &Authority) -> Arc<ClientConfig> {
+        let (chain, key) = self.issue(node);
+        let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(trust.roots());
+        Arc::new(config.with_client_auth_cert(chain, key).unwrap())
+    }
+
+    fn server(&self, node: &str) -> Arc<ServerConfig> {
+        let (chain, key) = self.issue(node);
+        let verifier = WebPkiClientVerifier::builder(Arc::new(self.roots())).build().unwrap();
+        let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_client_cert_verifier(verifier);
+        Arc::new(config.with_single_cert(chain, key).unwrap())
+    }
+
+    fn issue(&self, node: &str) -> (Vec<rustls::pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec![node.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+}
+
+/// Admits `alpha` and counts what it is asked.
+#[derive(Default)]
+struct Echo {
+    asked: AtomicUsize,
+    admitted: Mutex<Vec<String>>,
+}
+
+impl Responder for Arc<Echo> {
+    fn admit(&self, peer: &str) -> Result<Box<dyn PeerSession>, String> {
+        if peer != "alpha" {
+            return Err(format!("no group names {peer} as its source"));
+        }
+        self.admitted.lock().unwrap().push(peer.to_owned());
+        Ok(Box::new(EchoSession(self.clone())))
+    }
+}
+
+struct EchoSession(Arc<Echo>);
+
+impl PeerSession for EchoSession {
+    fn answer(&mut self, ask: Ask) -> Answer {
+        self.0.asked.fetch_add(1, Ordering::Relaxed);
+        match ask {
+            Ask::Cancel { generation } => Answer::Cancelled { generation },
+            _ => refused(Refusal::UnknownGroup, Generation(0), "no such group here"),
+        }
+    }
+}
+
+struct Rig {
+    ca: Authority,
+    echo: Arc<Echo>,
+    server: Server,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let ca = Authority::new();
+        let echo = Arc::new(Echo::default());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Server::start(listener, ca.server("beta"), "beta", Arc::new(echo.clone())).unwrap();
+        Rig { ca, echo, server }
+    }
+
+    fn address(&self) -> String {
+        self.server.address().to_string()
+    }
+
+    fn connect(&self, tls: Arc<ClientConfig>, node: &str, expected: &str) -> Result<Client, ControlError> {
+        Client::connect(&self.address(), tls, node, expected, Instant::now() + SOON)
+    }
+
+    fn alpha(&self) -> Client {
+        self.connect(self.ca.client("alpha", &self.ca), "alpha", "beta").unwrap()
+    }
+
+    /// A TLS stream of alpha's on which the test writes what it likes.
+    fn raw(&self) -> StreamOwned<ClientConnection, TcpStream> {
+        let tcp = TcpStream::connect(self.server.address()).unwrap();
+        tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let name = ServerName::try_from("beta").unwrap();
+        StreamOwned::new(ClientConnection::new(self.ca.client("alpha", &self.ca), name).unwrap(), tcp)
+    }
+}
+
+fn cancel(generation: u32) -> Ask {
+    Ask::Cancel { generation: Generation(generation) }
+}
+
+#[test]
+fn asks_are_answered_in_order_and_refusals_are_answers() {
+    let rig = Rig::new();
+    let mut alpha = rig.alpha();
+    for n in 1..20 {
+        assert_eq!(alpha.ask(&cancel(n), SOON).unwrap(), Answer::Cancelled { generation: Generation(n) });
+    }
+    assert!(matches!(
+        alpha.ask(&Ask::Ping {}, SOON).unwrap(),
+        Answer::Refused { reason: Refusal::UnknownGroup, .. }
+    ));
+}
+
+#[test]
+fn a_certificate_of_another_authority_is_not_heard() {
+    let rig = Rig::new();
+    let stranger = Authority::new().client("alpha", &rig.ca);
+    assert!(rig.connect(stranger, "alpha", "beta").is_err());
+    assert!(rig.echo.admitted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_peer_without_certificate_is_not_heard() {
+    let rig = Rig::new();
+    let tls = ClientConfig::builder().with_root_certificates(rig.ca.roots()).with_no_client_auth();
+    assert!(rig.connect(Arc::new(tls), "alpha", "beta").is_err());
+    assert!(rig.echo.admitted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_node_cannot_take_anothers_name() {
+    let rig = Rig::new();
+    let refused = rig.connect(rig.ca.client("gamma", &rig.ca), "alpha", "beta");
+    let Err(ControlError::Refused { reason: Refusal::NotAdmitted, message, .. }) = refused else {
+        panic!("gamma was heard as alpha")
+    };
+    assert!(message.contains("alpha"), "{message}");
+    assert!(rig.echo.admitted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_node_that_no_group_names_is_told_so() {
+    let rig = Rig::new();
+    let refused = rig.connect(rig.ca.client("gamma", &rig.ca), "gamma", "beta");
+    assert!(matches!(refused, Err(ControlError::Refused { reason: Refusal::NotAdmitted, .. })));
+}
+
+#[test]
+fn a_server_of_another_name_is_not_trusted() {
+    let rig = Rig::new();
+    assert!(rig.connect(rig.ca.client("alpha", &rig.ca), "alpha", "delta").is_err());
+    assert!(rig.echo.admitted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn an_ask_before_hello_is_refused() {
+    let rig = Rig::new();
+    let mut raw = rig.raw();
+    raw.write_all(&encode(&cancel(1)).unwrap()).unwrap();
+    assert!(answer_text(&mut raw).contains("out_of_order"));
+    assert_eq!(rig.echo.asked.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn another_version_is_told_both_versions() {
+    let rig = Rig::new();
+    let mut raw = rig.raw();
+    let mut hello = encode(&cancel(1)).unwrap();
+    hello[4] = 9;
+    raw.write_all(&hello).unwrap();
+    let text = answer_text(&mut raw);
+    assert!(text.contains("version 9") && text.contains("version 1"), "{text}");
+}
+
+#[test]
+fn oversize_and_garbage_end_the_channel_and_nothing_else() {
+    let rig = Rig::new();
+    let mut oversize = encode(&cancel(1)).unwrap();
+    oversize[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let answer = encode(&Answer::Cancelled { generation: Generation(1) }).unwrap();
+    for bad in [oversize, b"GET / HTTP/1.1\r\n\r\n".to_vec(), answer] {
+        let mut raw = rig.raw();
+        raw.write_all(&bad).unwrap();
+        assert!(answer_text(&mut raw).contains("refused"));
+        let mut rest = Vec::new();
+        // An abrupt end is as good as an orderly one.
+        let _ = raw.read_to_end(&mut rest);
+        assert!(rest.is_empty());
+    }
+    assert!(rig.alpha().ask(&cancel(1), SOON).is_ok());
+}
+
+#[test]
+fn bytes_that_are_not_tls_end_the_connection() {
+    let rig = Rig::new();
+    let mut tcp = TcpStream::connect(rig.server.address()).unwrap();
+    tcp.write_all(&[0x80; 4096]).unwrap();
+    let mut rest = Vec::new();
+    let _ = tcp.read_to_end(&mut rest);
+    assert!(rig.alpha().ask(&cancel(1), SOON).is_ok());
+}
+
+#[test]
+fn a_byte_now_and_then_gains_no_time() {
+    let rig = Rig::new();
+    let mut raw = rig.raw();
+    let hello = encode(&Ask::Hello { node: "alpha".into(), agent: "1".into(), features: vec![] }).unwrap();
+    let began = Instant::now();
+    // One byte each 200 ms keeps a per-read limit of seconds alive for ever.
+    for byte in hello.chunks(1) {
+        if raw.write_all(byte).and_then(|()| raw.flush()).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(began.elapsed() < Duration::from_secs(15), "still heard after {:?}", began.elapsed());
+    }
+    assert!(rig.echo.admitted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_silent_server_costs_the_client_its_deadline_only() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ca = Authority::new();
+    let began = Instant::now();
+    let result = Client::connect(
+        &silent.local_addr().unwrap().to_string(),
+        ca.client("alpha", &ca),
+        "alpha",
+        "beta",
+        began + Duration::from_millis(300),
+    );
+    assert!(matches!(result, Err(ControlError::TimedOut { .. })), "{:?}", result.err());
+    assert!(began.elapsed() < SOON);
+}
+
+#[test]
+fn strangers_do_not_keep_a_stopped_server_alive() {
+    let rig = Rig::new();
+    let mut alpha = rig.alpha();
+    alpha.ask(&cancel(1), SOON).unwrap();
+    let Rig { server, .. } = rig;
+    drop(server);
+    assert!(alpha.ask(&cancel(2), SOON).is_err());
+}
+
+fn answer_text(raw: &mut impl Read) -> String {
+    let mut head = [0; frame::HEAD];
+    raw.read_exact(&mut head).unwrap();
+    let mut body = vec![0; frame::decode(&head).unwrap().len];
+    raw.read_exact(&mut body).unwrap();
+    String::from_utf8(body).unwrap()
+}
