@@ -8,13 +8,11 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustls::client::verify_server_name;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, StreamOwned};
+use rustls::StreamOwned;
 
 use super::frame::{self, FrameError, HEAD};
 use super::message::{self, Message, MessageError, Refusal};
+use crate::fabric::tls::{TlsError, TlsIdentity, peer_node};
 use crate::types::Generation;
 
 /// Why a channel ended.
@@ -48,16 +46,9 @@ pub enum ControlError {
         /// What was wrong.
         source: MessageError,
     },
-    /// The peer is not who it should be.
-    #[error(
-        "the node at the other end is {found}, expected {expected}: check `address` and the certificates"
-    )]
-    Identity {
-        /// Who it is, by certificate or by its own word.
-        found: String,
-        /// Who was configured.
-        expected: String,
-    },
+    /// The peer is not who it should be, by its certificate.
+    #[error(transparent)]
+    Identity(#[from] TlsError),
     /// The peer knows us and says no.
     #[error("{peer} refuses: {message}")]
     Refused {
@@ -85,63 +76,48 @@ pub struct Channel {
     stream: Box<dyn Duplex>,
     deadline: Arc<Mutex<Instant>>,
     peer: String,
-    certificate: Option<CertificateDer<'static>>,
 }
 
 impl Channel {
-    /// The connecting side's handshake. `name` is the node expected at the other end.
+    /// The connecting side's handshake; node `name` must be at the other end.
     pub fn client(
         tcp: TcpStream,
-        tls: Arc<ClientConfig>,
+        identity: &TlsIdentity,
         name: &str,
         deadline: Instant,
     ) -> Result<Channel, ControlError> {
         let io_error = |source| ControlError::Io { peer: name.to_owned(), source };
-        let server = ServerName::try_from(name.to_owned()).map_err(|e| io_error(io::Error::other(e)))?;
-        let session = ClientConnection::new(tls, server).map_err(|e| io_error(io::Error::other(e)))?;
+        let session = identity.connect().map_err(|e| io_error(io::Error::other(e)))?;
         let (timed, cell) = Timed::new(tcp, deadline).map_err(io_error)?;
         let mut stream = StreamOwned::new(session, timed);
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock).map_err(|e| classify(name, e))?;
         }
-        let certificate = end_entity(stream.conn.peer_certificates());
-        Ok(Channel { stream: Box::new(stream), deadline: cell, peer: name.to_owned(), certificate })
+        let peer = peer_node(&stream.conn, Some(name))?;
+        Ok(Channel { stream: Box::new(stream), deadline: cell, peer })
     }
 
-    /// The listening side's handshake. The peer has a certificate of our authority; whose, [`Channel::proves`].
+    /// The listening side's handshake; [`Channel::peer`] says which node's certificate the peer has.
     pub fn server(
         tcp: TcpStream,
-        tls: Arc<ServerConfig>,
+        identity: &TlsIdentity,
         deadline: Instant,
     ) -> Result<Channel, ControlError> {
-        let peer = tcp.peer_addr().map_or_else(|_| "unknown peer".to_owned(), |a| a.to_string());
-        let io_error = |source| ControlError::Io { peer: peer.clone(), source };
-        let session = ServerConnection::new(tls).map_err(|e| io_error(io::Error::other(e)))?;
+        let from = tcp.peer_addr().map_or_else(|_| "unknown peer".to_owned(), |a| a.to_string());
+        let io_error = |source| ControlError::Io { peer: from.clone(), source };
+        let session = identity.accept().map_err(|e| io_error(io::Error::other(e)))?;
         let (timed, cell) = Timed::new(tcp, deadline).map_err(io_error)?;
         let mut stream = StreamOwned::new(session, timed);
         while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock).map_err(|e| classify(&peer, e))?;
+            stream.conn.complete_io(&mut stream.sock).map_err(|e| classify(&from, e))?;
         }
-        let certificate = end_entity(stream.conn.peer_certificates());
-        Ok(Channel { stream: Box::new(stream), deadline: cell, peer, certificate })
+        let peer = peer_node(&stream.conn, None)?;
+        Ok(Channel { stream: Box::new(stream), deadline: cell, peer })
     }
 
-    /// Who is at the other end, for messages.
+    /// The node at the other end, by its certificate.
     pub fn peer(&self) -> &str {
         &self.peer
-    }
-
-    /// From here on errors name the peer by this.
-    pub fn set_peer(&mut self, name: &str) {
-        self.peer = name.to_owned();
-    }
-
-    /// Whether the peer's certificate was issued for node `name`.
-    pub fn proves(&self, name: &str) -> bool {
-        let (Some(certificate), Ok(name)) = (&self.certificate, ServerName::try_from(name)) else {
-            return false;
-        };
-        ParsedCertificate::try_from(certificate).is_ok_and(|c| verify_server_name(&c, &name).is_ok())
     }
 
     /// Sends one message; all of it is with the system by `deadline`.
@@ -220,10 +196,6 @@ impl Write for Timed {
 trait Duplex: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Duplex for T {}
-
-fn end_entity(chain: Option<&[CertificateDer<'static>]>) -> Option<CertificateDer<'static>> {
-    chain.and_then(<[_]>::first).cloned()
-}
 
 fn classify(peer: &str, source: io::Error) -> ControlError {
     let peer = peer.to_owned();

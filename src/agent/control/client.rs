@@ -1,13 +1,11 @@
 //! The asking side of a control channel.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use rustls::ClientConfig;
 
 use super::channel::{Channel, ControlError};
 use super::message::{Answer, Ask};
+use crate::fabric::tls::TlsIdentity;
 
 /// A channel to one peer, ready for asks after Hello. Any error ends it: drop it and connect again.
 pub struct Client {
@@ -16,29 +14,25 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `address` (`host:port`) as `node`, and makes sure that `expected` is there.
+    /// Connects to `address` (`host:port`) as the node of `identity`, and makes sure that `expected` is there.
     pub fn connect(
         address: &str,
-        tls: Arc<ClientConfig>,
-        node: &str,
+        identity: &TlsIdentity,
         expected: &str,
         deadline: Instant,
     ) -> Result<Client, ControlError> {
         let io_error = |source| ControlError::Io { peer: format!("{expected} ({address})"), source };
         let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(io_error)?.collect();
         let tcp = dial(&addresses, deadline).map_err(io_error)?;
-        let mut channel = Channel::client(tcp, tls, expected, deadline)?;
+        let mut channel = Channel::client(tcp, identity, expected, deadline)?;
         let hello = Ask::Hello {
-            node: node.to_owned(),
+            node: identity.node().to_owned(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             features: Vec::new(),
         };
         channel.send(&hello, deadline)?;
         match channel.receive(deadline)? {
-            Answer::HelloOk { node: found, agent, .. } if found == expected => Ok(Client { channel, agent }),
-            Answer::HelloOk { node: found, .. } => {
-                Err(ControlError::Identity { found, expected: expected.to_owned() })
-            }
+            Answer::HelloOk { agent, .. } => Ok(Client { channel, agent }),
             other => Err(unexpected(expected, other)),
         }
     }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustls::ServerConfig;
 
 use super::channel::{Channel, ControlError};
 use super::message::{Answer, Ask, Refusal, refused};
+use crate::fabric::tls::TlsIdentity;
 use crate::types::Generation;
 
 /// Channels at a time: each costs a thread. A node has a handful of peers.
@@ -51,8 +51,7 @@ pub struct Server {
 }
 
 struct Shared {
-    node: String,
-    tls: Arc<ServerConfig>,
+    identity: Arc<TlsIdentity>,
     responder: Arc<dyn Responder>,
     stop: OwnedFd,
     channels: Mutex<Channels>,
@@ -66,18 +65,16 @@ struct Channels {
 }
 
 impl Server {
-    /// Answers on `listener` in the name of `node`.
+    /// Answers on `listener` as the node of `identity`.
     pub fn start(
         listener: TcpListener,
-        tls: Arc<ServerConfig>,
-        node: &str,
+        identity: Arc<TlsIdentity>,
         responder: Arc<dyn Responder>,
     ) -> io::Result<Server> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
-            node: node.to_owned(),
-            tls,
+            identity,
             responder,
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             channels: Mutex::default(),
@@ -175,7 +172,7 @@ fn spawn(tcp: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
 
 fn serve(tcp: TcpStream, shared: &Shared) -> Result<(), ControlError> {
     let until = Instant::now() + HELLO_WITHIN;
-    let mut channel = Channel::server(tcp, shared.tls.clone(), until)?;
+    let mut channel = Channel::server(tcp, &shared.identity, until)?;
     let ended = converse(&mut channel, shared, until);
     if let Err(error @ ControlError::Message { .. }) = &ended {
         // The peer learns once what was wrong; whether it listens does not matter, the channel ends.
@@ -186,13 +183,12 @@ fn serve(tcp: TcpStream, shared: &Shared) -> Result<(), ControlError> {
 }
 
 fn converse(channel: &mut Channel, shared: &Shared, until: Instant) -> Result<(), ControlError> {
-    let (node, mut session) = match greet(channel, shared, until)? {
+    let mut session = match greet(channel, shared, until)? {
         Ok(greeted) => greeted,
         Err(refusal) => return channel.send(&refusal, until),
     };
-    channel.set_peer(&node);
     let hello = Answer::HelloOk {
-        node: shared.node.clone(),
+        node: shared.identity.node().to_owned(),
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         features: Vec::new(),
     };
@@ -206,16 +202,17 @@ fn converse(channel: &mut Channel, shared: &Shared, until: Instant) -> Result<()
     }
 }
 
-type Greeted = Result<(String, Box<dyn PeerSession>), Answer>;
+type Greeted = Result<Box<dyn PeerSession>, Answer>;
 
 fn greet(channel: &mut Channel, shared: &Shared, until: Instant) -> Result<Greeted, ControlError> {
     let no = |reason, text: String| Ok(Err(refused(reason, Generation(0), text)));
     match channel.receive(until)? {
-        Ask::Hello { node, .. } if !channel.proves(&node) => {
-            no(Refusal::NotAdmitted, format!("the certificate is not {node}'s: check `node` and `tls` there"))
+        Ask::Hello { node, .. } if !node.eq_ignore_ascii_case(channel.peer()) => {
+            let holder = channel.peer();
+            no(Refusal::NotAdmitted, format!("{holder}'s certificate is not {node}'s: check `[tls]` there"))
         }
-        Ask::Hello { node, .. } => match shared.responder.admit(&node) {
-            Ok(session) => Ok(Ok((node, session))),
+        Ask::Hello { .. } => match shared.responder.admit(channel.peer()) {
+            Ok(session) => Ok(Ok(session)),
             Err(why) => no(Refusal::NotAdmitted, why),
         },
         _ => no(Refusal::OutOfOrder, "Hello comes first".to_owned()),

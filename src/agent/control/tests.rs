@@ -6,51 +6,28 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
+use rustls::{ClientConnection, StreamOwned};
 
 use super::message::{Answer, Ask, Refusal, encode, refused};
 use super::{Client, ControlError, PeerSession, Responder, Server, frame};
+use crate::fabric::tls::{Pem, TlsError, TlsIdentity, make_authority, make_node_certificate};
 use crate::types::Generation;
 
 const SOON: Duration = Duration::from_secs(5);
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+struct Authority(Pem);
 
 impl Authority {
     fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        Authority(make_authority().unwrap())
     }
 
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
-        roots
-    }
-
-    fn client(&self, node: &str, trust: &Authority) -> Arc<ClientConfig> {
-        let (chain, key) = self.issue(node);
-        let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
-            .with_root_certificates(trust.roots());
-        Arc::new(config.with_client_auth_cert(chain, key).unwrap())
-    }
-
-    fn server(&self, node: &str) -> Arc<ServerConfig> {
-        let (chain, key) = self.issue(node);
-        let verifier = WebPkiClientVerifier::builder(Arc::new(self.roots())).build().unwrap();
-        let config = ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
-            .with_client_cert_verifier(verifier);
-        Arc::new(config.with_single_cert(chain, key).unwrap())
-    }
-
-    fn issue(&self, node: &str) -> (Vec<rustls::pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new(vec![node.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
-        (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    fn identity(&self, node: &str) -> Arc<TlsIdentity> {
+        let dir = tempfile::tempdir().unwrap();
+        let [ca, cert, key, ca_key] = ["ca.pem", "cert.pem", "key.pem", "ca.key"].map(|f| dir.path().join(f));
+        self.0.write(&ca, &ca_key).unwrap();
+        make_node_certificate(&self.0, node).unwrap().write(&cert, &key).unwrap();
+        Arc::new(TlsIdentity::load(&ca, &cert, &key).unwrap())
     }
 }
 
@@ -94,7 +71,7 @@ impl Rig {
         let ca = Authority::new();
         let echo = Arc::new(Echo::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Server::start(listener, ca.server("beta"), "beta", Arc::new(echo.clone())).unwrap();
+        let server = Server::start(listener, ca.identity("beta"), Arc::new(echo.clone())).unwrap();
         Rig { ca, echo, server }
     }
 
@@ -102,20 +79,19 @@ impl Rig {
         self.server.address().to_string()
     }
 
-    fn connect(&self, tls: Arc<ClientConfig>, node: &str, expected: &str) -> Result<Client, ControlError> {
-        Client::connect(&self.address(), tls, node, expected, Instant::now() + SOON)
+    fn connect(&self, identity: &TlsIdentity, expected: &str) -> Result<Client, ControlError> {
+        Client::connect(&self.address(), identity, expected, Instant::now() + SOON)
     }
 
     fn alpha(&self) -> Client {
-        self.connect(self.ca.client("alpha", &self.ca), "alpha", "beta").unwrap()
+        self.connect(&self.ca.identity("alpha"), "beta").unwrap()
     }
 
-    /// A TLS stream of alpha's on which the test writes what it likes.
-    fn raw(&self) -> StreamOwned<ClientConnection, TcpStream> {
+    /// A TLS stream of `node`'s on which the test writes what it likes.
+    fn raw(&self, node: &str) -> StreamOwned<ClientConnection, TcpStream> {
         let tcp = TcpStream::connect(self.server.address()).unwrap();
         tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let name = ServerName::try_from("beta").unwrap();
-        StreamOwned::new(ClientConnection::new(self.ca.client("alpha", &self.ca), name).unwrap(), tcp)
+        StreamOwned::new(self.ca.identity(node).connect().unwrap(), tcp)
     }
 }
 
@@ -139,48 +115,40 @@ fn asks_are_answered_in_order_and_refusals_are_answers() {
 #[test]
 fn a_certificate_of_another_authority_is_not_heard() {
     let rig = Rig::new();
-    let stranger = Authority::new().client("alpha", &rig.ca);
-    assert!(rig.connect(stranger, "alpha", "beta").is_err());
-    assert!(rig.echo.admitted.lock().unwrap().is_empty());
-}
-
-#[test]
-fn a_peer_without_certificate_is_not_heard() {
-    let rig = Rig::new();
-    let tls = ClientConfig::builder().with_root_certificates(rig.ca.roots()).with_no_client_auth();
-    assert!(rig.connect(Arc::new(tls), "alpha", "beta").is_err());
+    let stranger = Authority::new().identity("alpha");
+    assert!(rig.connect(&stranger, "beta").is_err());
     assert!(rig.echo.admitted.lock().unwrap().is_empty());
 }
 
 #[test]
 fn a_node_cannot_take_anothers_name() {
     let rig = Rig::new();
-    let refused = rig.connect(rig.ca.client("gamma", &rig.ca), "alpha", "beta");
-    let Err(ControlError::Refused { reason: Refusal::NotAdmitted, message, .. }) = refused else {
-        panic!("gamma was heard as alpha")
-    };
-    assert!(message.contains("alpha"), "{message}");
+    let mut raw = rig.raw("gamma");
+    raw.write_all(&hello("alpha")).unwrap();
+    let text = answer_text(&mut raw);
+    assert!(text.contains("not_admitted") && text.contains("gamma's certificate"), "{text}");
     assert!(rig.echo.admitted.lock().unwrap().is_empty());
 }
 
 #[test]
 fn a_node_that_no_group_names_is_told_so() {
     let rig = Rig::new();
-    let refused = rig.connect(rig.ca.client("gamma", &rig.ca), "gamma", "beta");
+    let refused = rig.connect(&rig.ca.identity("gamma"), "beta");
     assert!(matches!(refused, Err(ControlError::Refused { reason: Refusal::NotAdmitted, .. })));
 }
 
 #[test]
 fn a_server_of_another_name_is_not_trusted() {
     let rig = Rig::new();
-    assert!(rig.connect(rig.ca.client("alpha", &rig.ca), "alpha", "delta").is_err());
+    let result = rig.connect(&rig.ca.identity("alpha"), "delta");
+    assert!(matches!(result, Err(ControlError::Identity(TlsError::WrongPeer { .. }))));
     assert!(rig.echo.admitted.lock().unwrap().is_empty());
 }
 
 #[test]
 fn an_ask_before_hello_is_refused() {
     let rig = Rig::new();
-    let mut raw = rig.raw();
+    let mut raw = rig.raw("alpha");
     raw.write_all(&encode(&cancel(1)).unwrap()).unwrap();
     assert!(answer_text(&mut raw).contains("out_of_order"));
     assert_eq!(rig.echo.asked.load(Ordering::Relaxed), 0);
@@ -189,7 +157,7 @@ fn an_ask_before_hello_is_refused() {
 #[test]
 fn another_version_is_told_both_versions() {
     let rig = Rig::new();
-    let mut raw = rig.raw();
+    let mut raw = rig.raw("alpha");
     let mut hello = encode(&cancel(1)).unwrap();
     hello[4] = 9;
     raw.write_all(&hello).unwrap();
@@ -204,7 +172,7 @@ fn oversize_and_garbage_end_the_channel_and_nothing_else() {
     oversize[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
     let answer = encode(&Answer::Cancelled { generation: Generation(1) }).unwrap();
     for bad in [oversize, b"GET / HTTP/1.1\r\n\r\n".to_vec(), answer] {
-        let mut raw = rig.raw();
+        let mut raw = rig.raw("alpha");
         raw.write_all(&bad).unwrap();
         assert!(answer_text(&mut raw).contains("refused"));
         let mut rest = Vec::new();
@@ -228,11 +196,10 @@ fn bytes_that_are_not_tls_end_the_connection() {
 #[test]
 fn a_byte_now_and_then_gains_no_time() {
     let rig = Rig::new();
-    let mut raw = rig.raw();
-    let hello = encode(&Ask::Hello { node: "alpha".into(), agent: "1".into(), features: vec![] }).unwrap();
+    let mut raw = rig.raw("alpha");
     let began = Instant::now();
     // One byte each 200 ms keeps a per-read limit of seconds alive for ever.
-    for byte in hello.chunks(1) {
+    for byte in hello("alpha").chunks(1) {
         if raw.write_all(byte).and_then(|()| raw.flush()).is_err() {
             break;
         }
@@ -249,8 +216,7 @@ fn a_silent_server_costs_the_client_its_deadline_only() {
     let began = Instant::now();
     let result = Client::connect(
         &silent.local_addr().unwrap().to_string(),
-        ca.client("alpha", &ca),
-        "alpha",
+        &ca.identity("alpha"),
         "beta",
         began + Duration::from_millis(300),
     );
@@ -266,6 +232,10 @@ fn strangers_do_not_keep_a_stopped_server_alive() {
     let Rig { server, .. } = rig;
     drop(server);
     assert!(alpha.ask(&cancel(2), SOON).is_err());
+}
+
+fn hello(node: &str) -> Vec<u8> {
+    encode(&Ask::Hello { node: node.into(), agent: "1".into(), features: vec![] }).unwrap()
 }
 
 fn answer_text(raw: &mut impl Read) -> String {
