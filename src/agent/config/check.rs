@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::Config;
 use super::message::{Fault, Step};
 use super::model::{Group, OnDeath, Replica};
+use crate::fabric::tls::MAX_NODE_NAME;
 use crate::log::format::{MAX_RING, MIN_RING};
 use crate::types::Level;
 
-/// Longest name of a node or group: it becomes a file name and part of messages.
+/// Longest name of a group: it becomes a file name and part of messages.
 const MAX_NAME: usize = 64;
 
 /// Longest wait that may be configured; more is a typing error, and would hang an application.
@@ -56,6 +57,20 @@ impl Faults {
         }
     }
 
+    /// Node names stand in certificates as host names.
+    fn node_name(&mut self, path: &[&str], name: &str) {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        let fits = name.len() <= MAX_NODE_NAME && name.chars().all(plain);
+        if !fits || !edge(name.chars().next()) || !edge(name.chars().last()) {
+            self.add(
+                path,
+                format!("`{name}` cannot name a node"),
+                format!("use 1 to {MAX_NODE_NAME} letters, digits, `-` or `.`, as in a host name"),
+            );
+        }
+    }
+
     fn absolute(&mut self, path: &[&str], value: &Path) {
         if !value.is_absolute() {
             self.add(path, format!("`{}` is no absolute path", value.display()), "write it from `/` on");
@@ -71,7 +86,7 @@ impl Faults {
 
 fn check_node(config: &Config, found: &mut Faults) {
     let node = &config.node;
-    found.name(&["node", "name"], &node.name);
+    found.node_name(&["node", "name"], &node.name);
     found.absolute(&["node", "state_dir"], &node.state_dir);
     found.absolute(&["node", "runtime_dir"], &node.runtime_dir);
     if !config.replicas.is_empty() && node.listen.is_none() {
@@ -103,7 +118,7 @@ fn check_node(config: &Config, found: &mut Faults) {
 fn check_peers(config: &Config, found: &mut Faults) {
     for (i, peer) in config.peers.iter().enumerate() {
         let i = i.to_string();
-        found.name(&["peer", &i, "name"], &peer.name);
+        found.node_name(&["peer", &i, "name"], &peer.name);
         let port = peer.address.rsplit_once(':').and_then(|(host, port)| {
             (!host.is_empty()).then_some(())?;
             port.parse::<u16>().ok().filter(|p| *p != 0)

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 pub use message::{ConfigError, Problem};
 pub use model::{
-    Archive, DurabilityChoice, Group, Node, OnDeath, OnFull, Peer, Power, PowerKind, Replica, Tls, Trigger,
-    UserRef,
+    Archive, DurabilityChoice, Group, Keeper, Node, OnDeath, OnFull, Peer, Power, PowerKind, Replica, Tls,
+    Trigger, UserRef,
 };
 pub use units::{format_bytes, parse_bytes, parse_duration};
 

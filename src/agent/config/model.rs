@@ -22,10 +22,24 @@ pub struct Node {
     /// Where the socket is; emptied at reboot.
     #[serde(default = "runtime_dir")]
     pub runtime_dir: PathBuf,
+    /// Who keeps log regions while the agent is down.
+    #[serde(default)]
+    pub keeper: Keeper,
     /// Address of the control channel.
     pub listen: Option<SocketAddr>,
     /// Address for the data of a tcp fabric; the control channel's address and a free port if absent.
     pub data_listen: Option<SocketAddr>,
+}
+
+/// Who keeps log regions while the agent is down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keeper {
+    /// A process of our own, `pmemhad hold`.
+    #[default]
+    Holder,
+    /// systemd's file descriptor store.
+    Systemd,
 }
 
 /// `[tls]`: PEM files that `pmemha init` makes.

@@ -8,6 +8,7 @@ const WHOLE: &str = r#"
 name = "alpha"
 state_dir = "/var/lib/pmemha"
 runtime_dir = "/run/pmemha"
+keeper = "holder"
 listen = "10.0.0.1:7475"
 data_listen = "10.0.0.1:7476"
 

@@ -1,0 +1,3 @@
+//! The agent from outside: its processes, its socket, hostile clients, its command line.
+
+mod holder;
