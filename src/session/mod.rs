@@ -1,10 +1,11 @@
 //! An application's side of its session with the agent.
 //!
-//! [`wire`] has the messages of the agent's Unix socket, [`socket`] their framing and [`peer`] the credentials
-//! of whoever is at the other end: both sides use them. The rest is what the C API and the preload library
-//! share: attaching to the log region, protecting regions, capture, drain and wait. Nothing here blocks on
-//! or fails because of a dead agent: the application goes on.
+//! [`wire`] has the messages of the agent's Unix socket, [`socket`] their framing, [`peer`] the credentials of
+//! whoever is at the other end and [`patterns`] the names of protected files: both sides use them. The client is
+//! what the C API and the preload library share: attaching to the log region, protecting files, finding the
+//! agent again. Nothing here fails or blocks for long because of a dead agent: the application goes on.
 
+pub mod patterns;
 pub mod peer;
 pub mod socket;
 pub mod wire;
