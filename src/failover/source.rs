@@ -1,0 +1,414 @@
+//! The source's half of the machine: owner, last gasp, giving up, getting back.
+
+use super::event::{Action, Alarm, Answer, Cause, Event, Note, Request};
+use super::machine::Turn;
+use super::state::{Application, Mains, OnDeath, Phase, Saved, Stage, Standing, Trigger};
+
+impl Turn<'_> {
+    /// An event on a node that owns the group or gave it up.
+    pub(super) fn as_source(&mut self, event: &Event) {
+        let phase = self.next.phase;
+        match event {
+            Event::ApplicationStarted => self.application_started(),
+            Event::ApplicationDied => self.application_died(),
+            Event::ApplicationExited => self.application_exited(),
+            Event::ApplicationFailedToStart => self.application_failed_to_start(),
+            Event::PowerLost => {
+                if matches!(phase, Phase::Running | Phase::Starting) {
+                    self.begin_gasp(Cause::Power);
+                }
+            }
+            Event::PowerBack => {
+                if self.next.cause == Cause::Power {
+                    self.call_off();
+                }
+            }
+            Event::OperatorLastGasp => {
+                if matches!(phase, Phase::Running | Phase::Starting | Phase::Stopped) {
+                    self.begin_gasp(Cause::Operator);
+                }
+            }
+            Event::OperatorCancel => {
+                if self.next.cause == Cause::Power {
+                    self.next.cause = Cause::Operator;
+                }
+                self.call_off();
+            }
+            Event::OperatorPromote { force } => self.operator_wants_ownership(*force),
+            Event::FreezeDone { round } if *round == self.next.round() => self.frozen(),
+            Event::FreezeFailed { round } if *round == self.next.round() => self.kill_unfrozen(),
+            Event::TailDurable { round, saved } if *round == self.next.round() => self.tail_durable(*saved),
+            Event::FilesPlaced if phase == Phase::Placing => {
+                self.set_stage(Stage::Placed);
+                self.start_application();
+            }
+            Event::PlacingFailed if phase == Phase::Placing => {
+                self.next.phase = Phase::Unable;
+                self.alarm(Alarm::PlacingFailed);
+            }
+            Event::Answer(answer) => self.answered(answer),
+            Event::Timeout => self.source_timeout(),
+            _ => {}
+        }
+    }
+
+    pub(super) fn recover_owner(&mut self, stage: Stage, rebooted: bool) {
+        match self.next.application {
+            _ if rebooted => {
+                self.next.phase = Phase::Returned;
+                self.ask();
+            }
+            Application::Running => {
+                self.set_stage(Stage::Begun);
+                self.next.phase = Phase::Running;
+            }
+            Application::Frozen => self.run_on(),
+            Application::Gone if stage != Stage::Begun => self.place_or_start(),
+            Application::Gone => {
+                self.next.phase = Phase::Running;
+                self.application_died();
+            }
+        }
+    }
+
+    pub(super) fn recover_given_up(&mut self, saved: bool, rebooted: bool) {
+        if self.next.application == Application::Running {
+            // Only when the agent died before it had the application held, hence before the trigger was sent.
+            self.next.phase = Phase::Refreezing;
+            let round = self.next.round();
+            self.act(Action::Freeze { round });
+        } else {
+            self.act(Action::HoldFrozen);
+            self.next.phase = Phase::HandingOver;
+            self.send_trigger();
+            if !saved && !rebooted {
+                self.next.phase = Phase::Saving;
+                let round = self.next.round();
+                self.act(Action::ShipTail { round });
+            }
+        }
+    }
+
+    fn application_started(&mut self) {
+        match self.next.phase {
+            Phase::Starting | Phase::Stopped | Phase::Running => {
+                self.set_stage(Stage::Begun);
+                self.next.failed_starts = 0;
+                if self.next.phase != Phase::Running {
+                    self.next.phase = Phase::Running;
+                    self.report(Note::ApplicationRuns);
+                }
+            }
+            Phase::Freezing | Phase::Refreezing => {}
+            // A start that was under way when the freeze was reported: freeze again, ship again.
+            Phase::Saving if self.owns() => self.begin_gasp(self.next.cause),
+            _ => {
+                self.act(Action::Kill);
+                self.alarm(Alarm::ApplicationNotAdmitted);
+            }
+        }
+    }
+
+    fn application_died(&mut self) {
+        match self.next.phase {
+            Phase::Running | Phase::Starting => {
+                self.report(Note::ApplicationEnded);
+                match self.policy.on_death {
+                    OnDeath::Failover => self.begin_gasp(Cause::Death),
+                    OnDeath::Restart => self.start_application(),
+                    OnDeath::None => {
+                        self.next.phase = Phase::Stopped;
+                        self.alarm(Alarm::ApplicationDied);
+                    }
+                }
+            }
+            Phase::Freezing => self.save(),
+            Phase::Refreezing => self.cancel(),
+            _ => {}
+        }
+    }
+
+    fn application_exited(&mut self) {
+        match self.next.phase {
+            Phase::Running | Phase::Starting => {
+                self.next.phase = Phase::Stopped;
+                self.report(Note::ApplicationEnded);
+            }
+            Phase::Freezing => {
+                self.next.phase = Phase::Stopped;
+                self.act(Action::Thaw { generation: self.next.durable.generation });
+                self.report(Note::GaspCalledOff);
+                self.report(Note::ApplicationEnded);
+            }
+            Phase::Refreezing => self.cancel(),
+            _ => {}
+        }
+    }
+
+    fn application_failed_to_start(&mut self) {
+        match self.next.phase {
+            Phase::Starting => {
+                self.next.failed_starts += 1;
+                if self.next.failed_starts < self.policy.start_limit {
+                    self.start_application();
+                } else {
+                    self.next.phase = Phase::Stopped;
+                    self.alarm(Alarm::StartFailed);
+                }
+            }
+            Phase::Freezing => self.save(),
+            Phase::Refreezing => self.cancel(),
+            _ => {}
+        }
+    }
+
+    /// Begins a last gasp under a new attempt number.
+    fn begin_gasp(&mut self, cause: Cause) {
+        self.next.cause = cause;
+        if self.policy.heir.is_none() {
+            self.alarm(Alarm::NoHeir);
+            if cause == Cause::Death {
+                self.start_application();
+            } else if self.next.application == Application::Frozen {
+                self.run_on();
+            }
+            return;
+        }
+        self.next.attempt += 1;
+        self.report(Note::GaspBegan(cause));
+        if self.next.application == Application::Gone {
+            self.save();
+        } else {
+            self.next.phase = Phase::Freezing;
+            let round = self.next.round();
+            self.act(Action::Freeze { round });
+        }
+    }
+
+    fn frozen(&mut self) {
+        if !matches!(self.next.phase, Phase::Freezing | Phase::Refreezing) {
+            return;
+        }
+        if self.next.application == Application::Running {
+            self.next.application = Application::Frozen;
+        }
+        match self.next.phase {
+            Phase::Freezing => self.save(),
+            _ => self.cancel(),
+        }
+    }
+
+    fn kill_unfrozen(&mut self) {
+        if matches!(self.next.phase, Phase::Freezing | Phase::Refreezing) {
+            self.alarm(Alarm::FreezeFailed);
+            self.act(Action::Kill);
+        }
+    }
+
+    /// Nothing writes any more: tell the heir and bring it the tail.
+    fn save(&mut self) {
+        let Some(heir) = self.policy.heir.clone() else { return };
+        let round = self.next.round();
+        self.next.phase = Phase::Saving;
+        match self.policy.trigger {
+            Trigger::Saved => self.send(Request::SaveStarted { round, heir, trigger: false }),
+            Trigger::SaveStarted => {
+                self.give_up(None);
+                self.send_trigger();
+            }
+        }
+        self.act(Action::ShipTail { round });
+    }
+
+    fn tail_durable(&mut self, saved: Saved) {
+        if self.next.phase == Phase::Saving {
+            self.give_up(Some(saved));
+            self.next.phase = Phase::HandingOver;
+            self.send_trigger();
+        }
+    }
+
+    /// From here on only the heir's word gives the group back.
+    fn give_up(&mut self, saved: Option<Saved>) {
+        let Some(heir) = self.policy.heir.clone() else { return };
+        let owned = self.owns();
+        let (attempt, cause) = (self.next.attempt, self.next.cause);
+        self.next.durable.standing = Standing::GivenUp { attempt, heir, cause, saved };
+        self.act(Action::HoldFrozen);
+        if owned {
+            self.report(Note::OwnershipGivenUp);
+        }
+    }
+
+    /// Sends the trigger of the attempt that is stored, and only that.
+    fn send_trigger(&mut self) {
+        if let Standing::GivenUp { heir, saved, .. } = &self.next.durable.standing {
+            let (round, heir) = (self.next.round(), heir.clone());
+            let request = match *saved {
+                Some(saved) => Request::Saved { round, heir, saved },
+                None => Request::SaveStarted { round, heir, trigger: true },
+            };
+            self.send(request);
+        }
+    }
+
+    /// The reason for the last gasp is over.
+    fn call_off(&mut self) {
+        match self.next.phase {
+            Phase::Freezing => self.resume_uncommitted(),
+            Phase::Saving if self.owns() => self.resume_uncommitted(),
+            Phase::Saving | Phase::HandingOver | Phase::HandedOver => self.cancel(),
+            _ => {}
+        }
+    }
+
+    fn resume_uncommitted(&mut self) {
+        self.report(Note::GaspCalledOff);
+        self.resume();
+    }
+
+    fn cancel(&mut self) {
+        self.next.phase = Phase::Cancelling;
+        self.act(Action::HoldFrozen);
+        self.send(Request::Cancel { round: self.next.round() });
+    }
+
+    /// The group is ours: let the application go on, unless power is still away.
+    fn resume(&mut self) {
+        if self.next.mains == Mains::Lost && self.next.cause != Cause::Operator {
+            self.begin_gasp(Cause::Power);
+        } else if self.next.application != Application::Gone {
+            self.run_on();
+        } else if self.next.cause == Cause::Operator {
+            self.next.phase = Phase::Stopped;
+        } else {
+            self.start_application();
+        }
+    }
+
+    fn run_on(&mut self) {
+        self.next.application = Application::Running;
+        self.next.phase = Phase::Running;
+        self.act(Action::Thaw { generation: self.next.durable.generation });
+    }
+
+    fn place_or_start(&mut self) {
+        match self.next.durable.standing {
+            Standing::Owner { stage: Stage::Promoted, .. } => {
+                self.next.phase = Phase::Placing;
+                self.act(Action::PlaceFiles);
+            }
+            _ => self.start_application(),
+        }
+    }
+
+    /// Starts the application here; with a new log, hence a new generation, if the old log is gone.
+    fn start_application(&mut self) {
+        if let (true, Standing::Owner { stage, .. }) = (self.next.log_lost, &self.next.durable.standing) {
+            self.next.durable.standing = Standing::Owner { attempt: 0, stage: *stage };
+            self.next.durable.generation = self.next.durable.generation.next();
+            self.next.attempt = 0;
+            self.next.log_lost = false;
+        }
+        self.next.phase = Phase::Starting;
+        // Until it is known to have failed, something may be running.
+        self.next.application = Application::Running;
+        self.act(Action::StartApplication { generation: self.next.durable.generation });
+    }
+
+    fn operator_wants_ownership(&mut self, force: bool) {
+        match (&self.next.durable.standing, self.next.phase) {
+            (Standing::GivenUp { .. }, _) if force => {
+                // The heir may have promoted itself to the next generation behind our back: skip that one.
+                self.next.durable.generation = self.next.durable.generation.next().next();
+                self.take_back(0);
+            }
+            (_, Phase::Returned) if force => self.place_or_start(),
+            (_, Phase::Stopped | Phase::Unable) => {
+                self.next.failed_starts = 0;
+                self.place_or_start();
+            }
+            (Standing::GivenUp { .. }, _) | (_, Phase::Returned) => self.alarm(Alarm::NoMandate),
+            _ => {}
+        }
+    }
+
+    fn take_back(&mut self, attempt: u32) {
+        self.next.attempt = attempt;
+        self.next.durable.standing = Standing::Owner { attempt, stage: Stage::Begun };
+        self.report(Note::OwnershipReturned);
+        self.resume();
+    }
+
+    fn answered(&mut self, answer: &Answer) {
+        let given_up = !self.owns();
+        let round = self.next.round();
+        match *answer {
+            Answer::Fenced { generation }
+                if generation > self.next.durable.generation
+                    || generation == self.next.durable.generation && self.next.phase == Phase::Returned =>
+            {
+                self.demote(generation)
+            }
+            Answer::Follows { life } if self.next.phase == Phase::Returned && life == self.next.life => {
+                self.place_or_start()
+            }
+            Answer::Accepted { round: of } if of == round && self.next.phase == Phase::HandingOver => {
+                self.next.phase = Phase::HandedOver;
+                self.report(Note::HandedOver);
+            }
+            Answer::Cancelled { round: of } if given_up && of == round => self.take_back(round.attempt),
+            Answer::Unable { round: of } | Answer::Refused { round: of } if given_up && of == round => {
+                if matches!(self.next.phase, Phase::HandingOver | Phase::HandedOver) {
+                    self.alarm(Alarm::HeirUnable);
+                    if self.next.cause != Cause::Power || self.next.mains == Mains::Online {
+                        self.cancel();
+                    }
+                }
+            }
+            Answer::Doubt { round: of, life }
+                if given_up
+                    && of == round
+                    && matches!(self.next.phase, Phase::Saving | Phase::HandingOver | Phase::HandedOver) =>
+            {
+                self.send(Request::Confirm { round, life })
+            }
+            _ => {}
+        }
+    }
+
+    fn source_timeout(&mut self) {
+        let round = self.next.round();
+        match self.next.phase {
+            Phase::Freezing | Phase::Refreezing => self.kill_unfrozen(),
+            Phase::Saving => {
+                self.alarm(Alarm::HeirUnreachable);
+                if self.owns() && self.next.cause != Cause::Power {
+                    self.resume_uncommitted();
+                } else {
+                    self.send_trigger();
+                    self.act(Action::ShipTail { round });
+                }
+            }
+            Phase::HandingOver | Phase::HandedOver => self.send_trigger(),
+            Phase::Cancelling => self.send(Request::Cancel { round }),
+            Phase::Returned => self.ask(),
+            _ => {}
+        }
+    }
+
+    fn ask(&mut self) {
+        let (generation, life) = (self.next.durable.generation, self.next.life);
+        self.send(Request::Ask { generation, life });
+    }
+
+    pub(super) fn owns(&self) -> bool {
+        matches!(self.next.durable.standing, Standing::Owner { .. })
+    }
+
+    fn set_stage(&mut self, to: Stage) {
+        if let Standing::Owner { stage, .. } = &mut self.next.durable.standing {
+            *stage = to;
+        }
+    }
+}
