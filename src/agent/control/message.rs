@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fabric::{EndpointAddress, RemoteKey};
+use crate::failover;
 use crate::types::{Durability, Generation, GroupId, Lsn};
 
 use super::frame::{self, FrameError, Way};
@@ -43,20 +44,14 @@ pub enum Ask {
     },
     /// How is it?
     Ping {},
-    /// The last gasp of a generation has begun.
-    SaveStarted {
-        /// The generation.
-        generation: Generation,
-        /// Its source names the receiver of this message as heir and starts it by this signal alone
-        /// (`start_on = "save-started"`).
-        starts: bool,
-    },
-    /// The last gasp is complete: the receiver is the heir.
-    Saved(Saved),
-    /// The source wants its group back: do not promote, or say that it is too late.
-    Cancel {
-        /// The generation that the trigger was sent for.
-        generation: Generation,
+    /// Who owns the group; on any channel after Hello.
+    Ownership {
+        /// The group's name.
+        group: String,
+        /// Its identity.
+        id: GroupId,
+        /// The state machine's request.
+        request: failover::Request,
     },
 }
 
@@ -82,25 +77,10 @@ pub enum Answer {
     },
     /// To Ping.
     Pong(ReplicaReport),
-    /// To SaveStarted: noted durably.
-    SaveNoted {
-        /// The generation.
-        generation: Generation,
-    },
-    /// To Saved: the receiver has it durably, and the group is its own from here on.
-    Taken {
-        /// The generation that ends.
-        generation: Generation,
-    },
-    /// To Cancel: durably, this node will not promote on that generation's trigger.
-    Cancelled {
-        /// The generation.
-        generation: Generation,
-    },
-    /// To Cancel: too late.
-    AlreadyActive {
-        /// The generation that runs here.
-        generation: Generation,
+    /// To Ownership; what it promises is durable.
+    Ownership {
+        /// The state machine's answer.
+        reply: failover::Answer,
     },
     /// No.
     Refused {
@@ -181,18 +161,6 @@ pub enum ImageState {
     Poisoned,
 }
 
-/// Body of [`Ask::Saved`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Saved {
-    /// The generation that ends.
-    pub generation: Generation,
-    /// End of the stream.
-    pub lsn: Lsn,
-    /// Chained digest of everything shipped up to there, if the source could compute it.
-    pub digest: Option<u64>,
-}
-
 /// Why a destination said no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -213,8 +181,6 @@ pub enum Refusal {
     Ring,
     /// An ask without the one that must come before it.
     OutOfOrder,
-    /// The last byte promised by `saved` is not here.
-    Incomplete,
     /// The node cannot: the message says what failed.
     Failed,
 }
@@ -258,8 +224,17 @@ impl Message for Ask {
                 bounded("a version", agent, MAX_NAME)?;
                 features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
             }
-            Ask::OpenGroup(open) => bounded("the name of a group", &open.group, MAX_NAME),
-            _ => Ok(()),
+            Ask::OpenGroup(OpenGroup { group, .. }) => bounded("the name of a group", group, MAX_NAME),
+            Ask::Ownership { group, request, .. } => {
+                bounded("the name of a group", group, MAX_NAME)?;
+                match request {
+                    failover::Request::SaveStarted { heir, .. } | failover::Request::Saved { heir, .. } => {
+                        bounded("the name of a node", &heir.0, MAX_NAME)
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Ask::Attach { .. } | Ask::Ping {} => Ok(()),
         }
     }
 }
@@ -275,7 +250,9 @@ impl Message for Answer {
                 features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
             }
             Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
-            _ => Ok(()),
+            Answer::GroupOpened(_) | Answer::Attached { .. } | Answer::Pong(_) | Answer::Ownership { .. } => {
+                Ok(())
+            }
         }
     }
 }
@@ -314,6 +291,7 @@ fn bounded(what: &'static str, text: &str, limit: usize) -> Result<(), MessageEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failover::{NodeName, Request, Round, Saved};
     use proptest::prelude::*;
 
     fn report() -> ReplicaReport {
@@ -345,10 +323,8 @@ mod tests {
         for text in [
             r#"{"ask":"ping","more":1}"#,
             r#"{"ask":"pong"}"#,
-            r#"{"ask":"cancel","generation":1,"x":{}}"#,
-            r#"{"ask":"saved","generation":1,"lsn":1,"digest":null,"force":true}"#,
+            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":-5,"fresh":true}"#,
             r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64,"rights":7},"from":5,"fresh":true}"#,
-            r#"{"ask":"cancel","generation":-1}"#,
             r#"[]"#,
             "",
         ] {
@@ -403,12 +379,28 @@ mod tests {
                 fresh
             }),
             Just(Ask::Ping {}),
-            (any::<u32>(), any::<bool>())
-                .prop_map(|(g, starts)| Ask::SaveStarted { generation: Generation(g), starts }),
-            (any::<u32>(), any::<u64>(), any::<Option<u64>>()).prop_map(|(g, lsn, digest)| Ask::Saved(
-                Saved { generation: Generation(g), lsn: Lsn(lsn), digest }
-            )),
-            any::<u32>().prop_map(|g| Ask::Cancel { generation: Generation(g) }),
+            ("[a-z]{1,255}", any::<[u8; 16]>(), requests()).prop_map(|(group, id, request)| Ask::Ownership {
+                group,
+                id: GroupId(id),
+                request
+            }),
+        ]
+    }
+
+    fn requests() -> impl Strategy<Value = Request> {
+        let round = (any::<u32>(), any::<u32>())
+            .prop_map(|(g, attempt)| Round { generation: Generation(g), attempt });
+        let heir = "[a-z]{1,255}".prop_map(NodeName);
+        prop_oneof![
+            (round.clone(), heir.clone(), any::<bool>())
+                .prop_map(|(round, heir, trigger)| { Request::SaveStarted { round, heir, trigger } }),
+            (round.clone(), heir, any::<u64>(), any::<u64>()).prop_map(|(round, heir, lsn, digest)| {
+                Request::Saved { round, heir, saved: Saved { lsn: Lsn(lsn), digest } }
+            }),
+            round.clone().prop_map(|round| Request::Cancel { round }),
+            (round, any::<u64>()).prop_map(|(round, life)| Request::Confirm { round, life }),
+            (any::<u32>(), any::<u64>())
+                .prop_map(|(g, life)| Request::Ask { generation: Generation(g), life }),
         ]
     }
 

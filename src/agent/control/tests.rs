@@ -11,7 +11,8 @@ use rustls::{ClientConnection, StreamOwned};
 use super::message::{Answer, Ask, Refusal, encode, refused};
 use super::{Client, ControlError, PeerSession, Responder, Server, frame};
 use crate::fabric::tls::{Pem, TlsError, TlsIdentity, make_authority, make_node_certificate};
-use crate::types::Generation;
+use crate::failover::{self, Request, Round};
+use crate::types::{Generation, GroupId};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -54,7 +55,9 @@ impl PeerSession for EchoSession {
     fn answer(&mut self, ask: Ask) -> Answer {
         self.0.asked.fetch_add(1, Ordering::Relaxed);
         match ask {
-            Ask::Cancel { generation } => Answer::Cancelled { generation },
+            Ask::Ownership { request: Request::Cancel { round }, .. } => {
+                Answer::Ownership { reply: failover::Answer::Cancelled { round } }
+            }
             _ => refused(Refusal::UnknownGroup, Generation(0), "no such group here"),
         }
     }
@@ -95,8 +98,17 @@ impl Rig {
     }
 }
 
-fn cancel(generation: u32) -> Ask {
-    Ask::Cancel { generation: Generation(generation) }
+fn cancel(attempt: u32) -> Ask {
+    let request = Request::Cancel { round: round(attempt) };
+    Ask::Ownership { group: "bank".into(), id: GroupId([7; 16]), request }
+}
+
+fn cancelled(attempt: u32) -> Answer {
+    Answer::Ownership { reply: failover::Answer::Cancelled { round: round(attempt) } }
+}
+
+fn round(attempt: u32) -> Round {
+    Round { generation: Generation(1), attempt }
 }
 
 #[test]
@@ -104,7 +116,7 @@ fn asks_are_answered_in_order_and_refusals_are_answers() {
     let rig = Rig::new();
     let mut alpha = rig.alpha();
     for n in 1..20 {
-        assert_eq!(alpha.ask(&cancel(n), SOON).unwrap(), Answer::Cancelled { generation: Generation(n) });
+        assert_eq!(alpha.ask(&cancel(n), SOON).unwrap(), cancelled(n));
     }
     assert!(matches!(
         alpha.ask(&Ask::Ping {}, SOON).unwrap(),
@@ -170,7 +182,7 @@ fn oversize_and_garbage_end_the_channel_and_nothing_else() {
     let rig = Rig::new();
     let mut oversize = encode(&cancel(1)).unwrap();
     oversize[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-    let answer = encode(&Answer::Cancelled { generation: Generation(1) }).unwrap();
+    let answer = encode(&cancelled(1)).unwrap();
     for bad in [oversize, b"GET / HTTP/1.1\r\n\r\n".to_vec(), answer] {
         let mut raw = rig.raw("alpha");
         raw.write_all(&bad).unwrap();
