@@ -1,0 +1,8 @@
+//! What the end-to-end tests share: directories in memory, C programs, agents as child processes.
+//!
+//! Everything cleans up after itself when dropped, a panicking test included.
+
+pub mod dirs;
+pub mod node;
+pub mod programs;
+pub mod wait;

@@ -1,0 +1,258 @@
+//! Agents as child processes, each with directories, ports and certificates of its own.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use pmemha::fabric::tls::{Pem, make_authority, make_node_certificate};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{dirs, programs, wait};
+
+/// How long an agent may take to answer after its start, on a machine that is busy with other tests.
+const START: Duration = Duration::from_secs(20);
+
+/// Paths of the two binaries; the tests of package `pmemha` know them as `env!("CARGO_BIN_EXE_…")`.
+#[derive(Clone, Copy, Debug)]
+pub struct Binaries {
+    /// `pmemhad`
+    pub agent: &'static str,
+    /// `pmemha`
+    pub cli: &'static str,
+}
+
+/// Two nodes, `alpha` the source of the group `app` and `beta` its destination.
+pub struct Pair {
+    /// The source.
+    pub alpha: Node,
+    /// The destination.
+    pub beta: Node,
+}
+
+/// What a pair of nodes shall be like.
+pub struct PairOptions {
+    /// Extra lines for `[[group]]` at the source.
+    pub group: String,
+    /// Extra lines for `[[replica]]` at the destination.
+    pub replica: String,
+    /// Whether data travels inside TLS.
+    pub encrypt: bool,
+}
+
+impl Default for PairOptions {
+    fn default() -> Self {
+        PairOptions { group: String::new(), replica: String::new(), encrypt: false }
+    }
+}
+
+impl Pair {
+    /// Writes configurations and certificates; starts nothing.
+    pub fn prepare(binaries: Binaries, options: &PairOptions) -> Pair {
+        let mut alpha = Node::new(binaries, "alpha");
+        let mut beta = Node::new(binaries, "beta");
+        let authority = make_authority().expect("certificates can be made");
+        for node in [&mut alpha, &mut beta] {
+            node.certify(&authority);
+        }
+        alpha.configure(&format!(
+            "[power]\nsource = \"file\"\npath = \"{power}\"\n\n\
+             [[peer]]\nname = \"beta\"\naddress = \"127.0.0.1:{port}\"\n\n\
+             [[group]]\nname = \"app\"\nprotect = [\"{files}/*\"]\ndestinations = [\"beta\"]\n{extra}\n",
+            power = alpha.power().display(),
+            port = beta.port,
+            files = alpha.files().display(),
+            extra = options.group,
+        ));
+        beta.configure(&format!(
+            "[[peer]]\nname = \"alpha\"\naddress = \"127.0.0.1:{port}\"\n\n\
+             [[replica]]\ngroup = \"app\"\nfrom = [\"alpha\"]\ndir = \"{dir}\"\nencrypt = {encrypt}\n\
+             durability = \"battery\"\npaths = {{ \"{from}\" = \"{to}\" }}\n{extra}\n",
+            port = alpha.port,
+            dir = beta.replica().display(),
+            encrypt = options.encrypt,
+            from = alpha.files().display(),
+            to = beta.files().display(),
+            extra = options.replica,
+        ));
+        alpha.set_power(true);
+        Pair { alpha, beta }
+    }
+
+    /// Prepares and starts both.
+    pub fn start(binaries: Binaries, options: &PairOptions) -> Pair {
+        let mut pair = Pair::prepare(binaries, options);
+        pair.beta.start();
+        pair.alpha.start();
+        pair
+    }
+}
+
+/// One node: an agent with its directories.
+pub struct Node {
+    binaries: Binaries,
+    /// Its name.
+    pub name: &'static str,
+    /// Port of its control channel.
+    pub port: u16,
+    dir: TempDir,
+    agent: Option<Child>,
+    starts: u32,
+}
+
+impl Node {
+    fn new(binaries: Binaries, name: &'static str) -> Node {
+        let dir = dirs::in_memory();
+        for sub in ["state", "run", "tls", "files", "replica"] {
+            fs::create_dir(dir.path().join(sub)).expect("fresh directory");
+        }
+        Node { binaries, name, port: free_port(), dir, agent: None, starts: 0 }
+    }
+
+    /// The node's own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where its application's files are: every file in there is protected.
+    pub fn files(&self) -> PathBuf {
+        self.dir().join("files")
+    }
+
+    /// Where it keeps its replica.
+    pub fn replica(&self) -> PathBuf {
+        self.dir().join("replica")
+    }
+
+    /// The file that says whether there is line power.
+    pub fn power(&self) -> PathBuf {
+        self.dir().join("ac_online")
+    }
+
+    /// The agent's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("run/pmemhad.sock")
+    }
+
+    /// The agent's messages so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir().join("agent.log")).unwrap_or_default()
+    }
+
+    /// Switches line power.
+    pub fn set_power(&self, on: bool) {
+        let aside = self.dir().join("ac_online.new");
+        fs::write(&aside, if on { "1\n" } else { "0\n" }).expect("own directory");
+        fs::rename(&aside, self.power()).expect("own directory");
+    }
+
+    fn certify(&self, authority: &Pem) {
+        let tls = self.dir().join("tls");
+        fs::write(tls.join("ca.pem"), &authority.certificate).expect("own directory");
+        make_node_certificate(authority, self.name)
+            .and_then(|node| node.write(&tls.join("node.pem"), &tls.join("node.key")))
+            .expect("a valid node name and an own directory");
+    }
+
+    fn configure(&self, rest: &str) {
+        let mut text = String::new();
+        let dir = self.dir().display();
+        write!(
+            text,
+            "[node]\nname = \"{}\"\nstate_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\
+             listen = \"127.0.0.1:{}\"\n\n\
+             [tls]\nca = \"{dir}/tls/ca.pem\"\ncert = \"{dir}/tls/node.pem\"\nkey = \"{dir}/tls/node.key\"\n\n{rest}",
+            self.name, self.port
+        )
+        .expect("writing to a String");
+        fs::write(self.config(), text).expect("own directory");
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir().join("pmemhad.toml")
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub fn start(&mut self) {
+        self.starts += 1;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir().join("agent.log"))
+            .expect("own directory");
+        let child = Command::new(self.binaries.agent)
+            .arg("--config")
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("pmemhad starts");
+        self.agent = Some(child);
+        wait::until(&format!("the agent of {} to answer", self.name), START, || {
+            let gone = self.agent.as_mut().and_then(|a| a.try_wait().ok()).flatten();
+            assert!(gone.is_none(), "pmemhad of {} ended with {gone:?}:\n{}", self.name, self.log());
+            self.try_status()
+        });
+    }
+
+    /// Kills the agent as `kill -9` does. Its holder and the application live on.
+    pub fn kill(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill().expect("our own child");
+            agent.wait().expect("our own child");
+        }
+    }
+
+    /// Process id of the agent.
+    pub fn pid(&self) -> u32 {
+        self.agent.as_ref().expect("the agent runs").id()
+    }
+
+    /// A command of the CLI that talks to this node.
+    pub fn cli(&self) -> Command {
+        let mut command = Command::new(self.binaries.cli);
+        command.env("PMEMHA_SOCKET", self.socket()).stdin(Stdio::null());
+        command
+    }
+
+    /// `pmemha status --json`, if the agent answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let out = self.cli().args(["status", "--json"]).output().expect("pmemha runs");
+        out.status.success().then(|| serde_json::from_slice(&out.stdout).expect("status is JSON"))
+    }
+
+    /// A program of ours under the preload library, attached to this node.
+    pub fn preloaded(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("LD_PRELOAD", programs::preload())
+            .env("PMEMHA_SOCKET", self.socket())
+            .env("PMEMHA_GROUP", "app")
+            .env("PMEM_IS_PMEM_FORCE", "1")
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- agent of {} ---\n{}", self.name, self.log());
+        }
+        // The holder and a started application outlive their agent by design; they must not outlive the test.
+        // Their command lines name this node's directory, which nothing else does.
+        let pattern = self.dir().to_string_lossy().into_owned();
+        let _ = Command::new("pkill").args(["-KILL", "-f", &pattern]).status();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is there");
+    listener.local_addr().expect("bound").port()
+}
