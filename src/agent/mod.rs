@@ -2,11 +2,21 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`clock`] | wall-clock times for people and machines |
 //! | [`config`] | the TOML file, checked as a whole, with messages that name line, key and remedy |
 //! | [`control`] | the channel between agents |
+//! | [`events`] | the numbered event stream |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
+//! | [`state`] | what must outlive the agent |
+//! | [`status`] | the document of `pmemha status`, and its text |
+//! | [`users`] | users of the configuration as the numbers that the kernel knows |
 
+pub mod clock;
 pub mod config;
 pub mod control;
+pub mod events;
 pub mod fdstore;
 pub mod holder;
+pub mod state;
+pub mod status;
+pub mod users;

@@ -1,0 +1,214 @@
+//! What the agent knows of itself and its groups at an instant: the document of `pmemha status --json`.
+//!
+//! Plain data, gathered at the moment of the question. Every number that was not measured at that moment has
+//! its own `as_of`. [`text`] renders it for a person.
+
+pub mod text;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Generation, Lsn, RegionId};
+
+/// The document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// When it was gathered, RFC 3339.
+    pub as_of: String,
+    /// This machine.
+    pub node: NodeStatus,
+    /// External power; none if no source is configured.
+    pub power: Option<PowerStatus>,
+    /// Every group that this node has a part in.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// This machine and its agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name.
+    pub name: String,
+    /// Version of pmemha.
+    pub version: String,
+    /// Process id of the agent.
+    pub pid: u32,
+    /// Seconds since the agent started.
+    pub uptime_s: u64,
+    /// Where the control channel listens.
+    pub listen: Option<String>,
+    /// Sessions open, of applications and operators.
+    pub sessions: u32,
+}
+
+/// External power.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PowerStatus {
+    /// Kind of source.
+    pub source: String,
+    /// Whether there is external power; none if the source does not say.
+    pub online: Option<bool>,
+    /// Why it does not say.
+    pub error: Option<String>,
+    /// When it was last heard of.
+    pub as_of: String,
+}
+
+/// Which part a node has in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Its application writes here.
+    Source,
+    /// An image is kept here.
+    Destination,
+}
+
+/// A group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Name.
+    pub name: String,
+    /// This node's part.
+    pub role: Role,
+    /// Generation known here.
+    pub generation: Generation,
+    /// One word for how it is, in the words of the group's state machine; `docs/guide.md` lists them.
+    pub state: String,
+    /// The application's processes that are attached.
+    pub sessions: Vec<SessionStatus>,
+    /// What is protected.
+    pub regions: Vec<RegionStatus>,
+    /// The log at the source.
+    pub log: Option<LogStatus>,
+    /// A row for each destination at the source; at a destination the one row that is its own.
+    pub destinations: Vec<DestinationStatus>,
+}
+
+/// An attached process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Its number in the group.
+    pub session: u32,
+    /// Its process, if it can be seen from here.
+    pub pid: Option<u32>,
+    /// Its user.
+    pub uid: u32,
+    /// What it calls itself.
+    pub program: String,
+}
+
+/// A protected file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RegionStatus {
+    /// Number in the group.
+    pub region: RegionId,
+    /// Path at the source.
+    pub path: String,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// The log region.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Bytes of the ring.
+    pub ring_bytes: u64,
+    /// Bytes of it that hold what some consumer still needs.
+    pub used_bytes: u64,
+    /// Times that the application outran the ring.
+    pub times_ahead: u64,
+    /// Slots whose writer died in the middle.
+    pub fillers: u64,
+    /// Lines whose writer never paused for a consistent reading.
+    pub torn_copies: u64,
+    /// Drains that gave up waiting for their commit level.
+    pub commits_given_up: u64,
+    /// Whether the application is ahead of the log right now.
+    pub ahead: bool,
+}
+
+/// A group at one destination. Positions are those known to the node that answers, as of `as_of`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestinationStatus {
+    /// The destination's node.
+    pub node: String,
+    /// Part of the node that answers.
+    pub role: Role,
+    /// Generation.
+    pub generation: Generation,
+    /// One word for how it is.
+    pub state: DestinationState,
+    /// End of what the application published.
+    pub lsn_published: Lsn,
+    /// End of what has landed at the destination.
+    pub lsn_received: Lsn,
+    /// End of what survives the loss of the source.
+    pub lsn_durable: Lsn,
+    /// End of what is in the image.
+    pub lsn_applied: Lsn,
+    /// Bytes that would be lost with the source at this instant: published and not durable, and what a gap or an
+    /// unfinished first sync leaves out.
+    pub exposure_bytes: u64,
+    /// Rate at which the tail was last seen to drain; none before anything was shipped.
+    pub drain_bytes_per_s: Option<u64>,
+    /// `tcp`, `verbs`; none while unconnected.
+    pub fabric: Option<String>,
+    /// What makes bytes survive there: `battery`, `eadr`, `pmem`, `disk`; none before it was declared.
+    pub durability: Option<String>,
+    /// Whether the data travels encrypted; none while unconnected.
+    pub encrypted: Option<bool>,
+    /// Places that were found changed without a record in the log, by sampling.
+    pub unprotected_writes: u64,
+    /// A first sync or resync that is under way.
+    pub sync: Option<SyncStatus>,
+    /// The last thing that went wrong, with its time in front.
+    pub last_error: Option<String>,
+    /// When these numbers were true, RFC 3339.
+    pub as_of: String,
+}
+
+/// How a destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DestinationState {
+    /// No connection yet, or none any more: tried again and again. The group is unprotected.
+    Connecting,
+    /// It answered, and said no: see `last_error`. The group is unprotected until an operator acts.
+    Refused,
+    /// A full copy is under way; nothing counts until it is complete. The group is unprotected.
+    Syncing,
+    /// Records flow and count.
+    Streaming,
+    /// Everything has been handed over: the destination owns the group.
+    HandedOver,
+    /// At a destination: no source is connected; the image stands still.
+    Waiting,
+    /// At a destination: the image cannot go on; see `last_error`.
+    Poisoned,
+    /// At a destination: it has been promoted and owns the group.
+    Promoted,
+}
+
+impl DestinationState {
+    /// The word in the document.
+    pub fn word(self) -> &'static str {
+        match self {
+            DestinationState::Connecting => "connecting",
+            DestinationState::Refused => "refused",
+            DestinationState::Syncing => "syncing",
+            DestinationState::Streaming => "streaming",
+            DestinationState::HandedOver => "handed_over",
+            DestinationState::Waiting => "waiting",
+            DestinationState::Poisoned => "poisoned",
+            DestinationState::Promoted => "promoted",
+        }
+    }
+}
+
+/// Progress of a full copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// Bytes looked at.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}

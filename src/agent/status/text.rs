@@ -1,0 +1,261 @@
+//! The status as a person reads it in one glance: a line a group, a line a destination, trouble marked by `!`.
+
+use std::fmt::Write;
+
+use super::{DestinationState, DestinationStatus, GroupStatus, Role, Status, SyncStatus};
+use crate::agent::config::format_bytes;
+
+/// `status` as text, ending with a newline.
+pub fn render(status: &Status) -> String {
+    let mut out = String::new();
+    let node = &status.node;
+    let power = match &status.power {
+        None => "power not watched".into(),
+        Some(p) => match (p.online, &p.error) {
+            (Some(true), _) => "on line power".into(),
+            (Some(false), _) => "ON BATTERY".into(),
+            (None, error) => format!("power UNKNOWN ({})", error.as_deref().unwrap_or("no word yet")),
+        },
+    };
+    let up = duration(node.uptime_s);
+    push(
+        &mut out,
+        format_args!("{}  pmemha {}  up {up}  {power}  {}", node.name, node.version, status.as_of),
+    );
+    if status.groups.is_empty() {
+        push(&mut out, format_args!("no groups: see pmemhad.conf(5)"));
+    }
+    for group in &status.groups {
+        render_group(&mut out, group);
+    }
+    out
+}
+
+fn render_group(out: &mut String, group: &GroupStatus) {
+    let role = match group.role {
+        Role::Source => "source",
+        Role::Destination => "destination",
+    };
+    let bytes = group.regions.iter().map(|r| r.len).sum();
+    let regions = match group.regions.len() {
+        0 => "nothing protected".into(),
+        n => format!("{n} region{} of {}", plural(n), format_bytes(bytes)),
+    };
+    let sessions = match group.sessions.len() {
+        0 => String::new(),
+        n => format!(", {n} process{}", if n == 1 { "" } else { "es" }),
+    };
+    push(
+        out,
+        format_args!(
+            "\n{}  {role}  {}  generation {}  {regions}{sessions}",
+            group.name, group.state, group.generation
+        ),
+    );
+    if let Some(log) = &group.log {
+        let used = percent(log.used_bytes, log.ring_bytes);
+        let ahead = if log.ahead { "  ! the application is ahead of the log" } else { "" };
+        push(out, format_args!("  log  {used} of {} used{ahead}", format_bytes(log.ring_bytes)));
+    }
+    for destination in &group.destinations {
+        render_destination(out, destination);
+    }
+    if group.role == Role::Source && !group.destinations.iter().any(counts) {
+        push(out, format_args!("  ! UNPROTECTED: no destination holds a copy that counts"));
+    }
+}
+
+fn render_destination(out: &mut String, d: &DestinationStatus) {
+    let mut link = vec![d.fabric.clone().unwrap_or_else(|| "not connected".into())];
+    link.extend(d.durability.clone());
+    link.extend(d.encrypted.map(|yes| if yes { "encrypted".into() } else { "NOT encrypted".into() }));
+    let rate = d.drain_bytes_per_s.map_or(String::new(), |r| format!("  drains {}/s", format_bytes(r)));
+    push(
+        out,
+        format_args!(
+            "  {}  {}  exposure {}{rate}  ({})",
+            d.node,
+            d.state.word(),
+            format_bytes(d.exposure_bytes),
+            link.join(", ")
+        ),
+    );
+    push(
+        out,
+        format_args!(
+            "      published {}  received {}  durable {}  applied {}",
+            d.lsn_published,
+            behind(d, d.lsn_received.0),
+            behind(d, d.lsn_durable.0),
+            behind(d, d.lsn_applied.0)
+        ),
+    );
+    if let Some(sync) = &d.sync {
+        push(out, format_args!("      sync {}", bar(sync)));
+    }
+    if d.unprotected_writes > 0 {
+        push(
+            out,
+            format_args!("    ! {} writes passed pmemha by (unprotected_writes)", d.unprotected_writes),
+        );
+    }
+    if let Some(error) = &d.last_error {
+        push(out, format_args!("    ! {error}"));
+    }
+}
+
+fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
+    // Control characters in a path or an error must not reach the terminal.
+    let clean = |c: &char| !c.is_control() || *c == '\n';
+    out.extend(line.to_string().chars().filter(clean));
+    out.push('\n');
+}
+
+fn counts(d: &DestinationStatus) -> bool {
+    matches!(d.state, DestinationState::Streaming | DestinationState::HandedOver)
+}
+
+fn behind(d: &DestinationStatus, lsn: u64) -> String {
+    match d.lsn_published.0.saturating_sub(lsn) {
+        0 => "all".into(),
+        missing => format!("-{}", format_bytes(missing)),
+    }
+}
+
+/// `[#####.....] 50 %  1.0 of 2.0 GiB`
+fn bar(sync: &SyncStatus) -> String {
+    const WIDTH: u64 = 20;
+    let filled =
+        sync.done_bytes.saturating_mul(WIDTH).checked_div(sync.total_bytes).unwrap_or(WIDTH).min(WIDTH);
+    let (done, left) = ("#".repeat(filled as usize), ".".repeat((WIDTH - filled) as usize));
+    let percent = percent(sync.done_bytes, sync.total_bytes);
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(
+        text,
+        "[{done}{left}] {percent}  {} of {}",
+        format_bytes(sync.done_bytes),
+        format_bytes(sync.total_bytes)
+    );
+    text
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    format!("{} %", part.saturating_mul(100).checked_div(whole).unwrap_or(100))
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        s if s >= 86_400 => format!("{} d {} h", s / 86_400, s / 3600 % 24),
+        s if s >= 3600 => format!("{} h {} min", s / 3600, s / 60 % 60),
+        s if s >= 60 => format!("{} min", s / 60),
+        s => format!("{s} s"),
+    }
+}
+
+fn plural(n: usize) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::*;
+    use super::render;
+
+    fn status() -> Status {
+        let row = DestinationStatus {
+            node: "beta".into(),
+            role: Role::Source,
+            generation: Generation(3),
+            state: DestinationState::Streaming,
+            lsn_published: Lsn(10_000),
+            lsn_received: Lsn(10_000),
+            lsn_durable: Lsn(8_976),
+            lsn_applied: Lsn(5_904),
+            exposure_bytes: 1024,
+            drain_bytes_per_s: Some(120 << 20),
+            fabric: Some("tcp".into()),
+            durability: Some("disk".into()),
+            encrypted: Some(true),
+            unprotected_writes: 0,
+            sync: None,
+            last_error: None,
+            as_of: "2026-01-01T00:00:00.000000Z".into(),
+        };
+        let group = GroupStatus {
+            name: "db".into(),
+            role: Role::Source,
+            generation: Generation(3),
+            state: "running".into(),
+            sessions: vec![],
+            regions: vec![RegionStatus { region: RegionId(1), path: "/mnt/a".into(), len: 8 << 20 }],
+            log: None,
+            destinations: vec![row],
+        };
+        Status {
+            as_of: "2026-01-01T00:00:00.000000Z".into(),
+            node: NodeStatus {
+                name: "alpha".into(),
+                version: "0.1.0".into(),
+                pid: 1,
+                uptime_s: 3725,
+                listen: None,
+                sessions: 0,
+            },
+            power: None,
+            groups: vec![group],
+        }
+    }
+
+    #[test]
+    fn a_healthy_group_takes_three_lines() {
+        assert_eq!(
+            render(&status()),
+            "alpha  pmemha 0.1.0  up 1 h 2 min  power not watched  2026-01-01T00:00:00.000000Z\n\
+             \n\
+             db  source  running  generation 3  1 region of 8.00 MiB\n\
+             \x20 beta  streaming  exposure 1.00 KiB  drains 120 MiB/s  (tcp, disk, encrypted)\n\
+             \x20     published 10000  received all  durable -1.00 KiB  applied -4.00 KiB\n"
+        );
+    }
+
+    #[test]
+    fn trouble_is_marked() {
+        let mut s = status();
+        let row = &mut s.groups[0].destinations[0];
+        row.state = DestinationState::Syncing;
+        row.sync = Some(SyncStatus { done_bytes: 1 << 30, total_bytes: 4 << 30 });
+        row.last_error = Some("connection \x1b[31mlost".into());
+        let text = render(&s);
+        assert!(text.contains("! UNPROTECTED"), "{text}");
+        assert!(text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB"), "{text}");
+        assert!(text.contains("! connection [31mlost"), "{text}");
+    }
+
+    #[test]
+    fn every_row_has_the_documented_fields_and_nothing_renames_them() {
+        let document = serde_json::to_value(status()).unwrap();
+        let row = document["groups"][0]["destinations"][0].as_object().unwrap();
+        for field in [
+            "role",
+            "generation",
+            "state",
+            "lsn_published",
+            "lsn_received",
+            "lsn_durable",
+            "lsn_applied",
+            "exposure_bytes",
+            "drain_bytes_per_s",
+            "fabric",
+            "durability",
+            "encrypted",
+            "unprotected_writes",
+            "last_error",
+            "as_of",
+        ] {
+            assert!(row.contains_key(field), "{field} is missing in {row:?}");
+        }
+        assert_eq!(row["state"], DestinationState::Streaming.word());
+        assert_eq!(serde_json::from_value::<Status>(document).unwrap(), status());
+    }
+}
