@@ -1,4 +1,6 @@
 //! What is protected: mapping, identity, dirty tracking; and safe access to memory that others write.
 
+pub mod flush;
+pub mod mapped_file;
 pub mod memory;
 pub mod table;
