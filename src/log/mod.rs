@@ -4,4 +4,6 @@
 //! have been found after a power cut, whatever process dies at whatever instruction. `docs/log-format.md`
 //! draws the bytes, `docs/architecture.md` gives the protocol.
 
+#[cfg(feature = "agent")]
+pub mod digest;
 pub mod format;

@@ -1,1 +1,23 @@
-//! replica
+//! A destination's side of a group: landing, apply, image, restore.
+//!
+//! The source writes records into the [`landing`] ring; the [`applier`] checks them, makes them durable there, applies
+//! them to the [`image`] and acknowledges ([`ack`]), on a thread of its own ([`worker`]). It promises that at every
+//! instant, whatever crashes, what a promotion would yield is a prefix of the source's records. `docs/image-format.md` gives
+//! the bytes and the order of operations.
+//!
+//! Callers: the agent, through [`Replica`].
+
+pub mod ack;
+pub mod applier;
+pub mod durability;
+mod handle;
+pub mod image;
+pub mod landing;
+pub mod recover;
+pub mod status;
+pub mod store;
+pub mod worker;
+
+pub use handle::{Replica, StatusWatch, StreamStart};
+pub use status::{ImageHealth, ReplicaStatus};
+pub use worker::Link;

@@ -1,0 +1,83 @@
+//! What a record asks of an image: decoded and bounds-checked, before anything is touched.
+
+use super::{ImageError, MAX_REGION_BYTES};
+use crate::log::format::{Kind, MAX_NAME, RecordHeader, RegionPayload};
+use crate::replica::store::Bytes;
+use crate::types::{Lsn, RegionId};
+use zerocopy::FromBytes;
+
+/// One record's meaning.
+pub(super) enum Change<'a> {
+    /// Bytes at an offset.
+    Data(RegionId, u64, Bytes<'a>),
+    /// That many zeros at an offset.
+    Zero(RegionId, u64, u64),
+    /// Nothing.
+    Filler,
+    /// A new region.
+    Create { id: RegionId, name: String, size: u64, mode: u32 },
+    /// A new size.
+    Resize(RegionId, u64),
+    /// A new name.
+    Rename(RegionId, String),
+    /// The end of a region.
+    Unlink(RegionId),
+    /// A sync begins.
+    SyncBegin,
+    /// A sync is complete.
+    SyncEnd,
+}
+
+/// Reads `header` and its payload.
+pub(super) fn decode<'a>(header: &RecordHeader, payload: Bytes<'a>) -> Result<Change<'a>, ImageError> {
+    let impossible = |what| ImageError::Impossible { lsn: Lsn(header.lsn), what };
+    let (id, offset) = header.place();
+    if payload.len() as u64 != u64::from(header.len) {
+        return Err(impossible("payload of another length"));
+    }
+    Ok(match Kind::from_byte(header.kind).ok_or_else(|| impossible("unknown kind"))? {
+        Kind::Data => Change::Data(id, offset, payload),
+        Kind::Zero => {
+            if payload.len() != 8 {
+                return Err(impossible("zero record without a length"));
+            }
+            let mut len = [0; 8];
+            payload.copy_to(&mut len);
+            Change::Zero(id, offset, u64::from_le_bytes(len))
+        }
+        Kind::Filler => Change::Filler,
+        Kind::RegionCreate => {
+            const HEAD: usize = size_of::<RegionPayload>();
+            if payload.len() < HEAD {
+                return Err(impossible("creation record too short"));
+            }
+            let mut head = [0; HEAD];
+            payload.part(0, HEAD).copy_to(&mut head);
+            let head =
+                RegionPayload::read_from_bytes(&head).map_err(|_| impossible("creation record too short"))?;
+            if head.size > MAX_REGION_BYTES {
+                return Err(impossible("region larger than any file"));
+            }
+            let name =
+                name(payload.part(HEAD, payload.len() - HEAD)).ok_or_else(|| impossible("bad name"))?;
+            Change::Create { id, name, size: head.size, mode: head.mode }
+        }
+        Kind::RegionResize if offset > MAX_REGION_BYTES => {
+            return Err(impossible("region larger than any file"));
+        }
+        Kind::RegionResize => Change::Resize(id, offset),
+        Kind::RegionRename => Change::Rename(id, name(payload).ok_or_else(|| impossible("bad name"))?),
+        Kind::RegionUnlink => Change::Unlink(id),
+        Kind::SyncBegin => Change::SyncBegin,
+        Kind::SyncEnd => Change::SyncEnd,
+    })
+}
+
+fn name(bytes: Bytes<'_>) -> Option<String> {
+    if bytes.is_empty() || bytes.len() > MAX_NAME {
+        return None;
+    }
+    let mut name = vec![0; bytes.len()];
+    bytes.copy_to(&mut name);
+    String::from_utf8(name).ok()
+}

@@ -1,0 +1,213 @@
+//! The landing ring: where a source's records land by one-sided writes, and the redo log of the image.
+//!
+//! A file of one header page and the ring, of the size of the source's ring and with the same offsets. It belongs to
+//! one generation of one group. A file that does not fit is never used: it is set aside under another name and said so.
+//! `docs/image-format.md` draws the header.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::store::{RingFile, Store};
+use crate::log::format::{Kind, MAX_RING, MIN_RING, RECORD_HEADER, RecordHeader, SlotState, max_payload};
+use crate::region::memory::SharedMem;
+use crate::types::{Generation, GroupId, Lsn};
+
+/// File name in the replica's directory.
+pub const FILE: &str = "landing";
+
+const MAGIC: [u8; 8] = *b"PMHALND\x01";
+
+/// Most set-aside files kept of one name, so that a fault that repeats does not fill the disk.
+const MAX_ASIDE: u32 = 8;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    group: [u8; 16],
+    generation: u32,
+    reserved: [u8; 16],
+    ring_bytes: [u8; 8],
+    reserved2: [u8; 8],
+    crc: u32,
+}
+
+const HEADER: usize = size_of::<Header>();
+const _: () = assert!(HEADER == 64);
+
+/// Why there is no ring to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LandingError {
+    /// The system refused.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{} {what}; it was not used and is now {}", path.display(), aside.display())]
+    SetAside {
+        /// The file's place.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// Where it is now.
+        aside: PathBuf,
+    },
+    /// The ring's size cannot be mirrored.
+    #[error("a ring of {bytes} bytes cannot be mirrored: a power of two from {MIN_RING} to {MAX_RING} can")]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+    },
+}
+
+/// An open landing ring.
+pub struct Landing {
+    ring: Arc<dyn RingFile>,
+    generation: Generation,
+    ring_bytes: u64,
+}
+
+impl Landing {
+    /// Creates the ring, in place of any other. The new one appears whole or not at all.
+    pub fn create(
+        store: &dyn Store,
+        dir: &Path,
+        group: GroupId,
+        generation: Generation,
+        ring_bytes: u64,
+    ) -> Result<Landing, LandingError> {
+        if !fits(ring_bytes) {
+            return Err(LandingError::Size { bytes: ring_bytes });
+        }
+        let mut header = Header {
+            magic: MAGIC,
+            group: group.0,
+            generation: generation.0,
+            reserved: [0; 16],
+            ring_bytes: ring_bytes.to_le_bytes(),
+            reserved2: [0; 8],
+            crc: 0,
+        };
+        header.crc = crc32c::crc32c(&header.as_bytes()[..HEADER - 4]);
+        let (path, temp) = (dir.join(FILE), dir.join(format!("{FILE}.new")));
+        let io = |what| move |source| LandingError::Io { what, path: dir.join(FILE), source };
+        store.create_ring(&temp, header.as_bytes(), ring_bytes).map_err(io("allocate"))?;
+        store.rename(&temp, &path).map_err(io("put in place"))?;
+        store.sync_dir(dir).map_err(io("make durable"))?;
+        let ring = store.open_ring(&path, ring_bytes).map_err(io("map"))?;
+        Ok(Landing { ring, generation, ring_bytes })
+    }
+
+    /// Opens the ring that is there; `None` if there is none. One that is damaged or another group's is set aside.
+    pub fn open(store: &dyn Store, dir: &Path, group: GroupId) -> Result<Option<Landing>, LandingError> {
+        let path = dir.join(FILE);
+        let io = |what| move |source| LandingError::Io { what, path: dir.join(FILE), source };
+        let names = store.list(dir).map_err(io("look for"))?;
+        if !names.iter().any(|n| n == FILE) {
+            return Ok(None);
+        }
+        let head = store.read_head(&path, HEADER).map_err(io("read"))?;
+        let header = match check(&head, group) {
+            Ok(header) => header,
+            Err(what) => return Err(set_aside(store, dir, what)),
+        };
+        let ring_bytes = u64::from_le_bytes(header.ring_bytes);
+        match store.open_ring(&path, ring_bytes) {
+            Ok(ring) => Ok(Some(Landing { ring, generation: Generation(header.generation), ring_bytes })),
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+                Err(set_aside(store, dir, "is shorter than its header says"))
+            }
+            Err(e) => Err(io("map")(e)),
+        }
+    }
+
+    /// The memory that a source is to write to; offset 0 is the ring's.
+    pub fn memory(&self) -> &Arc<SharedMem> {
+        self.ring.memory()
+    }
+
+    /// Generation whose records it takes.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Bytes of the ring.
+    pub fn ring_bytes(&self) -> u64 {
+        self.ring_bytes
+    }
+
+    /// Offset of `lsn` in the ring.
+    pub fn offset(&self, lsn: Lsn) -> usize {
+        (lsn.0 & (self.ring_bytes - 1)) as usize
+    }
+
+    /// The record at `lsn`, if all of it has landed. The header is a private copy: what the peer does to the ring
+    /// afterwards changes nothing that is decided by it.
+    pub fn record(&self, lsn: Lsn) -> Option<RecordHeader> {
+        let (memory, at) = (self.ring.memory(), self.offset(lsn));
+        let mut head = [0; RECORD_HEADER as usize];
+        memory.read(at, &mut head);
+        let header = RecordHeader::read_from_bytes(&head).ok()?;
+        let known = header.lsn == lsn.0
+            && header.generation == self.generation.0
+            && header.state == SlotState::Filled as u8
+            && header.owner == 0
+            && Kind::from_byte(header.kind).is_some()
+            && u64::from(header.len) <= max_payload(self.ring_bytes).max(MIN_PAYLOAD)
+            && header.lsn.checked_add(header.span()).is_some();
+        if !known {
+            return None;
+        }
+        let seed = header.crc_seed(self.generation);
+        let crc = memory.crc32c(seed, at + RECORD_HEADER as usize, header.len as usize);
+        (crc == header.crc).then_some(header)
+    }
+
+    /// Makes the records from `from` to `to` durable.
+    pub fn sync(&self, from: Lsn, to: Lsn, again: bool) -> std::io::Result<()> {
+        match to.since(from) {
+            0 => Ok(()),
+            len => self.ring.sync(self.offset(from), len as usize, again),
+        }
+    }
+}
+
+/// A creation record with the longest name fits in every ring.
+const MIN_PAYLOAD: u64 = crate::log::format::MAX_NAME as u64 + 16;
+
+fn fits(ring_bytes: u64) -> bool {
+    ring_bytes.is_power_of_two() && (MIN_RING..=MAX_RING).contains(&ring_bytes)
+}
+
+fn check(head: &[u8], group: GroupId) -> Result<Header, &'static str> {
+    let header = Header::read_from_bytes(head).map_err(|_| "is cut off")?;
+    if header.magic != MAGIC || header.crc != crc32c::crc32c(&head[..HEADER - 4]) {
+        return Err("is not a landing ring or its header is damaged");
+    }
+    if header.group != group.0 {
+        return Err("belongs to another group");
+    }
+    if !fits(u64::from_le_bytes(header.ring_bytes)) {
+        return Err("has an impossible size");
+    }
+    Ok(header)
+}
+
+fn set_aside(store: &dyn Store, dir: &Path, what: &'static str) -> LandingError {
+    let path = dir.join(FILE);
+    let names = store.list(dir).unwrap_or_default();
+    let free = (1..MAX_ASIDE).map(|n| format!("{FILE}.set-aside-{n}")).find(|n| !names.contains(n));
+    let aside = dir.join(free.unwrap_or_else(|| format!("{FILE}.set-aside-{MAX_ASIDE}")));
+    match store.rename(&path, &aside).and_then(|()| store.sync_dir(dir)) {
+        Ok(()) => LandingError::SetAside { path, what, aside },
+        Err(source) => LandingError::Io { what: "set aside the damaged ring", path, source },
+    }
+}
