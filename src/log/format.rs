@@ -69,13 +69,15 @@ pub enum SlotState {
     Reserved = 1,
     /// Complete.
     Filled = 2,
+    /// Claimed by an owner that died before it was complete. Only in the slot table, never in a header.
+    Filler = 3,
 }
 
 /// The head of every record, in the ring, on the wire, in the landing ring and in archive segments.
 ///
-/// `lsn`, `len` and the word `owner`..`kind` are the claim: they stand before the tail moves past them.
-/// `crc` covers the header with `crc` = 0 and `state` = [`SlotState::Filled`] and `owner` = 0, then the
-/// payload without padding; the agent computes it before shipping, seeded with the generation.
+/// Written by the appender after its claim stands in the slot table, and *sealed* by the agent before it ships:
+/// `owner` 0, the generation, and `crc`, which covers the sealed header with `crc` = 0, then the payload without
+/// padding, seeded with the generation. Whoever is not on the source believes sealed headers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(16))]
 pub struct RecordHeader {
@@ -85,7 +87,7 @@ pub struct RecordHeader {
     pub len: u32,
     /// Index of the appender cell that owns the slot; 0 once shipped.
     pub owner: u16,
-    /// A [`SlotState`].
+    /// Always [`SlotState::Filled`]; how far a slot has come stands in the slot table.
     pub state: u8,
     /// A [`Kind`].
     pub kind: u8,
@@ -180,6 +182,8 @@ pub struct StaticHeader {
     pub regions_off: u64,
     /// See `regions_off`.
     pub regions: u64,
+    /// Start of the slot table: a `u64` for each [`RECORD_ALIGN`] bytes of the ring (see `log::slot`).
+    pub slots_off: u64,
     /// Start of the dirty bitmap.
     pub bitmap_off: u64,
     /// Bytes of the dirty bitmap.
@@ -200,26 +204,32 @@ pub struct StaticHeader {
 
 /// Offsets of the cells that change, each on a cache line of its own, in bytes from the region's start.
 pub mod cell {
-    /// 16 bytes changed as one: tail LSN, then the description of the newest claim (see `append`).
-    pub const TAIL: u64 = 4096;
+    /// `u64`: where the next record begins; bit 0 ([`AHEAD`]) while the application runs ahead of the log.
+    pub const TAIL: usize = 4096;
     /// `u64`: every record below this LSN is published.
-    pub const PUBLISHED: u64 = 4096 + 128;
+    pub const PUBLISHED: usize = 4096 + 128;
     /// `u64`: ring space below this LSN may be reused; written by the agent.
-    pub const FREE: u64 = 4096 + 256;
+    pub const FREE: usize = 4096 + 256;
     /// `u32` how deeply the agent sleeps (0 awake, 1 nap, 2 deep), `u32` futex word that wakes it.
-    pub const AGENT_SLEEP: u64 = 4096 + 384;
+    pub const AGENT_SLEEP: usize = 4096 + 384;
     /// Three `u64`: received, durable, applied LSN; written by the agent.
-    pub const ACKS: u64 = 4096 + 512;
+    pub const ACKS: usize = 4096 + 512;
     /// `u32` futex word that moves at every change of ACKS, `u32` number of waiters.
-    pub const ACK_SEQ: u64 = 4096 + 576;
-    /// `u64` first LSN that a gap covers (0: none), `u64` end of the gap, known once it is closed.
-    pub const GAP: u64 = 4096 + 640;
+    pub const ACK_SEQ: usize = 4096 + 576;
+    /// `u64` first LSN that the newest gap covers (0: none), `u64` end of the newest gap that was closed; the
+    /// gap is open while its end is not past its start.
+    pub const GAP: usize = 4096 + 640;
     /// `u64` CLOCK_BOOTTIME nanoseconds of the agent's last beat, `u32` pid, `u32` link state.
-    pub const AGENT: u64 = 4096 + 768;
+    pub const AGENT: usize = 4096 + 768;
     /// Policy words: `u32` commit level, `u32` on_full, `u64` commit timeout ns, `u64` block limit ns.
-    pub const POLICY: u64 = 4096 + 896;
-    /// Counters, `u64` each: torn copies given up, fillers, times ahead, commits given up.
-    pub const COUNTERS: u64 = 4096 + 1024;
+    pub const POLICY: usize = 4096 + 896;
+    /// Counters, `u64` each, in the order of `log::Counters`.
+    pub const COUNTERS: usize = 4096 + 1024;
+    /// `u64`: the highest LSN whose commit was given up; commits do not wait until it has been acknowledged.
+    pub const GIVEN_UP: usize = 4096 + 1152;
+
+    /// Bit of the TAIL cell, see there. LSNs are multiples of 32, so the bit is free.
+    pub const AHEAD: u64 = 1;
 }
 
 #[cfg(test)]

@@ -3,7 +3,33 @@
 //! It promises that every record prefix is a state in which the application's persistent memory could
 //! have been found after a power cut, whatever process dies at whatever instruction. `docs/log-format.md`
 //! draws the bytes, `docs/architecture.md` gives the protocol.
+//!
+//! | who | uses |
+//! | --- | --- |
+//! | application (`session`) | [`Appender`] |
+//! | agent | [`LogRegion`] (space, acknowledgements, policy, beat, gaps), [`Consumer`], and an [`Appender`] for sync pages |
+//! | destination, archive | [`scan`] |
 
+pub mod appender;
+pub mod consumer;
 #[cfg(feature = "agent")]
 pub mod digest;
+mod dirty;
 pub mod format;
+mod layout;
+mod lines;
+pub mod owner;
+mod protocol;
+pub mod region;
+pub mod scan;
+mod slot;
+mod wait;
+
+pub use appender::{Ahead, Appender};
+pub use consumer::{Batch, Consumer, PoisonError};
+pub use dirty::RegionEntry;
+pub use layout::{LogError, LogSpec};
+pub use owner::Owner;
+pub use region::{Acks, Counters, Gap, LinkState, LogRegion, OnFull, Policy};
+pub use scan::Scan;
+pub use wait::{SleepDepth, WaitError};

@@ -1,0 +1,389 @@
+//! Appending: an application's captures, and the agent's own records.
+//!
+//! Promises: every record's content is taken after its place in the stream; a drain returns only when each record
+//! below is complete; nothing here waits for a network or a dead agent; no allocation, and no system call unless the
+//! ring is full, a slower appender is in the way, or the agent sleeps. Callers: `session`, and the agent for sync pages.
+//!
+//! Threads: all methods from any thread. Signal handlers: a capture or drain may interrupt another one of the same thread;
+//! such a drain publishes what is complete and does not wait for what it interrupted. A thread must not be
+//! cancelled asynchronously inside.
+
+use std::cell::Cell;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::{Duration, Instant};
+
+use super::format::{Kind, OFFSET_BITS, RECORD_HEADER, RecordHeader, SlotState, max_payload, record_span};
+use super::layout::LogError;
+use super::lines::{LineCopy, touch};
+use super::protocol::{self, Blocked, Claimed};
+use super::region::{Counter, LogRegion, OnFull, boottime};
+use super::slot::Claim;
+use super::wait::{SleepDepth, WaitError};
+use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
+
+mod file;
+
+pub use file::AppendError;
+
+/// Looks at an incomplete slot before the processor is given away: longer than a copy of a page takes.
+const SPINS: u32 = 1000;
+
+/// Times that the processor is given away before sleeping: a preempted owner on a busy machine comes back within these.
+const YIELDS: u32 = 20;
+
+/// Sleep between looks after that, and between looks for room in a full ring.
+const NAP: Duration = Duration::from_micros(50);
+
+/// An incomplete slot's owner is looked up after this long: a lookup takes system calls.
+const SUSPECT_AFTER: Duration = Duration::from_millis(2);
+
+thread_local! {
+    /// How many slots this thread is filling: more than none where a signal handler came in between.
+    static FILLING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The application runs ahead of the log: what was to be recorded stands in the dirty bitmap instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log is full; the record is part of the gap after {}", .0.0 - 1)]
+pub struct Ahead(
+    /// What a drain would return: one past the end of the log, which no record reaches before the gap is closed.
+    pub Lsn,
+);
+
+/// A process's means of appending to one log.
+pub struct Appender {
+    log: Arc<LogRegion>,
+    session: u32,
+    /// The process's appender cell; [`NO_CELL`] in a child that found none.
+    cell: AtomicU32,
+    copy: LineCopy,
+    max_payload: usize,
+}
+
+const NO_CELL: u32 = u32::MAX;
+
+impl Appender {
+    /// Takes an appender cell of `log` for this process; `session` is the number that the agent gave it.
+    pub fn attach(log: Arc<LogRegion>, session: u32) -> Result<Appender, LogError> {
+        let appenders = log.spec().appenders;
+        let cell = log.acquire_cell(session).ok_or(LogError::NoCell(appenders.into()))?;
+        let max_payload = max_payload(log.spec().ring_bytes) as usize;
+        Ok(Appender {
+            cell: AtomicU32::new(cell.into()),
+            session,
+            copy: LineCopy::detect(),
+            max_payload,
+            log,
+        })
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Arc<LogRegion> {
+        &self.log
+    }
+
+    /// Records the lines that hold `len` bytes at `src`, which is byte `offset` of `region`, as they are now. To be called
+    /// after the stores and before the real flush. The range is widened to whole lines, so a record may reach up to
+    /// 63 bytes past the region's end: whoever applies it clips.
+    ///
+    /// # Safety
+    /// The lines are readable until this returns. `src` and `offset` are equal modulo 64.
+    #[inline]
+    pub unsafe fn capture(&self, region: RegionId, offset: u64, src: *const u8, len: usize) {
+        let lead = offset as usize % LINE;
+        let (src, offset) = (src.wrapping_sub(lead), offset - lead as u64);
+        let total = (lead + len).next_multiple_of(LINE);
+        let mut done = 0;
+        while done < total {
+            let n = (total - done).min(self.max_payload);
+            let from = src.wrapping_add(done);
+            // SAFETY: the caller vouches for the lines.
+            unsafe { touch(from, n) };
+            let copied = self.record(Kind::Data, region, offset + done as u64, n, |slot| {
+                // SAFETY: the caller vouches for the source, the claim for the slot.
+                self.count_torn(unsafe { self.copy.copy(from, slot, n / LINE) });
+            });
+            if copied.is_err() {
+                self.note_ahead(region, ByteRange::new(offset + done as u64, (total - done) as u64));
+                if self.log.is_ahead() {
+                    return;
+                }
+                continue;
+            }
+            done += n;
+        }
+    }
+
+    /// As [`Appender::capture`] of `len` bytes at `dst`, byte `offset` of `region`, that were just copied there from `src`
+    /// bypassing the cache: lines wholly inside the range are taken from `src`, the two at its edges from `dst`.
+    ///
+    /// # Safety
+    /// As for `capture` with `dst`; and `len` bytes at `src` are readable, do not overlap `dst` and do not change until this
+    /// returns.
+    pub unsafe fn capture_from(
+        &self,
+        region: RegionId,
+        offset: u64,
+        dst: *const u8,
+        src: *const u8,
+        len: usize,
+    ) {
+        let head = (LINE - offset as usize % LINE) % LINE;
+        let inner = len.saturating_sub(head) & !(LINE - 1);
+        if inner == 0 {
+            // SAFETY: as the caller vouches.
+            return unsafe { self.capture(region, offset, dst, len) };
+        }
+        if head > 0 {
+            // SAFETY: as the caller vouches.
+            unsafe { self.capture(region, offset, dst, head) };
+        }
+        let mut done = head;
+        while done < head + inner {
+            let n = (head + inner - done).min(self.max_payload);
+            let from = src.wrapping_add(done);
+            // SAFETY: the caller vouches for the source.
+            unsafe { touch(from, n) };
+            let at = offset + done as u64;
+            let copied = self.record(Kind::Data, region, at, n, |slot| {
+                // SAFETY: the caller vouches for the source, the claim for the slot; they cannot overlap.
+                unsafe { ptr::copy_nonoverlapping(from, slot, n) };
+            });
+            if copied.is_err() {
+                // SAFETY: as the caller vouches. The lines stand in `dst` as well, whichever way they get recorded.
+                return unsafe { self.capture(region, at, dst.wrapping_add(done), len - done) };
+            }
+            done += n;
+        }
+        if done < len {
+            // SAFETY: as the caller vouches.
+            unsafe { self.capture(region, offset + done as u64, dst.wrapping_add(done), len - done) };
+        }
+    }
+
+    /// Appends a record that is not captured memory. Returns where the next one starts.
+    ///
+    /// While the application is ahead nothing is recorded: the copy that closes the gap carries what metadata would say.
+    ///
+    /// # Panics
+    /// If the payload is longer than [`max_payload`] of the ring.
+    pub fn append(&self, kind: Kind, region: RegionId, offset: u64, payload: &[u8]) -> Result<Lsn, Ahead> {
+        assert!(payload.len() <= self.max_payload, "payload of {} bytes", payload.len());
+        self.record(kind, region, offset, payload.len(), |slot| {
+            // SAFETY: the slot is ours and as long as the payload.
+            unsafe { ptr::copy_nonoverlapping(payload.as_ptr(), slot, payload.len()) };
+        })
+    }
+
+    /// Publishes every record whose place was taken before this call, waiting until each is complete. To be called after
+    /// the real fence. Returns the LSN that [`LogRegion::wait`] takes: everything this process captured lies below.
+    #[inline]
+    pub fn drain(&self) -> Lsn {
+        let (tail, ahead) = protocol::tail(&*self.log);
+        let mut patience = Patience::new();
+        let (_, moved) =
+            protocol::publish(&*self.log, tail, |_, claim| self.blocked(&mut patience, claim, true));
+        if moved {
+            self.log.wake_agent(SleepDepth::Deep);
+        }
+        Lsn(tail + u64::from(ahead))
+    }
+
+    /// See [`LogRegion::wait`].
+    pub fn wait(&self, lsn: Lsn, level: Level, timeout: Option<Duration>) -> Result<(), WaitError> {
+        self.log.wait(lsn, level, timeout)
+    }
+
+    /// See [`LogRegion::commit`].
+    #[inline]
+    pub fn commit(&self, lsn: Lsn) -> bool {
+        self.log.commit(lsn)
+    }
+
+    /// To be called in the child of a fork before it captures anything: takes a cell of its own, so that its slots are not
+    /// taken for its parent's. On an error the child records nothing; it should say so.
+    pub fn after_fork_child(&self) -> Result<(), LogError> {
+        FILLING.set(0);
+        let cell = self.log.acquire_cell(self.session);
+        self.cell.store(cell.map_or(NO_CELL, u32::from), Release);
+        cell.map(drop).ok_or(LogError::NoCell(self.log.spec().appenders.into()))
+    }
+
+    /// Claims a slot, has `fill` write the payload, marks the slot complete. Returns where the next record starts.
+    #[inline]
+    fn record(
+        &self,
+        kind: Kind,
+        region: RegionId,
+        offset: u64,
+        len: usize,
+        fill: impl FnOnce(*mut u8),
+    ) -> Result<Lsn, Ahead> {
+        // Checked before the claim: a panic after it would leave the slot to nobody.
+        assert!(offset >> OFFSET_BITS == 0, "offset {offset} is beyond the largest region");
+        let slot = self.reserve(len)?;
+        let (header, payload) = self.slot_addr(&slot);
+        fill(payload);
+        self.finish(&slot, header, kind, region, offset);
+        Ok(Lsn(slot.lsn + slot.span))
+    }
+
+    #[inline]
+    fn reserve(&self, len: usize) -> Result<Slot, Ahead> {
+        let cell = self.cell.load(Acquire);
+        let span = record_span(len as u32);
+        // Before the claim: a signal handler that comes right after it must know.
+        FILLING.set(FILLING.get() + 1);
+        let claimed = match protocol::claim(&*self.log, span, cell as u16) {
+            Claimed::Full(_) => self.make_room(span, cell as u16),
+            claimed => claimed,
+        };
+        match claimed {
+            Claimed::Slot(lsn) => Ok(Slot { lsn, span, len: len as u32, cell: cell as u16 }),
+            Claimed::Ahead(tail) | Claimed::Full(tail) => {
+                FILLING.set(FILLING.get() - 1);
+                Err(Ahead(Lsn(tail + 1)))
+            }
+        }
+    }
+
+    #[inline]
+    fn slot_addr(&self, slot: &Slot) -> (*mut RecordHeader, *mut u8) {
+        let at = self.log.ring().addr(self.log.ring_offset(slot.lsn));
+        (at.cast(), at.wrapping_add(RECORD_HEADER as usize))
+    }
+
+    #[inline]
+    fn finish(&self, slot: &Slot, at: *mut RecordHeader, kind: Kind, region: RegionId, offset: u64) {
+        let header = RecordHeader {
+            lsn: slot.lsn,
+            len: slot.len,
+            owner: slot.cell,
+            state: SlotState::Filled as u8,
+            kind: kind as u8,
+            place: RecordHeader::pack_place(region, offset),
+            generation: 0,
+            crc: 0,
+        };
+        // SAFETY: the slot is ours, in the ring, and aligned to the header's size.
+        unsafe { at.write_volatile(header) };
+        protocol::fill(&*self.log, slot.lsn, slot.span, slot.cell);
+        FILLING.set(FILLING.get() - 1);
+    }
+
+    /// Sets the range's bits if the application is (still) ahead.
+    #[cold]
+    fn note_ahead(&self, region: RegionId, range: ByteRange) {
+        let cell = self.cell.load(Acquire) as u16;
+        protocol::while_ahead(&*self.log, cell, || self.log.set_dirty(region, range));
+    }
+
+    /// No room: publishes what is complete, so that a capture larger than the ring never waits for itself, then does what the
+    /// policy says.
+    #[cold]
+    fn make_room(&self, span: u64, cell: u16) -> Claimed {
+        let started = Instant::now();
+        loop {
+            self.publish_complete();
+            self.log.wake_agent(SleepDepth::Nap);
+            let tail = match protocol::claim(&*self.log, span, cell) {
+                Claimed::Full(tail) => tail,
+                claimed => return claimed,
+            };
+            let policy = self.log.policy();
+            let waits = policy.on_full == OnFull::Block
+                && started.elapsed() < policy.block_limit
+                && self.log.agent_alive(boottime());
+            if waits {
+                std::thread::sleep(NAP);
+                self.log.count(Counter::BlockedNs, NAP.as_nanos() as u64);
+            } else {
+                protocol::go_ahead(&*self.log, tail, cell);
+                self.log.count(Counter::Ahead, 1);
+                self.log.wake_agent(SleepDepth::Nap);
+            }
+        }
+    }
+
+    fn publish_complete(&self) {
+        let (tail, _) = protocol::tail(&*self.log);
+        let mut patience = Patience::new();
+        protocol::publish(&*self.log, tail, |_, claim| self.blocked(&mut patience, claim, false));
+    }
+
+    /// What to do about another's slot that is not complete.
+    #[cold]
+    fn blocked(&self, patience: &mut Patience, claim: Claim, wait: bool) -> Blocked {
+        if !wait || (FILLING.get() > 0 && claim.owner == self.cell.load(Acquire) as u16) {
+            return Blocked::Stop;
+        }
+        if !patience.suspects() {
+            return Blocked::Retry;
+        }
+        match self.log.owner(claim.owner) {
+            // Its cell was reclaimed, its slots with it: look again.
+            None => Blocked::Retry,
+            Some(owner) if owner.confirmed_dead() => {
+                self.log.count(Counter::Fillers, 1);
+                Blocked::OwnerDead
+            }
+            Some(_) => Blocked::Retry,
+        }
+    }
+
+    fn count_torn(&self, lines: u64) {
+        if lines > 0 {
+            self.log.count(Counter::TornCopies, lines);
+        }
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        let cell = self.cell.load(Acquire);
+        // In a forked child that was never told, the cell is still its parent's.
+        let owner = self.log.owner(cell as u16);
+        if cell != NO_CELL && owner.is_some_and(|o| o.pid == std::process::id()) {
+            self.log.release_cell(cell as u16);
+        }
+    }
+}
+
+/// A claimed slot.
+struct Slot {
+    lsn: u64,
+    span: u64,
+    len: u32,
+    cell: u16,
+}
+
+/// How long someone has waited for a slot: spins, yields, then sleeps.
+struct Patience {
+    looks: u32,
+    since: Option<Instant>,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { looks: 0, since: None }
+    }
+
+    /// Waits a little; whether it has been long enough to suspect that the owner is dead.
+    fn suspects(&mut self) -> bool {
+        self.looks += 1;
+        if self.looks < SPINS {
+            std::hint::spin_loop();
+            return false;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.looks < SPINS + YIELDS {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(NAP);
+        }
+        since.elapsed() > SUSPECT_AFTER
+    }
+}

@@ -1,0 +1,162 @@
+//! Appending a range of a file: for programs that `write(2)` to it, and for the agent's sync pages.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::{Ahead, Appender};
+use crate::log::format::{Kind, OFFSET_BITS, RecordHeader};
+use crate::log::protocol;
+use crate::types::{ByteRange, LINE, Lsn, PAGE, RegionId};
+
+/// Readings of a page before giving up on lines that agree; see `lines`.
+const MAX_READINGS: u32 = 64;
+
+/// Why a range of a file is not in the log.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The application runs ahead of the log; the range is noted in the dirty bitmap.
+    #[error(transparent)]
+    Ahead(#[from] Ahead),
+    /// The file could not be read; its place in the log became a filler.
+    #[error("reading back what was written: {0}")]
+    Read(#[from] io::Error),
+}
+
+impl Appender {
+    /// Records `len` bytes at `offset` of `file`, which is `region`, as the file holds them now, and returns where the next
+    /// record starts; what lies past the end of the file is left out. The read happens after the place is taken.
+    ///
+    /// `stable`: the file may be mapped and stored to meanwhile, so read until each line is the content of one instant.
+    pub fn append_from_file(
+        &self,
+        region: RegionId,
+        offset: u64,
+        len: usize,
+        file: BorrowedFd<'_>,
+        stable: bool,
+    ) -> Result<Lsn, AppendError> {
+        let size = rustix::fs::fstat(file).map_err(io::Error::from)?.st_size as u64;
+        let len = (len as u64).min(size.saturating_sub(offset)) as usize;
+        let mut end = self.log.tail();
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(self.max_payload);
+            let at = offset + done as u64;
+            bring_to_memory(file, at, n)?;
+            match self.append_piece(region, at, n, file, stable) {
+                Ok(next) => end = next,
+                Err(AppendError::Ahead(ahead)) => {
+                    self.note_ahead(region, ByteRange::new(at, (len - done) as u64));
+                    if self.log.is_ahead() {
+                        return Err(ahead.into());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            done += n;
+        }
+        Ok(end)
+    }
+
+    fn append_piece(
+        &self,
+        region: RegionId,
+        offset: u64,
+        len: usize,
+        file: BorrowedFd<'_>,
+        stable: bool,
+    ) -> Result<Lsn, AppendError> {
+        assert!(offset >> OFFSET_BITS == 0, "offset {offset} is beyond the largest region");
+        let slot = self.reserve(len)?;
+        let (header, payload): (*mut RecordHeader, *mut u8) = self.slot_addr(&slot);
+        // SAFETY: the slot is ours and `len` bytes long.
+        let read = unsafe { read_to(file, offset, payload, len) }.and_then(|()| {
+            // SAFETY: as above.
+            if stable { unsafe { self.settle(file, offset, payload, len) } } else { Ok(()) }
+        });
+        if let Err(error) = read {
+            protocol::abandon(&*self.log, slot.lsn, slot.span, slot.cell);
+            super::FILLING.set(super::FILLING.get() - 1);
+            return Err(error.into());
+        }
+        self.finish(&slot, header, Kind::Data, region, offset);
+        Ok(Lsn(slot.lsn + slot.span))
+    }
+
+    /// Reads the range again until every line agrees with its last reading.
+    ///
+    /// # Safety
+    /// `at` is writable for `len` bytes and nobody else's.
+    unsafe fn settle(&self, file: BorrowedFd<'_>, offset: u64, at: *mut u8, len: usize) -> io::Result<()> {
+        let mut again = [0u8; PAGE];
+        for done in (0..len).step_by(PAGE) {
+            let n = PAGE.min(len - done);
+            // SAFETY: within the range; the slot is ours, so nobody writes while the slice lives.
+            let page = unsafe { std::slice::from_raw_parts_mut(at.wrapping_add(done), n) };
+            let mut unsettled = 0;
+            for _ in 0..MAX_READINGS {
+                // SAFETY: `again` holds at least `n` bytes.
+                unsafe { read_to(file, offset + done as u64, again.as_mut_ptr(), n)? };
+                unsettled = adopt_changes(page, &again[..n]);
+                if unsettled == 0 {
+                    break;
+                }
+            }
+            self.count_torn(unsettled);
+        }
+        Ok(())
+    }
+}
+
+/// Takes over the lines that differ; returns how many did.
+fn adopt_changes(page: &mut [u8], again: &[u8]) -> u64 {
+    let mut changed = 0;
+    for (old, new) in page.chunks_mut(LINE).zip(again.chunks(LINE)) {
+        if old != new {
+            old.copy_from_slice(new);
+            changed += 1;
+        }
+    }
+    changed
+}
+
+/// Reads a byte of each page, so that waiting for a disk happens here and not while others wait for the slot.
+fn bring_to_memory(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
+    let mut byte = [0u8; 1];
+    for done in (0..len).step_by(PAGE) {
+        // SAFETY: `byte` holds one byte.
+        unsafe { read_to(file, offset + done as u64, byte.as_mut_ptr(), 1)? };
+    }
+    Ok(())
+}
+
+/// `pread(2)` of exactly `len` bytes; those that a file just truncated no longer has are zero, as they would read if
+/// it grew again.
+///
+/// # Safety
+/// `at` is writable for `len` bytes.
+unsafe fn read_to(file: BorrowedFd<'_>, offset: u64, at: *mut u8, len: usize) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let to = at.wrapping_add(done);
+        let from = (offset + done as u64) as libc::off_t;
+        // SAFETY: the kernel writes at most `len - done` bytes there.
+        let n = unsafe { libc::pread(file.as_raw_fd(), to.cast(), len - done, from) };
+        match n {
+            0 => {
+                // SAFETY: within the range.
+                unsafe { to.write_bytes(0, len - done) };
+                return Ok(());
+            }
+            1.. => done += n as usize,
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}

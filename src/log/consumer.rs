@@ -1,0 +1,175 @@
+//! The agent's reader of the log: checks every published record and seals it for the journey.
+//!
+//! The application is not trusted: each word is read once into private memory and checked before use, loops are bounded
+//! by the ring, and what does not fit poisons the group, never the agent. Several consumers (a destination's shipper, the
+//! archive) read one log at positions of their own; sealing the same record twice writes the same bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::format::{Kind, RECORD_ALIGN, RECORD_HEADER, RecordHeader, SlotState, max_payload};
+use super::owner::Owner;
+use super::protocol::Cells;
+use super::region::LogRegion;
+use super::slot::{Claim, View};
+use crate::types::Lsn;
+
+/// Says whether a record's region is known and the record lies within what may be written of it.
+pub type RecordCheck = Box<dyn Fn(&RecordHeader) -> bool + Send>;
+
+/// A reader of one log.
+pub struct Consumer {
+    log: Arc<LogRegion>,
+    at: Lsn,
+    check: Option<RecordCheck>,
+}
+
+/// Consecutive published records, sealed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// First byte.
+    pub start: Lsn,
+    /// First byte after it; the bytes are at `start % ring_bytes` of the ring, at most a ring's length.
+    pub end: Lsn,
+    /// Payload bytes of `Data` records.
+    pub data_bytes: u64,
+    /// The sealed headers, in order.
+    pub headers: Vec<RecordHeader>,
+}
+
+/// The log holds what no appender of ours writes. The group can no longer be shipped from it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log is damaged at LSN {at}: {what}; a process of the group wrote to it by mistake or malice")]
+pub struct PoisonError {
+    /// Where.
+    pub at: Lsn,
+    /// What was found.
+    pub what: String,
+}
+
+impl Consumer {
+    /// Reads from `from`, which is where a record starts: the first LSN, or what an earlier batch ended at.
+    pub fn new(log: Arc<LogRegion>, from: Lsn) -> Consumer {
+        Consumer { log, at: from, check: None }
+    }
+
+    /// Has every record checked by `check` too.
+    pub fn with_check(self, check: RecordCheck) -> Consumer {
+        Consumer { check: Some(check), ..self }
+    }
+
+    /// Where the next batch starts.
+    pub fn position(&self) -> Lsn {
+        self.at
+    }
+
+    /// Goes on at `to`, a record's start: what lies between is forgotten.
+    pub fn skip_to(&mut self, to: Lsn) {
+        self.at = to;
+    }
+
+    /// The next published records, up to `max_bytes` of the ring but at least one; `None` if there are none.
+    pub fn next_batch(&mut self, max_bytes: u64) -> Result<Option<Batch>, PoisonError> {
+        let published = self.log.published();
+        if published <= self.at {
+            return Ok(None);
+        }
+        if published.since(self.at) > self.log.spec().ring_bytes {
+            return Err(self.poison(format!("published up to {published}, more than a ring further on")));
+        }
+        let mut batch = Batch { start: self.at, end: self.at, ..Batch::default() };
+        while batch.end < published {
+            let (header, span) = self.check_record(batch.end.0, published.0)?;
+            if span + batch.end.since(batch.start) > max_bytes && !batch.headers.is_empty() {
+                break;
+            }
+            let sealed = self.seal(header);
+            if header.kind == Kind::Data as u8 {
+                batch.data_bytes += u64::from(header.len);
+            }
+            batch.headers.push(sealed);
+            batch.end = batch.end.advance(span);
+        }
+        self.at = batch.end;
+        Ok(Some(batch))
+    }
+
+    /// For the last gasp, when nobody drains any more: publishes whatever is complete and returns how far that is.
+    /// See [`LogRegion::publish_filled`].
+    pub fn tail_now(&self, is_dead: &dyn Fn(&Owner) -> bool) -> Lsn {
+        self.log.publish_filled(is_dead)
+    }
+
+    /// The record at `at` as it is to be sealed, and its span.
+    fn check_record(&self, at: u64, published: u64) -> Result<(RecordHeader, u64), PoisonError> {
+        let log = &*self.log;
+        let word = log.slot(log.codec().index(at)).load(Acquire);
+        let View::Current(claim) = log.codec().view(word, at) else {
+            return Err(self.poison_at(at, format!("no record begins here (slot word {word:#x})")));
+        };
+        if claim.span < RECORD_ALIGN || claim.span > log.ring_bytes() / 4 || at + claim.span > published {
+            return Err(self.poison_at(at, format!("a record of {} bytes", claim.span)));
+        }
+        let header = match claim.state {
+            SlotState::Reserved => return Err(self.poison_at(at, "published, yet not complete".into())),
+            SlotState::Filler => filler(at, claim),
+            SlotState::Filled => self.check_header(at, claim)?,
+        };
+        Ok((header, claim.span))
+    }
+
+    fn check_header(&self, at: u64, claim: Claim) -> Result<RecordHeader, PoisonError> {
+        let mut bytes = [0u8; RECORD_HEADER as usize];
+        self.log.ring().read(self.log.ring_offset(at), &mut bytes);
+        let header = RecordHeader::read_from_bytes(&bytes).expect("the sizes are equal");
+        let refuse = |what: String| Err(self.poison_at(at, what));
+        if header.lsn != at || header.span() != claim.span {
+            return refuse(format!("header of {} bytes at {}", header.span(), header.lsn));
+        }
+        if u64::from(header.len) > max_payload(self.log.ring_bytes()) {
+            return refuse(format!("a payload of {} bytes", header.len));
+        }
+        if Kind::from_byte(header.kind).is_none() {
+            return refuse(format!("a record of kind {}", header.kind));
+        }
+        if self.check.as_ref().is_some_and(|check| !check(&header)) {
+            let (region, offset) = header.place();
+            return refuse(format!("{} bytes at {offset} of region {region}, not protected", header.len));
+        }
+        Ok(header)
+    }
+
+    /// Writes the header as the destination is to see it.
+    fn seal(&self, header: RecordHeader) -> RecordHeader {
+        let generation = self.log.spec().generation;
+        let mut sealed = RecordHeader { generation: generation.0, ..header }.canonical();
+        let at = self.log.ring_offset(header.lsn);
+        let payload = at + RECORD_HEADER as usize;
+        sealed.crc = self.log.ring().crc32c(sealed.crc_seed(generation), payload, header.len as usize);
+        self.log.ring().write(at, sealed.as_bytes());
+        sealed
+    }
+
+    fn poison(&self, what: String) -> PoisonError {
+        self.poison_at(self.at.0, what)
+    }
+
+    fn poison_at(&self, at: u64, what: String) -> PoisonError {
+        PoisonError { at: Lsn(at), what }
+    }
+}
+
+fn filler(at: u64, claim: Claim) -> RecordHeader {
+    RecordHeader {
+        lsn: at,
+        len: (claim.span - RECORD_HEADER) as u32,
+        owner: 0,
+        state: SlotState::Filled as u8,
+        kind: Kind::Filler as u8,
+        place: 0,
+        generation: 0,
+        crc: 0,
+    }
+}

@@ -1,0 +1,261 @@
+//! The lock-free heart of the log: claiming slots, publishing prefixes, going ahead and coming back.
+//!
+//! Written once over [`Cells`], so that the very code that runs on shared memory also runs in the shuttle model
+//! (`protocol/model.rs`), where every interleaving and the death of any process between any two steps is explored.
+//! Callers: `appender`, `region`, `consumer`.
+//!
+//! What makes it right, in three sentences. A claim is one compare-and-swap of the slot word at the tail; the tail
+//! follows, moved by whoever comes by, so a claim never stands half made. A record's content is copied after its
+//! claim, so it is never older than its place, and a prefix is published only when each of its slots is complete.
+//! A slot word changes lap forwards only, so whatever a stalled or dying process still does, it does to its own slot.
+
+use super::format::{RECORD_ALIGN, SlotState, cell::AHEAD};
+use super::slot::{Claim, SlotCodec, View};
+
+/// A 64-bit word of shared memory. Loads acquire, stores release, read-modify-writes do both.
+pub(crate) trait Word {
+    fn load(&self) -> u64;
+    fn store(&self, value: u64);
+    /// Puts `new` in place of `old`; whether it stood there.
+    fn swap_if(&self, old: u64, new: u64) -> bool;
+    /// Raises to at least `value`; whether it was lower, and then a full fence.
+    fn raise(&self, value: u64) -> bool;
+    fn add(&self, delta: u64);
+    fn sub(&self, delta: u64);
+}
+
+/// Where the words of a log are.
+pub(crate) trait Cells {
+    type W: Word;
+    fn tail(&self) -> &Self::W;
+    fn published(&self) -> &Self::W;
+    fn free(&self) -> &Self::W;
+    fn gap_start(&self) -> &Self::W;
+    fn gap_end(&self) -> &Self::W;
+    fn slot(&self, index: usize) -> &Self::W;
+    fn inflight(&self, owner: u16) -> &Self::W;
+    fn codec(&self) -> &SlotCodec;
+    fn ring_bytes(&self) -> u64;
+    /// Orders earlier stores before later loads.
+    fn fence(&self);
+}
+
+/// What came of asking for a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    /// `[lsn, lsn + span)` is the caller's to fill.
+    Slot(u64),
+    /// No room behind this tail.
+    Full(u64),
+    /// The application runs ahead of the log, which ends at this LSN.
+    Ahead(u64),
+}
+
+/// What a publisher does about a slot that is claimed and not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocked {
+    /// Look again.
+    Retry,
+    /// The owner is confirmed dead: make it a filler.
+    OwnerDead,
+    /// Publish what is complete below it, no more.
+    Stop,
+}
+
+/// The tail, and whether the application runs ahead of it.
+pub(crate) fn tail<C: Cells>(c: &C) -> (u64, bool) {
+    let word = c.tail().load();
+    (word & !AHEAD, word & AHEAD != 0)
+}
+
+/// Claims a slot of `span` bytes, a multiple of [`RECORD_ALIGN`] and at most a quarter of the ring.
+#[inline]
+pub(crate) fn claim<C: Cells>(c: &C, span: u64, owner: u16) -> Claimed {
+    loop {
+        let tail = c.tail().load();
+        if tail & AHEAD != 0 {
+            return Claimed::Ahead(tail & !AHEAD);
+        }
+        let slot = c.slot(c.codec().index(tail));
+        let word = slot.load();
+        match c.codec().view(word, tail) {
+            View::Older => {
+                // One unit stays spare, so that the word at the tail is never that of a record in use: it is
+                // where going ahead is noted.
+                let free = c.free().load();
+                if free > tail {
+                    continue; // The tail that we read is long past.
+                }
+                if tail + span - free > c.ring_bytes() - RECORD_ALIGN {
+                    return Claimed::Full(tail);
+                }
+                let mine = c.codec().pack(tail, Claim { state: SlotState::Reserved, owner, span });
+                if slot.swap_if(word, mine) {
+                    c.tail().swap_if(tail, tail + span);
+                    return Claimed::Slot(tail);
+                }
+            }
+            View::Current(claim) => help(c, tail, claim),
+            View::Newer => {}
+        }
+    }
+}
+
+/// Moves the tail past a claim whose owner has not yet done so, or flags it where going ahead was noted.
+fn help<C: Cells>(c: &C, tail: u64, claim: Claim) {
+    if claim.span == 0 {
+        note_gap(c, tail);
+        c.tail().swap_if(tail, tail | AHEAD);
+    } else {
+        c.tail().swap_if(tail, tail + claim.span);
+    }
+}
+
+/// Marks the caller's slot complete; everything it wrote before is visible to who sees the mark.
+#[inline]
+pub(crate) fn fill<C: Cells>(c: &C, lsn: u64, span: u64, owner: u16) {
+    let word = c.codec().pack(lsn, Claim { state: SlotState::Filled, owner, span });
+    c.slot(c.codec().index(lsn)).store(word);
+}
+
+/// Gives up the caller's slot: it becomes a filler.
+pub(crate) fn abandon<C: Cells>(c: &C, lsn: u64, span: u64, owner: u16) {
+    let word = c.codec().pack(lsn, Claim { state: SlotState::Filler, owner, span });
+    c.slot(c.codec().index(lsn)).store(word);
+}
+
+/// Publishes every complete slot below `upto`, which is a tail that the caller has read. `blocked` is asked
+/// about each slot that is not complete. Returns how far the log is published, and whether this call moved it.
+pub(crate) fn publish<C: Cells>(
+    c: &C,
+    upto: u64,
+    mut blocked: impl FnMut(u64, Claim) -> Blocked,
+) -> (u64, bool) {
+    let mut at = c.published().load();
+    while at < upto {
+        let slot = c.slot(c.codec().index(at));
+        let word = slot.load();
+        match c.codec().view(word, at) {
+            View::Current(Claim { span: 0, .. }) | View::Older => break,
+            View::Current(claim) if claim.state != SlotState::Reserved => at += claim.span,
+            View::Current(claim) => match blocked(at, claim) {
+                Blocked::Retry => {}
+                Blocked::OwnerDead => {
+                    slot.swap_if(word, c.codec().pack(at, Claim { state: SlotState::Filler, ..claim }));
+                }
+                Blocked::Stop => break,
+            },
+            View::Newer => {
+                // Someone published past here, and the place was used again.
+                let published = c.published().load();
+                if published <= at {
+                    break;
+                }
+                at = published;
+            }
+        }
+    }
+    let moved = c.published().raise(at);
+    (at.max(c.published().load()), moved)
+}
+
+/// Notes at the tail that the application goes ahead of the log. The caller found no room at `tail`.
+pub(crate) fn go_ahead<C: Cells>(c: &C, tail: u64, owner: u16) {
+    let slot = c.slot(c.codec().index(tail));
+    let word = slot.load();
+    if c.codec().view(word, tail) == View::Older {
+        let stop = c.codec().pack(tail, Claim { state: SlotState::Reserved, owner, span: 0 });
+        slot.swap_if(word, stop);
+    }
+    // Whether by us or by another: if a stop stands there, the flag follows.
+    if let View::Current(claim) = c.codec().view(slot.load(), tail) {
+        help(c, tail, claim);
+    }
+}
+
+/// Opens a gap at `tail`, unless one is open already.
+fn note_gap<C: Cells>(c: &C, tail: u64) {
+    let start = c.gap_start().load();
+    if start == 0 || (c.gap_end().load() > start && start < tail) {
+        c.gap_start().swap_if(start, tail);
+    }
+}
+
+/// Runs `set_bits` inside the owner's in-flight mark if the application is ahead; whether it ran.
+///
+/// Pairs with [`close_gap`]: either that sees the mark and waits, or we see the flag gone.
+pub(crate) fn while_ahead<C: Cells>(c: &C, owner: u16, set_bits: impl FnOnce()) -> bool {
+    let mark = c.inflight(owner);
+    mark.add(1);
+    c.fence();
+    let ahead = c.tail().load() & AHEAD != 0;
+    if ahead {
+        set_bits();
+    }
+    mark.sub(1);
+    ahead
+}
+
+/// Ends running ahead: the stop becomes a filler of one unit and the tail moves past it. `false` if the log is
+/// not ahead, or its ring is not free up to the tail. May be called again after a caller died in it.
+pub(crate) fn close_gap<C: Cells>(c: &C) -> bool {
+    let (tail, ahead) = tail(c);
+    if !ahead || c.free().load() != tail {
+        return false;
+    }
+    let filler = Claim { state: SlotState::Filler, owner: 0, span: RECORD_ALIGN };
+    c.slot(c.codec().index(tail)).store(c.codec().pack(tail, filler));
+    c.tail().swap_if(tail | AHEAD, tail + RECORD_ALIGN);
+    c.fence();
+    true
+}
+
+/// The gap `[start, end)` is made good: the destination's durable image holds everything below `end`.
+pub(crate) fn end_gap<C: Cells>(c: &C, end: u64) {
+    c.gap_end().raise(end);
+    let (tail, ahead) = tail(c);
+    if ahead && tail >= end {
+        // The application went ahead again while the first gap was open, and so did not note it.
+        note_gap(c, tail);
+    }
+}
+
+/// The newest gap: its start, and its end once it is made good.
+pub(crate) fn gap<C: Cells>(c: &C) -> Option<(u64, Option<u64>)> {
+    let start = c.gap_start().load();
+    let end = c.gap_end().load();
+    (start != 0).then_some((start, (end > start).then_some(end)))
+}
+
+/// Makes a filler of every incomplete slot of `owner`, who is confirmed dead, so that its cell can be given away.
+pub(crate) fn retire<C: Cells>(c: &C, owner: u16) {
+    // A claim whose tail move is outstanding lies outside the walk: move the tail first.
+    let (mut end, ahead) = tail(c);
+    if !ahead {
+        if let View::Current(claim) = c.codec().view(c.slot(c.codec().index(end)).load(), end) {
+            help(c, end, claim);
+            end += claim.span;
+        }
+    }
+    let mut at = c.published().load();
+    while at < end {
+        let slot = c.slot(c.codec().index(at));
+        let word = slot.load();
+        match c.codec().view(word, at) {
+            View::Current(Claim { span: 0, .. }) | View::Older => break,
+            View::Current(claim) => {
+                if claim.state == SlotState::Reserved && claim.owner == owner {
+                    slot.swap_if(word, c.codec().pack(at, Claim { state: SlotState::Filler, ..claim }));
+                }
+                at += claim.span;
+            }
+            View::Newer => {
+                let published = c.published().load();
+                if published <= at {
+                    break;
+                }
+                at = published;
+            }
+        }
+    }
+}

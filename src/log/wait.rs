@@ -1,0 +1,211 @@
+//! Waiting: applications for acknowledgements, the agent for work.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, SeqCst};
+use std::sync::atomic::fence;
+use std::time::{Duration, Instant};
+
+use rustix::fs::Timespec;
+use rustix::thread::futex;
+
+use super::format::cell;
+use super::region::{Acks, Counter, LinkState, LogRegion, boottime};
+use crate::types::{Level, Lsn};
+
+/// A waiter looks at the agent's pulse this often.
+const WAIT_SLICE: Duration = Duration::from_millis(100);
+
+/// How deeply the agent sleeps, and so what wakes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SleepDepth {
+    /// While traffic flows: only a waiter wakes it.
+    Nap = 1,
+    /// While nothing happens: the next publish wakes it.
+    Deep = 2,
+}
+
+/// Why a wait ended without the acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// Nothing was published up to there: a wait could never end.
+    #[error("LSN {asked} is not published (the log is published up to {published}): drain first")]
+    Unpublished {
+        /// The LSN waited for.
+        asked: Lsn,
+        /// How far the log is published.
+        published: Lsn,
+    },
+    /// The destinations did not acknowledge in time.
+    #[error("not acknowledged in time")]
+    Timeout,
+    /// The LSN lies in a gap: the ring was full, and the copy that makes it good is not complete.
+    #[error("the log overflowed and the destination is being copied anew; not acknowledged in time")]
+    Gap,
+    /// The agent does not run.
+    #[error("the agent pmemhad is not running; the data is safe on this machine only")]
+    AgentDead,
+    /// No destination is configured.
+    #[error("the group has no destination; the data is safe on this machine only")]
+    NoDestination,
+}
+
+impl LogRegion {
+    /// How far destinations have acknowledged.
+    pub fn acks(&self) -> Acks {
+        Acks {
+            received: self.acknowledged(Level::Received),
+            durable: self.acknowledged(Level::Durable),
+            applied: self.acknowledged(Level::Applied),
+        }
+    }
+
+    /// Agent: acknowledges. Each level only rises; none passes the start of a gap that is open. Wakes waiters.
+    pub fn set_acks(&self, acks: Acks) {
+        let limit = match self.gap() {
+            Some(gap) if gap.end.is_none() => gap.start,
+            _ => Lsn(u64::MAX),
+        };
+        let mut moved = false;
+        for (i, lsn) in [acks.received, acks.durable, acks.applied].into_iter().enumerate() {
+            let lsn = lsn.min(limit).0;
+            moved |= self.control().u64(cell::ACKS + 8 * i).fetch_max(lsn, SeqCst) < lsn;
+        }
+        if moved {
+            self.wake_waiters();
+        }
+    }
+
+    /// Has every waiter look again, at acknowledgements, link and pulse.
+    pub fn wake_waiters(&self) {
+        let seq = self.control().u32(cell::ACK_SEQ);
+        seq.fetch_add(1, SeqCst);
+        // Pairs with the waiter's increment: either it sees the new sequence number, or we see it waiting. A waiter
+        // that was killed stays counted, which costs a needless wake each time and nothing else.
+        if self.control().u32(cell::ACK_SEQ + 4).load(SeqCst) != 0 {
+            let _ = futex::wake(seq, futex::Flags::empty(), i32::MAX as u32);
+        }
+    }
+
+    /// Waits until every record below `lsn` has come as far as `level`, for ever if `timeout` is `None`.
+    pub fn wait(&self, lsn: Lsn, level: Level, timeout: Option<Duration>) -> Result<(), WaitError> {
+        let deadline = timeout.map(|t| Instant::now() + t);
+        loop {
+            let seen = self.control().u32(cell::ACK_SEQ).load(Acquire);
+            if self.reached(lsn, level) {
+                return Ok(());
+            }
+            let in_gap = self.gap().is_some_and(|gap| lsn > gap.start && gap.end.is_none());
+            let published = self.published();
+            if lsn > published && !in_gap {
+                return Err(WaitError::Unpublished { asked: lsn, published });
+            }
+            if level == Level::Local {
+                return Err(WaitError::Gap);
+            }
+            if !self.agent_alive(boottime()) {
+                return Err(WaitError::AgentDead);
+            }
+            if self.link() == LinkState::None {
+                return Err(WaitError::NoDestination);
+            }
+            let left = deadline.map_or(WAIT_SLICE, |d| d.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err(if in_gap { WaitError::Gap } else { WaitError::Timeout });
+            }
+            self.wake_agent(SleepDepth::Nap);
+            self.sleep_for_acks(seen, left.min(WAIT_SLICE));
+        }
+    }
+
+    /// What the policy demands after a drain that yielded `lsn`: waits for the commit level, up to the commit timeout.
+    ///
+    /// When the time is over, or no destination counts, the commit is given up and counted, and further commits
+    /// do not wait until that LSN has been acknowledged after all. Returns whether the level was reached.
+    #[inline]
+    pub fn commit(&self, lsn: Lsn) -> bool {
+        match self.commit_level() {
+            Level::Local => true,
+            level => self.commit_at(lsn, level),
+        }
+    }
+
+    #[cold]
+    fn commit_at(&self, lsn: Lsn, level: Level) -> bool {
+        if self.reached(lsn, level) {
+            return true;
+        }
+        let given_up = self.control().u64(cell::GIVEN_UP);
+        let hopeful = self.link() == LinkState::Counting
+            && self.acknowledged(level).0 >= given_up.load(Acquire)
+            && self.gap().is_none_or(|gap| gap.end.is_some());
+        if hopeful && self.wait(lsn, level, Some(self.policy().commit_timeout)).is_ok() {
+            return true;
+        }
+        given_up.fetch_max(lsn.0, AcqRel);
+        self.count(Counter::CommitsGivenUp, 1);
+        false
+    }
+
+    /// Agent: sleeps until something is published past `seen`, someone waits, the application goes ahead, or
+    /// [`LogRegion::wake_agent`] is called; at most `timeout`. One thread of the agent at a time.
+    pub fn sleep_until_work(&self, seen: Lsn, depth: SleepDepth, timeout: Duration) {
+        let (depth_cell, word) = self.sleep_cells();
+        let before = word.load(SeqCst);
+        depth_cell.store(depth as u32, SeqCst);
+        // Pairs with `wake_agent`, which follows the fence of publishing: either it sees the depth, or we its work.
+        fence(SeqCst);
+        if self.published() <= seen && !self.is_ahead() {
+            let _ = futex::wait(word, futex::Flags::empty(), before, Some(&timespec(timeout)));
+        }
+        depth_cell.store(0, SeqCst);
+    }
+
+    /// Wakes the agent if it sleeps at least as deeply as `depth`.
+    #[inline]
+    pub fn wake_agent(&self, depth: SleepDepth) {
+        let (depth_cell, word) = self.sleep_cells();
+        // Only one of many comes to make the system call.
+        if depth_cell.load(SeqCst) >= depth as u32 && depth_cell.swap(0, SeqCst) != 0 {
+            word.fetch_add(1, SeqCst);
+            let _ = futex::wake(word, futex::Flags::empty(), 1);
+        }
+    }
+
+    fn acknowledged(&self, level: Level) -> Lsn {
+        let at = match level {
+            Level::Local => cell::PUBLISHED,
+            Level::Received => cell::ACKS,
+            Level::Durable => cell::ACKS + 8,
+            Level::Applied => cell::ACKS + 16,
+        };
+        Lsn(self.control().u64(at).load(Acquire))
+    }
+
+    /// Whether `lsn` has come as far as `level`. In a gap only the copy that closes it can bring it there.
+    fn reached(&self, lsn: Lsn, level: Level) -> bool {
+        let needed = match self.gap() {
+            Some(gap) if lsn > gap.start => match gap.end {
+                None => return false,
+                Some(end) => lsn.max(end),
+            },
+            _ => lsn,
+        };
+        self.acknowledged(level) >= needed
+    }
+
+    fn sleep_for_acks(&self, seen: u32, at_most: Duration) {
+        let waiters = self.control().u32(cell::ACK_SEQ + 4);
+        waiters.fetch_add(1, SeqCst);
+        let seq = self.control().u32(cell::ACK_SEQ);
+        let _ = futex::wait(seq, futex::Flags::empty(), seen, Some(&timespec(at_most)));
+        waiters.fetch_sub(1, SeqCst);
+    }
+
+    fn sleep_cells(&self) -> (&std::sync::atomic::AtomicU32, &std::sync::atomic::AtomicU32) {
+        (self.control().u32(cell::AGENT_SLEEP), self.control().u32(cell::AGENT_SLEEP + 4))
+    }
+}
+
+fn timespec(d: Duration) -> Timespec {
+    Timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos().into() }
+}
