@@ -1,6 +1,6 @@
 //! Framing of the agent's Unix socket: one JSON message a packet, at most one descriptor beside it.
 //!
-//! Shared by an application, the agent's server side and the tests. It promises that a message is
+//! Shared by [`client`](super::client), the agent's server side and the tests. It promises that a message is
 //! handed on whole or not at all, that no call blocks past its deadline, that a dead peer is an error and
 //! never a signal, and that descriptors which nobody asked for are closed. Messages are checked for size
 //! on both sides: [`MAX_MESSAGE`] holds whatever the peer does.

@@ -1,8 +1,10 @@
-//! What the end-to-end tests share: directories in memory, C programs, agents as child processes.
+//! What the end-to-end tests share: directories in memory, C programs, agents as child processes,
+//! and a small agent inside the test.
 //!
 //! Everything cleans up after itself when dropped, a panicking test included.
 
 pub mod dirs;
 pub mod node;
 pub mod programs;
+pub mod test_agent;
 pub mod wait;
