@@ -15,6 +15,7 @@
 //!   endpoint and only with the access it was registered for; anything else ends the connection.
 //! - All methods may be called from any thread.
 
+pub mod tcp;
 pub mod tls;
 
 use std::sync::Arc;

@@ -178,6 +178,31 @@ impl SharedMem {
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
+    /// `recvmsg(2)` into `len` bytes of the mapping and then, once they are full, into `tail`: returns the bytes
+    /// received, 0 at the end of the stream.
+    pub fn recv_then(
+        &self,
+        sock: BorrowedFd<'_>,
+        off: usize,
+        len: usize,
+        tail: &mut [u8],
+        flags: i32,
+    ) -> io::Result<usize> {
+        let iov = [
+            libc::iovec { iov_base: self.at(off, len).cast(), iov_len: len },
+            libc::iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: tail.len() },
+        ];
+        // SAFETY: an all-zero msghdr is a valid one; the kernel writes only to the two ranges named, one checked
+        // by `at` and one borrowed exclusively.
+        let n = unsafe {
+            let mut msg: libc::msghdr = std::mem::zeroed();
+            msg.msg_iov = iov.as_ptr().cast_mut();
+            msg.msg_iovlen = iov.len();
+            libc::recvmsg(sock.as_raw_fd(), &mut msg, flags)
+        };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
     /// `sendmsg(2)` of `head` followed by `len` bytes of the mapping: returns the bytes sent.
     pub fn send(
         &self,

@@ -1,0 +1,177 @@
+//! The endpoint that the rooms above hold: checks what they post, and hands it to the connection.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::exchange::End;
+use super::frame::MAX_READ;
+use super::link::Link;
+use super::requests::{LIMIT, NewWrite, Payload};
+use super::wire::Wire;
+use super::{engine, locked, random};
+use crate::fabric::{
+    Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
+};
+use crate::region::memory::SharedMem;
+
+/// One end of a tcp connection. Dropped, it closes the connection.
+pub struct TcpEndpoint {
+    link: Arc<Link>,
+}
+
+impl TcpEndpoint {
+    /// An endpoint over a wire that is past its handshake.
+    pub fn start(peer: String, wire: Wire) -> Result<Arc<TcpEndpoint>, FabricError> {
+        let system = |what: &str, source: io::Error| FabricError::System { what: what.to_owned(), source };
+        let link = Arc::new(Link::new(peer, wire).map_err(|e| system("eventfd", e))?);
+        let engine = link.clone();
+        thread::Builder::new()
+            .name("pmemha-tcp".to_owned())
+            .spawn(move || engine::run(engine))
+            .map_err(|e| system("starting a thread of the tcp fabric", e))?;
+        Ok(Arc::new(TcpEndpoint { link }))
+    }
+
+    fn local(&self, local: &Local<'_>) -> Result<Payload, FabricError> {
+        let memory = local.memory.memory();
+        if !self.link.registry.knows(local.memory.key().key, memory) {
+            return Err(FabricError::Access("local memory is not registered on this endpoint".to_owned()));
+        }
+        if !memory.contains(local.offset, local.len) {
+            let (from, len, size) = (local.offset, local.len, memory.len());
+            return Err(FabricError::Access(format!(
+                "local bytes {from}+{len} outside memory of {size} bytes"
+            )));
+        }
+        Ok(Payload { memory: memory.clone(), offset: local.offset, len: local.len })
+    }
+
+    /// Posts under the lock if there is room, then sends what can be sent at once.
+    fn post(
+        &self,
+        requests: usize,
+        signalled: usize,
+        add: impl FnOnce(&mut super::requests::Requests),
+    ) -> Result<(), FabricError> {
+        {
+            let mut exchange = locked(self.link.exchange());
+            if let Some(end) = exchange.end() {
+                return Err(end.error(&self.link.peer));
+            }
+            exchange
+                .requests
+                .room(requests, signalled)
+                .map_err(|in_flight| FabricError::Busy { in_flight })?;
+            add(&mut exchange.requests);
+        }
+        self.link.pump_inline();
+        Ok(())
+    }
+}
+
+impl Endpoint for TcpEndpoint {
+    fn peer(&self) -> &str {
+        &self.link.peer
+    }
+
+    fn encrypted(&self) -> bool {
+        self.link.wire.encrypted()
+    }
+
+    fn register(
+        &self,
+        memory: Arc<SharedMem>,
+        access: RemoteAccess,
+    ) -> Result<Arc<dyn Registration>, FabricError> {
+        loop {
+            let key = u64::from_le_bytes(random()?);
+            if let Some(registration) = self.link.registry.register(key, memory.clone(), access) {
+                return Ok(Arc::new(registration));
+            }
+        }
+    }
+
+    fn write(&self, writes: &[Write<'_>]) -> Result<(), FabricError> {
+        let mut checked = Vec::with_capacity(writes.len());
+        for write in writes {
+            within(&write.remote, write.remote_offset, write.local.len)?;
+            checked.push(NewWrite {
+                from: self.local(&write.local)?,
+                key: write.remote.key,
+                offset: write.remote_offset,
+                immediate: write.immediate,
+                signal: write.signal,
+            });
+        }
+        let signalled = writes.iter().filter(|w| w.signal.is_some()).count();
+        self.post(writes.len(), signalled, |requests| checked.into_iter().for_each(|w| requests.write(w)))
+    }
+
+    fn read(
+        &self,
+        into: Local<'_>,
+        remote: RemoteKey,
+        remote_offset: u64,
+        signal: u64,
+    ) -> Result<(), FabricError> {
+        within(&remote, remote_offset, into.len)?;
+        if into.len > MAX_READ as usize {
+            return Err(FabricError::Access(format!(
+                "a read takes at most {MAX_READ} bytes, not {}",
+                into.len
+            )));
+        }
+        let into = self.local(&into)?;
+        self.post(1, 1, |requests| requests.read(into, remote.key, remote_offset, signal))
+    }
+
+    fn poll(&self, out: &mut Vec<Completion>) -> usize {
+        locked(self.link.exchange()).requests.poll(out)
+    }
+
+    fn take_immediate(&self) -> Option<u32> {
+        locked(self.link.exchange()).take_immediate()
+    }
+
+    fn wait(&self, timeout: Duration) -> Wake {
+        self.link.wait(timeout)
+    }
+
+    fn interrupt(&self) {
+        self.link.interrupt();
+    }
+
+    fn on_event(&self, notify: Box<dyn Fn() + Send + Sync>) {
+        self.link.on_event(notify);
+    }
+
+    fn revoke(&self) -> Result<(), FabricError> {
+        // The reason first, so that the engine never finds a closed gate without one.
+        self.link.doom(End::RevokedHere);
+        self.link.registry.close();
+        Ok(())
+    }
+
+    fn limit(&self) -> usize {
+        LIMIT
+    }
+}
+
+impl Drop for TcpEndpoint {
+    fn drop(&mut self) {
+        self.link.doom(End::Closed);
+        self.link.registry.close();
+    }
+}
+
+fn within(remote: &RemoteKey, offset: u64, len: usize) -> Result<(), FabricError> {
+    match offset.checked_add(len as u64) {
+        Some(end) if end <= remote.len => Ok(()),
+        _ => Err(FabricError::Access(format!(
+            "remote bytes {offset}+{len} outside a registration of {} bytes",
+            remote.len
+        ))),
+    }
+}

@@ -1,0 +1,351 @@
+//! Our own requests, from posting to completion: a state machine without sockets.
+//!
+//! Requests are numbered from 1 in posting order. They leave as frames in that order; an acknowledgement settles
+//! every write up to its number, a reply settles its read and everything before. Completions come out in
+//! posting order, whatever order the answers came in.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::frame::{Frame, MAX_PAYLOAD};
+use crate::fabric::{Completion, FabricError};
+use crate::region::memory::SharedMem;
+
+/// Requests of one endpoint that may be posted and not settled, or settled and not polled. As a verbs send queue
+/// of common size; at some 100 bytes each it bounds an endpoint's memory to a few hundred KiB.
+pub const LIMIT: usize = 1024;
+
+/// A piece of local memory that follows a header.
+#[derive(Clone)]
+pub struct Payload {
+    /// The memory.
+    pub memory: Arc<SharedMem>,
+    /// First byte.
+    pub offset: usize,
+    /// Number of bytes.
+    pub len: usize,
+}
+
+/// A write as the endpoint checked it.
+pub struct NewWrite {
+    /// Source.
+    pub from: Payload,
+    /// Target registration.
+    pub key: u64,
+    /// Target offset.
+    pub offset: u64,
+    /// See [`crate::fabric::Write::immediate`].
+    pub immediate: Option<u32>,
+    /// See [`crate::fabric::Write::signal`].
+    pub signal: Option<u64>,
+}
+
+/// Requests of one endpoint.
+#[derive(Default)]
+pub struct Requests {
+    /// Number of the newest request.
+    posted: u64,
+    /// Number of the newest request that was wholly handed out as frames.
+    sent: u64,
+    /// Every write up to here has landed.
+    settled: u64,
+    outbox: VecDeque<Outgoing>,
+    reads: VecDeque<OpenRead>,
+    /// Signalled requests that have not completed, in order.
+    pending: VecDeque<Pending>,
+    done: VecDeque<Completion>,
+    /// Completions there have been.
+    completed: u64,
+}
+
+enum Outgoing {
+    Write { seq: u64, left: Payload, key: u64, offset: u64, immediate: Option<u32> },
+    Read { seq: u64, key: u64, offset: u64, len: u32 },
+}
+
+struct OpenRead {
+    seq: u64,
+    into: Payload,
+}
+
+struct Pending {
+    seq: u64,
+    id: u64,
+    read: bool,
+}
+
+/// An answer that fits no question of ours.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unasked(pub &'static str);
+
+impl Requests {
+    /// Whether `requests` more, of which `signalled` ask for a completion, may be posted; else how many are in flight.
+    pub fn room(&self, requests: usize, signalled: usize) -> Result<(), usize> {
+        let unsettled = (self.posted - self.settled) as usize;
+        let waiting = self.pending.len() + self.done.len();
+        if unsettled + requests > LIMIT || waiting + signalled > LIMIT {
+            return Err(unsettled.max(waiting));
+        }
+        Ok(())
+    }
+
+    /// Posts a write.
+    pub fn write(&mut self, write: NewWrite) {
+        self.posted += 1;
+        let seq = self.posted;
+        if let Some(id) = write.signal {
+            self.pending.push_back(Pending { seq, id, read: false });
+        }
+        let NewWrite { from: left, key, offset, immediate, .. } = write;
+        self.outbox.push_back(Outgoing::Write { seq, left, key, offset, immediate });
+    }
+
+    /// Posts a read of `into.len` bytes, at most [`super::frame::MAX_READ`].
+    pub fn read(&mut self, into: Payload, key: u64, offset: u64, signal: u64) {
+        self.posted += 1;
+        let seq = self.posted;
+        let len = into.len as u32;
+        self.pending.push_back(Pending { seq, id: signal, read: true });
+        self.reads.push_back(OpenRead { seq, into });
+        self.outbox.push_back(Outgoing::Read { seq, key, offset, len });
+    }
+
+    /// Whether frames wait to be sent.
+    pub fn has_output(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// The next frame to send, with the memory that follows it.
+    pub fn next_frame(&mut self) -> Option<(Frame, Option<Payload>)> {
+        match self.outbox.front_mut()? {
+            Outgoing::Read { seq, key, offset, len } => {
+                let frame = Frame::Read { seq: *seq, key: *key, offset: *offset, len: *len };
+                self.sent = *seq;
+                self.outbox.pop_front();
+                Some((frame, None))
+            }
+            Outgoing::Write { seq, left, key, offset, immediate } => {
+                let len = left.len.min(MAX_PAYLOAD as usize);
+                let last = len == left.len;
+                let piece = Payload { memory: left.memory.clone(), offset: left.offset, len };
+                let frame = Frame::Write {
+                    seq: *seq,
+                    key: *key,
+                    offset: *offset,
+                    len: len as u32,
+                    last,
+                    immediate: immediate.filter(|_| last),
+                };
+                left.offset += len;
+                left.len -= len;
+                *offset += len as u64;
+                if last {
+                    self.sent = *seq;
+                    self.outbox.pop_front();
+                }
+                Some((frame, Some(piece)))
+            }
+        }
+    }
+
+    /// The peer says that every write up to `seq` has landed.
+    pub fn acknowledged(&mut self, seq: u64) -> Result<(), Unasked> {
+        if seq > self.sent {
+            return Err(Unasked("it acknowledged a request that was not sent"));
+        }
+        self.settle(seq);
+        Ok(())
+    }
+
+    /// `len` bytes of the answer to read `seq` come next: where they go.
+    pub fn reply(&mut self, seq: u64, len: u32, last: bool) -> Result<Payload, Unasked> {
+        let read = self.reads.front_mut().ok_or(Unasked("it answered a read that was not asked"))?;
+        if read.seq != seq || seq > self.sent {
+            return Err(Unasked("it answered a read that was not asked"));
+        }
+        let len = len as usize;
+        if len > read.into.len || last != (len == read.into.len) {
+            return Err(Unasked("its answer to a read has another length"));
+        }
+        let place = Payload { memory: read.into.memory.clone(), offset: read.into.offset, len };
+        read.into.offset += len;
+        read.into.len -= len;
+        Ok(place)
+    }
+
+    /// The last bytes of the answer to the oldest read have landed.
+    pub fn reply_landed(&mut self) {
+        if let Some(read) = self.reads.pop_front() {
+            self.settle(read.seq);
+        }
+    }
+
+    /// Moves completions to `out`.
+    pub fn poll(&mut self, out: &mut Vec<Completion>) -> usize {
+        let n = self.done.len();
+        out.extend(self.done.drain(..));
+        n
+    }
+
+    /// Whether [`Requests::poll`] would return any.
+    pub fn has_completions(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// How many completions there have been, polled or not.
+    pub fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    /// Completes everything that is in flight with an error, and forgets what was to be sent.
+    pub fn fail(&mut self, error: impl Fn() -> FabricError) {
+        self.outbox.clear();
+        self.reads.clear();
+        for Pending { id, .. } in self.pending.drain(..) {
+            self.done.push_back(Completion { id, result: Err(error()) });
+            self.completed += 1;
+        }
+    }
+
+    fn settle(&mut self, seq: u64) {
+        self.settled = self.settled.max(seq);
+        while let Some(front) = self.pending.front() {
+            let open_read = self.reads.front().is_some_and(|r| r.seq <= front.seq);
+            if front.seq > self.settled || (front.read && open_read) {
+                break;
+            }
+            self.done.push_back(Completion { id: front.id, result: Ok(()) });
+            self.completed += 1;
+            self.pending.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(len: usize) -> Payload {
+        Payload { memory: Arc::new(SharedMem::anonymous(len.max(1)).unwrap()), offset: 0, len }
+    }
+
+    fn write(len: usize, signal: Option<u64>) -> NewWrite {
+        NewWrite { from: payload(len), key: 7, offset: 100, immediate: Some(5), signal }
+    }
+
+    fn send_all(requests: &mut Requests) -> Vec<Frame> {
+        std::iter::from_fn(|| requests.next_frame()).map(|(frame, _)| frame).collect()
+    }
+
+    fn completed(requests: &mut Requests) -> Vec<u64> {
+        let mut out = Vec::new();
+        requests.poll(&mut out);
+        out.iter().map(|c| c.id).collect()
+    }
+
+    #[test]
+    fn a_long_write_leaves_in_pieces_and_only_the_last_carries_the_immediate() {
+        let mut requests = Requests::default();
+        requests.write(write(MAX_PAYLOAD as usize + 10, None));
+        let frames = send_all(&mut requests);
+        let whole =
+            Frame::Write { seq: 1, key: 7, offset: 100, len: MAX_PAYLOAD, last: false, immediate: None };
+        let rest = Frame::Write {
+            seq: 1,
+            key: 7,
+            offset: 100 + u64::from(MAX_PAYLOAD),
+            len: 10,
+            last: true,
+            immediate: Some(5),
+        };
+        assert_eq!(frames, [whole, rest]);
+    }
+
+    #[test]
+    fn one_acknowledgement_completes_all_signalled_writes_before_it() {
+        let mut requests = Requests::default();
+        for signal in [Some(10), None, Some(11), Some(12)] {
+            requests.write(write(1, signal));
+        }
+        send_all(&mut requests);
+        requests.acknowledged(3).unwrap();
+        assert_eq!(completed(&mut requests), [10, 11]);
+        requests.acknowledged(2).unwrap();
+        requests.acknowledged(4).unwrap();
+        assert_eq!(completed(&mut requests), [12]);
+    }
+
+    #[test]
+    fn completions_keep_posting_order_across_reads() {
+        let mut requests = Requests::default();
+        requests.write(write(1, Some(1)));
+        requests.read(payload(8), 7, 0, 2);
+        requests.write(write(1, Some(3)));
+        send_all(&mut requests);
+        requests.acknowledged(3).unwrap();
+        assert_eq!(completed(&mut requests), [1]);
+        requests.reply(2, 5, false).unwrap();
+        assert_eq!(requests.reply(2, 3, true).unwrap().offset, 5);
+        requests.reply_landed();
+        assert_eq!(completed(&mut requests), [2, 3]);
+    }
+
+    #[test]
+    fn a_reply_settles_the_writes_before_its_read() {
+        let mut requests = Requests::default();
+        requests.write(write(1, Some(1)));
+        requests.read(payload(8), 7, 0, 2);
+        send_all(&mut requests);
+        requests.reply(2, 8, true).unwrap();
+        requests.reply_landed();
+        assert_eq!(completed(&mut requests), [1, 2]);
+    }
+
+    #[test]
+    fn answers_to_questions_that_were_not_asked_are_refused() {
+        let mut requests = Requests::default();
+        assert!(requests.reply(1, 0, true).is_err());
+        requests.write(write(1, Some(1)));
+        assert!(requests.acknowledged(1).is_err(), "not sent yet");
+        requests.read(payload(8), 7, 0, 2);
+        assert!(requests.reply(2, 8, true).is_err(), "not sent yet");
+        send_all(&mut requests);
+        assert!(requests.acknowledged(3).is_err());
+        assert!(requests.reply(1, 8, true).is_err());
+        assert!(requests.reply(2, 9, true).is_err());
+        assert!(requests.reply(2, 8, false).is_err());
+        assert!(requests.reply(2, 7, true).is_err());
+        requests.reply(2, 8, true).unwrap();
+    }
+
+    #[test]
+    fn the_limit_counts_what_is_unsettled_and_what_is_unpolled() {
+        let mut requests = Requests::default();
+        assert_eq!(requests.room(LIMIT + 1, 0), Err(0));
+        (0..LIMIT as u64).for_each(|id| requests.write(write(0, Some(id))));
+        assert_eq!(requests.room(1, 0), Err(LIMIT));
+        send_all(&mut requests);
+        requests.acknowledged(LIMIT as u64).unwrap();
+        assert_eq!(requests.room(1, 0), Ok(()), "an unsignalled one has room");
+        assert_eq!(requests.room(1, 1), Err(LIMIT), "its completion would have none");
+        assert_eq!(completed(&mut requests).len(), LIMIT);
+        assert_eq!(requests.room(LIMIT, LIMIT), Ok(()));
+    }
+
+    #[test]
+    fn failure_completes_everything_once() {
+        let mut requests = Requests::default();
+        requests.write(write(1, Some(1)));
+        requests.read(payload(8), 7, 0, 2);
+        send_all(&mut requests);
+        requests.acknowledged(1).unwrap();
+        requests.write(write(1, Some(3)));
+        requests.fail(|| FabricError::Revoked { peer: "p".into() });
+        requests.fail(|| FabricError::Revoked { peer: "p".into() });
+        let mut out = Vec::new();
+        requests.poll(&mut out);
+        let ends: Vec<_> = out.iter().map(|c| (c.id, c.result.is_ok())).collect();
+        assert_eq!(ends, [(1, true), (2, false), (3, false)]);
+        assert!(!requests.has_output());
+    }
+}
