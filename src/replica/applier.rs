@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::image::ImageError;
 use super::image::set::ImageSet;
 use super::landing::{Landing, LandingError};
+use super::promote::{self, PromoteError};
 use super::store::{Bytes, Store};
 use crate::log::format::{RECORD_HEADER, RecordHeader};
 use crate::region::memory::SharedMem;
@@ -50,6 +51,9 @@ pub enum ApplyError {
     /// The landing ring.
     #[error(transparent)]
     Landing(#[from] LandingError),
+    /// The journal of a promotion.
+    #[error(transparent)]
+    Promotion(#[from] Box<PromoteError>),
     /// The stream does not continue what is here.
     #[error(
         "the source would go on at {from} of generation {generation}, but what is here ends at {have} of generation \
@@ -134,6 +138,7 @@ impl Applier {
         if generation < at.generation {
             return Err(ApplyError::Stale { generation, have: at.generation });
         }
+        self.leave_promotion(generation)?;
         if generation > at.generation || from > self.landed {
             if !fresh {
                 let (have, have_generation) = (self.landed, at.generation);
@@ -152,6 +157,20 @@ impl Applier {
         }
         let landing = self.landing.as_ref().expect("just made");
         Ok(landing.memory().clone())
+    }
+
+    /// What was promoted here takes records of a later generation only: then its journal has had its time.
+    fn leave_promotion(&self, generation: Generation) -> Result<(), ApplyError> {
+        let (store, dir) = (&*self.config.store, &*self.config.dir);
+        match promote::journalled(store, dir).map_err(Box::new)? {
+            Some((have, _)) if generation <= have => Err(ApplyError::Stale { generation, have: have.next() }),
+            Some(_) => Ok(promote::forget(store, dir).map_err(|source| LandingError::Io {
+                what: "clear the journal of a promotion in",
+                path: dir.to_owned(),
+                source,
+            })?),
+            None => Ok(()),
+        }
     }
 
     /// Checks what has landed and makes it durable in the ring. Returns whether there was anything.

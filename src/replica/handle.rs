@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use super::applier::{Applier, ApplierConfig, ApplyError};
+use super::promote::{self, PromoteError};
 use super::recover::{self, Recovery};
 use super::status::ReplicaStatus;
 use super::worker::{self, Link, Shared};
@@ -126,6 +127,15 @@ impl Replica {
             let applier = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             self.engine = Engine::Idle(applier);
         }
+    }
+
+    /// Makes the image the application's files: see [`promote`]. The source's access must have been revoked.
+    pub fn promote(&mut self, request: &promote::Request<'_>) -> Result<promote::Promoted, PromoteError> {
+        let shared = self.shared.clone();
+        let applier = self.applier()?;
+        let done = promote::promote(applier, request, &mut |_| Ok(()));
+        shared.status().update(applier);
+        done
     }
 
     /// The applier with everything applied that landed; detaches the source. An error that an attachment met before

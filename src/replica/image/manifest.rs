@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageError;
 use crate::log::format::MAX_NAME;
+use crate::replica::store::sealed::{seal, unseal};
 use crate::replica::store::{Store, replace};
 use crate::types::{Generation, GroupId, Lsn, RegionId};
 
@@ -101,9 +102,7 @@ impl Manifest {
 
     /// Writes it, atomically and durably.
     pub fn store(&self, store: &dyn Store, dir: &Path) -> std::io::Result<()> {
-        let mut text = serde_json::to_string(self)?;
-        let crc = crc32c::crc32c(text.as_bytes());
-        text.push_str(&format!("\ncrc32c:{crc:08x}\n"));
+        let text = seal(&serde_json::to_string(self)?);
         replace(store, dir, FILE, text.as_bytes())
     }
 
@@ -116,12 +115,7 @@ impl Manifest {
 
     /// Reads it from bytes; says what is wrong with them.
     pub fn parse(bytes: &[u8]) -> Result<Manifest, String> {
-        let text = std::str::from_utf8(bytes).map_err(|_| "not text".to_owned())?;
-        let (json, rest) = text.split_once('\n').ok_or("cut off")?;
-        let crc = rest.strip_prefix("crc32c:").and_then(|r| r.strip_suffix('\n')).ok_or("no checksum")?;
-        if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(json.as_bytes())) {
-            return Err("checksum does not fit".to_owned());
-        }
+        let json = unseal(bytes)?;
         let manifest: Manifest = serde_json::from_str(json).map_err(|e| e.to_string())?;
         if manifest.version != VERSION {
             return Err(format!("version {} where this program knows {VERSION}", manifest.version));
@@ -176,7 +170,6 @@ mod tests {
 
     #[test]
     fn unknown_fields_and_versions_are_refused() {
-        let seal = |json: &str| format!("{json}\ncrc32c:{:08x}\n", crc32c::crc32c(json.as_bytes()));
         let json = serde_json::to_string(&manifest()).unwrap();
         assert!(Manifest::parse(seal(&json).as_bytes()).is_ok());
         let newer = json.replacen("\"version\":1", "\"version\":2", 1);

@@ -9,6 +9,7 @@
 mod bitmap;
 pub mod disk;
 mod mapped;
+pub mod sealed;
 
 use std::fmt;
 use std::io;

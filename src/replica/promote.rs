@@ -1,0 +1,286 @@
+//! Promotion: the image becomes the application's files.
+//!
+//! Before it, the caller has taken the source's access away ([`crate::fabric::Endpoint::revoke`]): what landed by then is the
+//! end of the stream. The rest is a sequence of steps of which each may be the last before a crash; a journal
+//! (`promotion.json`) makes the next attempt go on. `docs/image-format.md` lists the steps.
+//!
+//! Hard rule: a file that is there already is never written over. It is set aside under a name of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::applier::{Applier, ApplyError};
+use super::image::set::{Promotable, RegionFilePath};
+use super::paths::{self, PathError, Place};
+use super::place::{FileId, Placed, Step, already, prepare, put};
+use super::recover;
+use super::store::sealed::{seal, unseal};
+use super::store::{Store, replace};
+use crate::types::{Generation, Lsn};
+
+/// File name of the journal in the replica's directory.
+pub const JOURNAL: &str = "promotion.json";
+
+/// Version of the journal.
+const VERSION: u32 = 1;
+
+/// Longest journal, as for a manifest.
+const MAX_JOURNAL: u64 = super::image::manifest::MAX_BYTES * 2;
+
+/// The source's word on where its stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedMark {
+    /// Generation that ended.
+    pub generation: Generation,
+    /// End of the stream.
+    pub lsn: Lsn,
+    /// Chained digest there, if the source could say.
+    pub digest: Option<u64>,
+}
+
+/// What is asked of a promotion.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// What the image must contain.
+    pub saved: Option<SavedMark>,
+    /// Take what is there, also if it is not what `saved` says.
+    pub force: bool,
+    /// Where files go: source path or prefix of some, to local path.
+    pub paths: &'a BTreeMap<PathBuf, PathBuf>,
+    /// Owner of the files, if not this process: user and group.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// What a promotion did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Promoted {
+    /// What was promoted.
+    pub image: Promotable,
+    /// The source's digest was compared, and was the same.
+    pub digest_checked: bool,
+    /// The files.
+    pub files: Vec<Placed>,
+    /// Applying what had landed.
+    pub applied_in: Duration,
+    /// Putting the files in place.
+    pub placed_in: Duration,
+}
+
+/// Why nothing was promoted, or not everything yet.
+#[derive(Debug, thiserror::Error)]
+pub enum PromoteError {
+    /// Applying what landed.
+    #[error("what landed could not be applied: {0}")]
+    Apply(#[from] ApplyError),
+    /// No image.
+    #[error("there is no consistent copy here: its first sync never completed, or its landing ring was lost")]
+    NothingConsistent,
+    /// The stream's end is not here.
+    #[error(
+        "the source saved up to {} of generation {}, but the copy here is of {have} of generation {have_generation}: \
+         promoting it would lose what lies between (`--force` does so)",
+        saved.lsn, saved.generation
+    )]
+    Incomplete {
+        /// What the source said.
+        saved: SavedMark,
+        /// What is here.
+        have: Lsn,
+        /// Of which generation.
+        have_generation: Generation,
+    },
+    /// The streams differ.
+    #[error(
+        "the copy at {lsn} has digest {have:016x}, the source's has {want:016x}: they are not the same bytes"
+    )]
+    Digest {
+        /// Where.
+        lsn: Lsn,
+        /// Here.
+        have: u64,
+        /// At the source.
+        want: u64,
+    },
+    /// A region has no place here.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// Two regions would be one file.
+    #[error("{first:?} and {second:?} are both to be {}: give them separate places in `paths`", path.display())]
+    Clash {
+        /// A region's name.
+        first: String,
+        /// Another's.
+        second: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The journal of an earlier attempt.
+    #[error("{} is damaged ({what}): move it away to start the promotion again", path.display())]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The system refused; the promotion can be tried again.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Journal {
+    version: u32,
+    image: u64,
+    generation: Generation,
+    lsn: Lsn,
+    digest: u64,
+    digest_checked: bool,
+    /// By region: the file that is, or is about to be, at its place.
+    prepared: BTreeMap<u16, FileId>,
+    /// Set when all is in place.
+    files: Option<Vec<Placed>>,
+}
+
+/// The promotion that `dir` has a journal of, and whether it is complete.
+pub fn journalled(store: &dyn Store, dir: &Path) -> Result<Option<(Generation, bool)>, PromoteError> {
+    Ok(load(store, dir)?.map(|j| (j.generation, j.files.is_some())))
+}
+
+/// Promotes. `step` is called before each durable step with its name; an error of its ends the attempt there.
+///
+/// Repeated after a complete promotion it reports the same again.
+pub fn promote(
+    applier: &mut Applier,
+    request: &Request<'_>,
+    step: &mut Step<'_>,
+) -> Result<Promoted, PromoteError> {
+    let start = Instant::now();
+    let (store, dir) = (applier.config().store.clone(), applier.config().dir.clone());
+    if let Some(Journal { files: Some(files), image, generation, lsn, digest, digest_checked, .. }) =
+        load(&*store, &dir)?
+    {
+        applier.clear()?;
+        let image = Promotable { image, generation, lsn, digest, live: false };
+        let none = Duration::ZERO;
+        return Ok(Promoted { image, digest_checked, files, applied_in: none, placed_in: none });
+    }
+    recover::drain(applier)?;
+    let applied_in = start.elapsed();
+    let image = applier.images().promotable().ok_or(PromoteError::NothingConsistent)?;
+    let digest_checked = compare(&image, request)?;
+    let regions = applier.images().regions();
+    let places = places(&regions, request.paths)?;
+
+    let mut journal = match load(&*store, &dir)? {
+        Some(journal) if (journal.image, journal.lsn) == (image.image, image.lsn) => journal,
+        _ => Journal {
+            version: VERSION,
+            image: image.image,
+            generation: image.generation,
+            lsn: image.lsn,
+            digest: image.digest,
+            digest_checked,
+            prepared: BTreeMap::new(),
+            files: None,
+        },
+    };
+    save(&*store, &dir, &journal, step)?;
+    let mut files = Vec::new();
+    for (region, place) in regions.iter().zip(&places) {
+        place.prepare()?;
+        let id = region.entry.id.0;
+        if let Some(placed) = already(region, &place.path, image.generation, journal.prepared.get(&id))? {
+            files.push(placed);
+            continue;
+        }
+        let part = prepare(region, &place.path, image.generation, request.owner, step)?;
+        journal.prepared.insert(id, part.id);
+        save(&*store, &dir, &journal, step)?;
+        files.push(put(region, &place.path, image.generation, part, step)?);
+    }
+    journal.files = Some(files.clone());
+    save(&*store, &dir, &journal, step)?;
+    step("clear").map_err(|source| PromoteError::Io {
+        what: "clear",
+        path: applier.config().dir.clone(),
+        source,
+    })?;
+    applier.clear()?;
+    Ok(Promoted { image, digest_checked, files, applied_in, placed_in: start.elapsed() - applied_in })
+}
+
+/// Whether the image is what the source says that it saved; true if the digests were compared.
+fn compare(image: &Promotable, request: &Request<'_>) -> Result<bool, PromoteError> {
+    let Some(saved) = request.saved else { return Ok(false) };
+    let same_place = (image.generation, image.lsn) == (saved.generation, saved.lsn);
+    match saved.digest {
+        _ if !same_place && request.force => Ok(false),
+        _ if !same_place => {
+            Err(PromoteError::Incomplete { saved, have: image.lsn, have_generation: image.generation })
+        }
+        Some(want) if want != image.digest && !request.force => {
+            Err(PromoteError::Digest { lsn: image.lsn, have: image.digest, want })
+        }
+        digest => Ok(digest == Some(image.digest)),
+    }
+}
+
+fn places(
+    regions: &[RegionFilePath],
+    paths: &BTreeMap<PathBuf, PathBuf>,
+) -> Result<Vec<Place>, PromoteError> {
+    let mut taken: BTreeMap<PathBuf, &str> = BTreeMap::new();
+    let mut places = Vec::new();
+    for region in regions {
+        let place = paths::place(paths, &region.entry.name)?;
+        if let Some(first) = taken.insert(place.path.clone(), &region.entry.name) {
+            let second = region.entry.name.clone();
+            return Err(PromoteError::Clash { first: first.to_owned(), second, path: place.path });
+        }
+        places.push(place);
+    }
+    Ok(places)
+}
+
+fn load(store: &dyn Store, dir: &Path) -> Result<Option<Journal>, PromoteError> {
+    let path = dir.join(JOURNAL);
+    let bytes = match store.read(&path, MAX_JOURNAL) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(PromoteError::Io { what: "read", path, source }),
+    };
+    let journal =
+        unseal(&bytes).and_then(|json| serde_json::from_str::<Journal>(json).map_err(|e| e.to_string()));
+    match journal {
+        Ok(journal) if journal.version == VERSION => Ok(Some(journal)),
+        Ok(journal) => Err(PromoteError::Journal { path, what: format!("version {}", journal.version) }),
+        Err(what) => Err(PromoteError::Journal { path, what }),
+    }
+}
+
+fn save(store: &dyn Store, dir: &Path, journal: &Journal, step: &mut Step<'_>) -> Result<(), PromoteError> {
+    let write = || replace(store, dir, JOURNAL, seal(&serde_json::to_string(journal)?).as_bytes());
+    step("journal").and_then(|()| write()).map_err(|source| PromoteError::Io {
+        what: "write",
+        path: dir.join(JOURNAL),
+        source,
+    })
+}
+
+/// Removes the journal of a promotion that a newer stream has overtaken.
+pub fn forget(store: &dyn Store, dir: &Path) -> io::Result<()> {
+    store.remove_file(&dir.join(JOURNAL))?;
+    store.sync_dir(dir)
+}
