@@ -6,6 +6,7 @@
 //! | [`config`] | the TOML file, checked as a whole, with messages that name line, key and remedy |
 //! | [`control`] | the channel between agents |
 //! | [`events`] | the numbered event stream |
+//! | [`group`] | a group at its source: log, regions, processes; what a controller does |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
 //! | [`state`] | what must outlive the agent |
 //! | [`status`] | the document of `pmemha status`, and its text |
@@ -16,6 +17,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 pub mod fdstore;
+pub mod group;
 pub mod holder;
 pub mod state;
 pub mod status;

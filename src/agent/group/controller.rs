@@ -1,0 +1,71 @@
+//! What the daemon asks of whoever controls a group, and what a source's controller hears from its group.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Group, Region};
+use crate::agent::status::GroupStatus;
+
+/// Controls one group on this node: as source (`agent::source`) or destination (`agent::standby`). Called by sessions
+/// and the daemon from any thread; no call but [`Controller::finish`] blocks for longer than a disk write.
+pub trait Controller: Send + Sync {
+    /// Name of the group.
+    fn name(&self) -> &str;
+
+    /// The group that an application may attach to at present, or why none may: the text goes to its user.
+    fn attach(&self) -> Result<Arc<Group>, String>;
+
+    /// How the group is at this instant.
+    fn report(&self) -> GroupStatus;
+
+    /// Operator: the last gasp, now. Returns once it has begun.
+    fn last_gasp(&self) -> Result<(), String>;
+
+    /// Operator: this node is to own the group. `force`: the operator's word that the source is dead. Returns once the
+    /// promotion has begun.
+    fn promote(&self, force: bool) -> Result<(), String>;
+
+    /// External power came or went.
+    fn power(&self, online: bool);
+
+    /// The agent is about to end: bring what is published to the destinations, or as much of it as `deadline` allows,
+    /// and stop. What is left undone is returned as a sentence.
+    fn finish(&self, deadline: Instant) -> Option<String>;
+}
+
+/// What happened in a [`Group`]. Handed to its controller on the thread where it happened, under the group's lock:
+/// the receiver takes note and returns.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A region was added: its creation is in the log. Unless `empty`, the file holds bytes that the log does not, so it is
+    /// protected only once a sync has begun after this.
+    RegionAdded {
+        /// The region.
+        region: Arc<Region>,
+        /// Whether every byte of the file was zero for sure, since it was made just now.
+        empty: bool,
+    },
+    /// A process attached.
+    ProcessAttached {
+        /// Its process, if it can be seen from here.
+        pid: Option<u32>,
+    },
+    /// A process ended while others go on.
+    ProcessEnded {
+        /// Its process, if it could be seen from here.
+        pid: Option<u32>,
+        /// How.
+        ending: Ending,
+    },
+    /// The last process ended.
+    ApplicationEnded(Ending),
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Of its own will.
+    Exited,
+    /// It died: what its launcher said of it, or that it vanished without a word.
+    Died(String),
+}

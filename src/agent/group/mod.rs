@@ -1,0 +1,209 @@
+//! A group at its source: one log region of one generation, what it protects, and who is attached.
+//!
+//! A [`Group`] lives as long as its generation. Sessions add regions and processes to it; the group's controller
+//! ([`Controller`], in `agent::source`) reads its log and hears of changes through [`Notice`]s. The log region's
+//! descriptor is with the keeper and the table of regions on disk before anyone writes, so that the next agent
+//! finds both after a SIGKILL ([`Group::open`]).
+//!
+//! Threads: all methods may be called from any thread. One lock guards regions and processes; it is held over the append of
+//! a region's creation, so that the table and the log agree on the order.
+
+mod controller;
+mod open;
+mod process;
+mod region;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use controller::{Controller, Ending, Notice};
+pub use open::{GroupError, OpenGroup};
+pub use process::{Process, ProcessId};
+pub use region::{ProtectError, Region};
+
+use super::config;
+use super::state::{GroupState, RegionState, StateDir, VERSION};
+use super::status::{LogStatus, RegionStatus, SessionStatus};
+use crate::log::{Appender, LogRegion};
+use crate::session::patterns::Patterns;
+use crate::types::{Generation, GroupId, Lsn, RegionId};
+
+/// Session number of the agent's own appender.
+pub const AGENT_SESSION: u32 = 0;
+
+/// File of a group's directory that holds its [`GroupState`].
+pub const STATE_FILE: &str = "group.json";
+
+/// A group at its source, for one generation.
+pub struct Group {
+    config: config::Group,
+    id: GroupId,
+    generation: Generation,
+    log_fd: OwnedFd,
+    appender: Appender,
+    patterns: Patterns,
+    states: Arc<StateDir>,
+    notify: Box<dyn Fn(Notice) + Send + Sync>,
+    resumed: bool,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    regions: BTreeMap<RegionId, Arc<Region>>,
+    next_region: u16,
+    /// First bit of the dirty bitmap that no region has.
+    next_bit: u64,
+    processes: BTreeMap<u32, Process>,
+    next_session: u32,
+}
+
+impl Group {
+    /// Name, as both configurations have it.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &config::Group {
+        &self.config
+    }
+
+    /// Identity.
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// Generation of the log.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Arc<LogRegion> {
+        self.appender.log()
+    }
+
+    /// Descriptor of the log region, to be passed to applications.
+    pub fn log_fd(&self) -> BorrowedFd<'_> {
+        self.log_fd.as_fd()
+    }
+
+    /// The agent's own appender: creations of regions, sync pages.
+    pub fn appender(&self) -> &Appender {
+        &self.appender
+    }
+
+    /// Which paths are protected without being asked for.
+    pub fn patterns(&self) -> &Patterns {
+        &self.patterns
+    }
+
+    /// Whether the log was found rather than made: an application may have been writing all along.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// A region.
+    pub fn region(&self, id: RegionId) -> Option<Arc<Region>> {
+        self.lock().regions.get(&id).cloned()
+    }
+
+    /// All regions, in order of their numbers.
+    pub fn regions(&self) -> Vec<Arc<Region>> {
+        self.lock().regions.values().cloned().collect()
+    }
+
+    /// Controller: the log says that a region has a new size.
+    pub fn region_resized(&self, id: RegionId, len: u64) -> Result<(), GroupError> {
+        let inner = self.lock();
+        if let Some(region) = inner.regions.get(&id) {
+            region.set_len(len);
+            self.save(&inner)?;
+        }
+        Ok(())
+    }
+
+    /// Controller: the log says that a region has a new name; another that had it ceases to be.
+    pub fn region_renamed(&self, id: RegionId, path: &str) -> Result<(), GroupError> {
+        let mut inner = self.lock();
+        let Some(region) = inner.regions.get(&id).cloned() else { return Ok(()) };
+        region.set_path(path.into());
+        self.drop_regions(&mut inner, |r| r.id() != id && r.path().as_os_str() == path)
+    }
+
+    /// Controller: the log says that a region ceased to be.
+    pub fn region_unlinked(&self, id: RegionId) -> Result<(), GroupError> {
+        self.drop_regions(&mut self.lock(), |r| r.id() == id)
+    }
+
+    /// The log's state for the status document.
+    pub fn log_status(&self) -> LogStatus {
+        let log = self.log();
+        let counters = log.counters();
+        LogStatus {
+            ring_bytes: log.spec().ring_bytes,
+            used_bytes: log.tail().since(log.free()).min(log.spec().ring_bytes),
+            times_ahead: counters.ahead,
+            fillers: counters.fillers,
+            torn_copies: counters.torn_copies,
+            commits_given_up: counters.commits_given_up,
+            ahead: log.is_ahead(),
+        }
+    }
+
+    /// The regions for the status document.
+    pub fn region_status(&self) -> Vec<RegionStatus> {
+        let status = |r: Arc<Region>| RegionStatus {
+            region: r.id(),
+            path: r.path().display().to_string(),
+            len: r.len(),
+        };
+        self.regions().into_iter().map(status).collect()
+    }
+
+    /// The attached processes for the status document.
+    pub fn session_status(&self) -> Vec<SessionStatus> {
+        let status = |(session, p): (&u32, &Process)| SessionStatus {
+            session: *session,
+            pid: p.pid,
+            uid: p.uid,
+            program: p.program.clone(),
+        };
+        self.lock().processes.iter().map(status).collect()
+    }
+
+    fn drop_regions(&self, inner: &mut Inner, gone: impl Fn(&Region) -> bool) -> Result<(), GroupError> {
+        let ids: Vec<RegionId> = inner.regions.values().filter(|r| gone(r)).map(|r| r.id()).collect();
+        for id in ids {
+            inner.regions.remove(&id);
+            self.log().set_region(id, None)?;
+        }
+        self.save(inner)
+    }
+
+    fn save(&self, inner: &Inner) -> Result<(), GroupError> {
+        let regions = inner.regions.values().map(|r| r.state()).collect::<Vec<RegionState>>();
+        let state = GroupState {
+            version: VERSION,
+            id: self.id,
+            generation: self.generation,
+            next_region: inner.next_region,
+            regions,
+        };
+        Ok(self.states.save(self.name(), STATE_FILE, &state)?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        tracing::debug!(group = self.name(), generation = %self.generation, tail = %Lsn(self.log().tail().0), "group closed");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! Opening a group: finding the log that an earlier agent left, or making a new one in a new generation.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::process::{first_session, none};
+use super::region::share;
+use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
+use crate::agent::config::{self, OnFull};
+use crate::agent::holder::{FdKeeper, KeeperError};
+use crate::agent::state::{GroupState, StateDir, StateError, VERSION};
+use crate::log::{self, Appender, LogError, LogRegion, LogSpec, Policy};
+use crate::session::patterns::{PatternError, Patterns};
+use crate::types::{Generation, GroupId};
+
+/// What [`Group::open`] needs.
+pub struct OpenGroup<'a> {
+    /// The configuration.
+    pub config: &'a config::Group,
+    /// Where the group's durable state is.
+    pub states: &'a Arc<StateDir>,
+    /// Who keeps its log.
+    pub keeper: &'a dyn FdKeeper,
+    /// The lowest generation that will do: what the group's state machine owns.
+    pub generation: Generation,
+    /// Hears what happens in the group.
+    pub notify: Box<dyn Fn(Notice) + Send + Sync>,
+}
+
+/// Why a group cannot be opened or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// Its state cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its log cannot be kept.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// Its log cannot be made or used.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Its patterns cannot be understood.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// The system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl Group {
+    /// Resumes the log of the newest generation if the keeper has it, else makes one in the next generation.
+    ///
+    /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
+    pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
+        let OpenGroup { config, states, keeper, generation, notify } = open;
+        let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
+        let found = match &known {
+            Some(state) if state.generation >= generation => find_log(config, keeper, state)?,
+            _ => None,
+        };
+        let resumed = found.is_some();
+        let (state, log_fd, log) = match (found, known) {
+            (Some((fd, log)), Some(state)) => (state, fd, log),
+            (_, known) => make_log(config, states, keeper, generation, known)?,
+        };
+        log.set_policy(policy(config));
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let group = Group {
+            config: config.clone(),
+            id: state.id,
+            generation: state.generation,
+            log_fd,
+            appender: Appender::attach(log, AGENT_SESSION)?,
+            patterns: Patterns::new(&config.protect)?,
+            states: states.clone(),
+            notify,
+            resumed,
+            inner: Mutex::new(Inner {
+                regions: BTreeMap::new(),
+                next_region: state.next_region,
+                next_bit: 0,
+                processes: none(),
+                next_session: first_session(seconds),
+            }),
+        };
+        group.bury_dead_appenders();
+        group.restore_regions(&state)?;
+        Ok(Arc::new(group))
+    }
+
+    fn restore_regions(&self, state: &GroupState) -> Result<(), GroupError> {
+        let mut inner = self.lock();
+        for known in &state.regions {
+            match Region::reopen(known) {
+                Ok(region) => {
+                    // The log's own table still holds its bits; those that are set must keep their meaning.
+                    match self.log().region(region.id()) {
+                        Some(entry) => {
+                            let end = entry.first_bit + share(entry.size, entry.page_shift);
+                            inner.next_bit = inner.next_bit.max(end);
+                        }
+                        None => self.enter(&mut inner, &region)?,
+                    }
+                    inner.regions.insert(region.id(), Arc::new(region));
+                }
+                Err(error) => {
+                    tracing::warn!(group = self.name(), region = %known.region, %error, "region left out");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+type FoundLog = Option<(OwnedFd, Arc<LogRegion>)>;
+
+fn find_log(
+    config: &config::Group,
+    keeper: &dyn FdKeeper,
+    state: &GroupState,
+) -> Result<FoundLog, GroupError> {
+    let Some(fd) = keeper.get(&kept_name(&config.name, state.generation))? else { return Ok(None) };
+    let log = LogRegion::attach(fd.as_fd())?;
+    let spec = log.spec();
+    let ours = spec.group == state.id && spec.generation == state.generation;
+    if ours && spec.ring_bytes == config.log_size {
+        return Ok(Some((fd, log)));
+    }
+    tracing::info!(
+        group = config.name,
+        ring = spec.ring_bytes,
+        "the log that is kept is not of this configuration"
+    );
+    Ok(None)
+}
+
+fn make_log(
+    config: &config::Group,
+    states: &StateDir,
+    keeper: &dyn FdKeeper,
+    lowest: Generation,
+    known: Option<GroupState>,
+) -> Result<(GroupState, OwnedFd, Arc<LogRegion>), GroupError> {
+    let next = known.as_ref().map_or(lowest, |s| s.generation.next().max(lowest)).max(Generation(1));
+    let id = known.as_ref().map_or_else(random_id, |s| Ok(s.id))?;
+    let state = GroupState { version: VERSION, id, generation: next, next_region: 1, regions: Vec::new() };
+    // The generation is used up before the log exists: two logs never share one.
+    states.save(&config.name, STATE_FILE, &state)?;
+    let (fd, log) = LogRegion::create(&LogSpec {
+        group: id,
+        generation: next,
+        ring_bytes: config.log_size,
+        bitmap_bytes: (config.log_size / 16).clamp(SMALLEST_BITMAP, LARGEST_BITMAP),
+        appenders: APPENDERS,
+        regions: REGIONS,
+        ..LogSpec::default()
+    })?;
+    if let Some(old) = known {
+        keeper.forget(&kept_name(&config.name, old.generation))?;
+    }
+    keeper.put(&kept_name(&config.name, next), fd.as_fd())?;
+    Ok((state, fd, log))
+}
+
+fn kept_name(group: &str, generation: Generation) -> String {
+    format!("{group}.{generation}")
+}
+
+fn policy(config: &config::Group) -> Policy {
+    Policy {
+        commit: config.commit,
+        commit_timeout: config.commit_timeout,
+        on_full: match config.on_full {
+            OnFull::Ahead => log::OnFull::Ahead,
+            OnFull::Block => log::OnFull::Block,
+        },
+        block_limit: config.block_limit,
+    }
+}
+
+fn random_id() -> Result<GroupId, GroupError> {
+    let mut id = [0; 16];
+    let read =
+        std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut id));
+    read.map_err(|source| GroupError::System { what: "reading /dev/urandom", source })?;
+    Ok(GroupId(id))
+}
+
+/// Processes that may append at a time: the largest servers of our users run a few hundred.
+const APPENDERS: u32 = 512;
+
+/// A bit a page: 32 GiB of regions at the finest grain.
+const SMALLEST_BITMAP: u64 = 1 << 20;
+
+/// 2 TiB of regions at the finest grain.
+const LARGEST_BITMAP: u64 = 64 << 20;
+
+/// Files that a generation may protect, one after the other: as many as 16-bit numbers allow. The table takes 4 MiB of
+/// address space, and memory only where it is used.
+const REGIONS: u32 = u16::MAX as u32;

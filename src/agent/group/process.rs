@@ -1,0 +1,88 @@
+//! The application's processes: who is attached, and how each one ended.
+
+use std::collections::BTreeMap;
+
+use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
+use crate::log::Owner;
+
+/// An attached process.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Its process, if it can be seen from here.
+    pub pid: Option<u32>,
+    /// Its user.
+    pub uid: u32,
+    /// What it calls itself.
+    pub program: String,
+}
+
+/// Names a process within its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessId(pub u32);
+
+impl Group {
+    /// A process attaches; its session number goes into its appender cells.
+    pub fn attach(&self, process: Process) -> ProcessId {
+        let mut inner = self.lock();
+        let session = inner.next_session;
+        inner.next_session = session.checked_add(1).unwrap_or(AGENT_SESSION + 1);
+        let pid = process.pid;
+        inner.processes.insert(session, process);
+        (self.notify)(Notice::ProcessAttached { pid });
+        ProcessId(session)
+    }
+
+    /// A process is dead for certain, and how it ended is known as far as it ever will be. Its unfinished slots become
+    /// fillers, so that nobody waits for it.
+    pub fn ended(&self, id: ProcessId, ending: Ending) {
+        self.bury_dead_appenders();
+        let mut inner = self.lock();
+        let Some(process) = inner.processes.remove(&id.0) else { return };
+        self.tell_end(&inner, process.pid, ending);
+    }
+
+    /// A process gave its session up and lives on without protection.
+    pub fn detached(&self, id: ProcessId) {
+        let mut inner = self.lock();
+        let Some(process) = inner.processes.remove(&id.0) else { return };
+        self.tell_end(&inner, process.pid, Ending::Exited);
+    }
+
+    /// Processes that hold appender cells and are not known to be dead: after an agent's restart, those that were attached
+    /// to its predecessor and may go on writing before they attach anew.
+    pub fn appending(&self) -> Vec<Owner> {
+        self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead()).collect()
+    }
+
+    /// Frees the cells of appenders that are dead beyond doubt.
+    pub fn bury_dead_appenders(&self) {
+        for (index, owner) in self.owners().filter(|(_, owner)| owner.confirmed_dead()) {
+            self.log().reclaim_cell(index, &owner);
+        }
+    }
+
+    fn owners(&self) -> impl Iterator<Item = (u16, Owner)> {
+        let cells = u16::try_from(self.log().spec().appenders).unwrap_or(u16::MAX);
+        let owner = |index| Some((index, self.log().owner(index)?));
+        (0..cells).filter_map(owner).filter(|(_, owner)| owner.session != AGENT_SESSION)
+    }
+
+    fn tell_end(&self, inner: &Inner, pid: Option<u32>, ending: Ending) {
+        let notice = match inner.processes.is_empty() {
+            true => Notice::ApplicationEnded(ending),
+            false => Notice::ProcessEnded { pid, ending },
+        };
+        (self.notify)(notice);
+    }
+}
+
+/// The first session number of an agent's life: later than any that its predecessors gave out, as long as fewer
+/// than one process a second attaches on average, since numbers count from the clock.
+pub(super) fn first_session(unix_seconds: u64) -> u32 {
+    (unix_seconds as u32).max(AGENT_SESSION + 1)
+}
+
+/// No processes.
+pub(super) fn none() -> BTreeMap<u32, Process> {
+    BTreeMap::new()
+}

@@ -1,0 +1,312 @@
+//! Protected files: which descriptor may become a region, and what is known of one.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use zerocopy::IntoBytes;
+
+use super::{Group, GroupError, Inner, Notice};
+use crate::agent::state::RegionState;
+use crate::log::RegionEntry;
+use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS, RegionPayload};
+use crate::types::{Lsn, PAGE, RegionId};
+
+/// A protected file.
+#[derive(Debug)]
+pub struct Region {
+    id: RegionId,
+    dev: u64,
+    ino: u64,
+    mode: u32,
+    file: OwnedFd,
+    path: Mutex<PathBuf>,
+    len: AtomicU64,
+}
+
+/// Why a descriptor is not protected. The text goes to the application.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtectError {
+    /// No pattern names it; not an error, the application goes on.
+    #[error("{} is not among the paths that the group protects", .0.display())]
+    NotNamed(PathBuf),
+    /// It cannot be protected.
+    #[error("{what} cannot be protected: {why}")]
+    Unfit {
+        /// The descriptor's path, as far as known.
+        what: String,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// The group cannot take it.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+}
+
+/// What the kernel says of a descriptor that is to become a region.
+struct Candidate {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+    mode: u32,
+    size: u64,
+}
+
+impl Region {
+    /// Number in the log.
+    pub fn id(&self) -> RegionId {
+        self.id
+    }
+
+    /// The path it was protected by, or renamed to since.
+    pub fn path(&self) -> PathBuf {
+        self.path.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes protected.
+    pub fn len(&self) -> u64 {
+        self.len.load(Relaxed)
+    }
+
+    /// Whether no byte is protected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Access bits as of `stat(2)` when it was protected.
+    pub fn mode(&self) -> u32 {
+        self.mode
+    }
+
+    /// The file, open for reading.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Payload of the record that creates it, with its present name and size.
+    pub fn creation(&self) -> Vec<u8> {
+        let mut payload =
+            RegionPayload { size: self.len(), mode: self.mode, reserved: 0 }.as_bytes().to_vec();
+        payload.extend(self.path().as_os_str().as_encoded_bytes());
+        payload
+    }
+
+    pub(super) fn set_len(&self, len: u64) {
+        self.len.store(len, Relaxed);
+    }
+
+    pub(super) fn set_path(&self, path: PathBuf) {
+        *self.path.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    }
+
+    pub(super) fn state(&self) -> RegionState {
+        RegionState { region: self.id, path: self.path(), dev: self.dev, ino: self.ino, len: self.len() }
+    }
+
+    /// Finds the file of an earlier agent's region again; an error says what stands in its place.
+    pub(super) fn reopen(state: &RegionState) -> Result<Region, ProtectError> {
+        let unfit = |why: String| ProtectError::Unfit { what: state.path.display().to_string(), why };
+        let file = File::options().read(true).open(&state.path).map_err(|e| unfit(e.to_string()))?;
+        let stat = fstat(&file).map_err(|e| unfit(e.to_string()))?;
+        if (stat.st_dev, stat.st_ino) != (state.dev, state.ino) {
+            return Err(unfit("another file has taken its place".into()));
+        }
+        Ok(Region {
+            id: state.region,
+            dev: state.dev,
+            ino: state.ino,
+            mode: stat.st_mode & 0o7777,
+            file: file.into(),
+            path: Mutex::new(state.path.clone()),
+            len: AtomicU64::new(state.len),
+        })
+    }
+}
+
+impl Group {
+    /// Protects the file behind `fd`, which the caller got from a client: `len` bytes, or its size if 0. Returns the region
+    /// and the LSN just past its creation. A file that is protected already keeps its number.
+    ///
+    /// `explicit`: also if no pattern names it. The client's right is its descriptor: it must be open for writing.
+    pub fn protect(
+        &self,
+        fd: BorrowedFd<'_>,
+        len: u64,
+        explicit: bool,
+    ) -> Result<(Arc<Region>, Lsn), ProtectError> {
+        let candidate = Candidate::examine(fd)?;
+        if !explicit && !self.patterns().matches(&candidate.path) {
+            return Err(ProtectError::NotNamed(candidate.path));
+        }
+        let len = if len == 0 { candidate.size } else { len };
+        let unfit = |why: String| candidate.unfit(why);
+        if len > 1 << OFFSET_BITS {
+            return Err(unfit(format!("{len} bytes; the limit is {} TiB", (1u64 << OFFSET_BITS) >> 40)));
+        }
+        let mut inner = self.lock();
+        let same = |r: &&Arc<Region>| (r.dev, r.ino) == (candidate.dev, candidate.ino);
+        if let Some(region) = inner.regions.values().find(same).cloned() {
+            return Ok((self.grown(&inner, region, len)?, self.appender().drain()));
+        }
+        if u32::from(inner.next_region) >= self.log().spec().regions {
+            return Err(unfit(format!(
+                "{} files have been protected, the limit of a generation",
+                inner.next_region - 1
+            )));
+        }
+        // Opened anew, since the client's descriptor may be write-only; the magic link leads to the same file.
+        let file = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let file = file.map_err(|e| unfit(format!("the agent may not read it: {e}")))?;
+        let region = Arc::new(Region {
+            id: RegionId(inner.next_region),
+            dev: candidate.dev,
+            ino: candidate.ino,
+            mode: candidate.mode & 0o7777,
+            file: file.into(),
+            path: Mutex::new(candidate.path.clone()),
+            len: AtomicU64::new(len),
+        });
+        let empty =
+            candidate.size == 0 || (candidate.is_regular() && all_hole(region.file(), candidate.size));
+        self.add(&mut inner, &region)?;
+        let lsn = self.appender().drain();
+        (self.notify)(Notice::RegionAdded { region: region.clone(), empty });
+        Ok((region, lsn))
+    }
+
+    /// Enters a region into the table on disk, the log's table, and the log. In this order: a number that was given out
+    /// is never given out again, and no record names a region that the table does not have.
+    fn add(&self, inner: &mut Inner, region: &Arc<Region>) -> Result<(), GroupError> {
+        let path = region.path();
+        inner.next_region += 1;
+        // A file of the same name that stood there before ceases to be with this one's creation.
+        let replaced: Vec<RegionId> =
+            inner.regions.values().filter(|r| r.path() == path).map(|r| r.id()).collect();
+        for old in &replaced {
+            inner.regions.remove(old);
+        }
+        inner.regions.insert(region.id(), region.clone());
+        if let Err(error) = self.save(inner) {
+            inner.regions.remove(&region.id());
+            return Err(error);
+        }
+        for old in replaced {
+            self.log().set_region(old, None)?;
+        }
+        self.enter(inner, region)?;
+        // While the application is ahead, the copy that closes the gap creates the region.
+        let _ = self.appender().append(Kind::RegionCreate, region.id(), 0, &region.creation());
+        Ok(())
+    }
+
+    /// Gives a region its share of the log's dirty bitmap.
+    pub(super) fn enter(&self, inner: &mut Inner, region: &Region) -> Result<(), GroupError> {
+        let room = self.log().spec().bitmap_bytes * 8 - inner.next_bit;
+        let size = region.len().max(1);
+        let fits = |shift: &u32| share(size, *shift) <= room / 2;
+        let shift = (PAGE.trailing_zeros()..=MAX_PAGE_SHIFT).find(fits).unwrap_or(MAX_PAGE_SHIFT);
+        let entry = RegionEntry { size, first_bit: inner.next_bit, page_shift: shift };
+        self.log().set_region(region.id(), Some(entry))?;
+        inner.next_bit += share(size, shift);
+        Ok(())
+    }
+
+    fn grown(&self, inner: &Inner, region: Arc<Region>, len: u64) -> Result<Arc<Region>, GroupError> {
+        if len > region.len() {
+            region.set_len(len);
+            self.save(inner)?;
+            if let Some(entry) = self.log().region(region.id()) {
+                self.log().set_region(region.id(), Some(RegionEntry { size: len, ..entry }))?;
+            }
+            // As for creation: while ahead, the copy says it.
+            let _ = self.appender().append(Kind::RegionResize, region.id(), len, &[]);
+        }
+        Ok(region)
+    }
+}
+
+impl Candidate {
+    /// Asks the kernel about a client's descriptor; nothing that the client says is believed.
+    fn examine(fd: BorrowedFd<'_>) -> Result<Candidate, ProtectError> {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let bad = |e: io::Error| ProtectError::Unfit { what: "the descriptor".into(), why: e.to_string() };
+        let path = fs::read_link(link).map_err(bad)?;
+        let stat = fstat(fd).map_err(|e| bad(e.into()))?;
+        let flags = fcntl_getfl(fd).map_err(|e| bad(e.into()))?;
+        let mut candidate = Candidate {
+            path,
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            mode: stat.st_mode,
+            size: stat.st_size as u64,
+        };
+        let unfit = |why: &str| Err(candidate.unfit(why.into()));
+        if flags.contains(OFlags::PATH) || !flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
+            return unfit("the descriptor is not open for writing");
+        }
+        if !candidate.path.is_absolute() || stat.st_nlink == 0 {
+            return unfit("it has no name in the file system, so it could not be found again");
+        }
+        if candidate.path.as_os_str().len() > MAX_NAME || candidate.path.to_str().is_none() {
+            return unfit("its path is longer than 4096 bytes or not UTF-8");
+        }
+        if !fs::metadata(&candidate.path).is_ok_and(|m| (m.dev(), m.ino()) == (candidate.dev, candidate.ino))
+        {
+            return unfit(
+                "the agent does not find it at this path (another mount namespace, or no permission)",
+            );
+        }
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            FileType::CharacterDevice => match dax_size(stat.st_rdev) {
+                Some(size) => candidate.size = size,
+                None => return unfit("it is no DAX device"),
+            },
+            _ => return unfit("it is neither a regular file nor a DAX device"),
+        }
+        Ok(candidate)
+    }
+
+    fn unfit(&self, why: String) -> ProtectError {
+        ProtectError::Unfit { what: self.path.display().to_string(), why }
+    }
+
+    fn is_regular(&self) -> bool {
+        FileType::from_raw_mode(self.mode) == FileType::RegularFile
+    }
+}
+
+/// Bits set aside for a region of `size` bytes at one bit per `1 << shift`: it may double, the bits keeping their meaning.
+pub(super) fn share(size: u64, shift: u32) -> u64 {
+    size.saturating_mul(2).max(GROWTH_ROOM).div_ceil(1 << shift).next_multiple_of(64)
+}
+
+/// Whether the file has no data at all: it was made or extended and nothing was written.
+fn all_hole(file: BorrowedFd<'_>, size: u64) -> bool {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) {
+        Err(rustix::io::Errno::NXIO) => true,
+        Ok(first) => first >= size,
+        Err(_) => false,
+    }
+}
+
+/// Bytes of a device-DAX device; none if it is another device.
+fn dax_size(rdev: u64) -> Option<u64> {
+    let sys = Path::new("/sys/dev/char").join(format!("{}:{}", major(rdev), minor(rdev)));
+    let subsystem = fs::canonicalize(sys.join("subsystem")).ok()?;
+    if subsystem.file_name()? != "dax" {
+        return None;
+    }
+    fs::read_to_string(sys.join("size")).ok()?.trim().parse().ok()
+}
+
+/// A region's share of the dirty bitmap allows for growth up to this size at least.
+const GROWTH_ROOM: u64 = 64 << 20;
+
+/// Coarsest page of the dirty bitmap that the log allows: 1 TiB.
+const MAX_PAGE_SHIFT: u32 = 40;

@@ -1,0 +1,235 @@
+use super::*;
+use crate::agent::config::Config;
+use crate::agent::holder::{FdKeeper, KeeperError};
+use crate::log::Consumer;
+use crate::log::format::Kind;
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+
+/// A keeper within the test: what survives the agent, and nothing else.
+#[derive(Default)]
+struct Kept(Mutex<BTreeMap<String, OwnedFd>>);
+
+impl FdKeeper for Kept {
+    fn put(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), KeeperError> {
+        self.0.lock().unwrap().insert(name.into(), fd.try_clone_to_owned()?);
+        Ok(())
+    }
+    fn get(&self, name: &str) -> Result<Option<OwnedFd>, KeeperError> {
+        Ok(self.0.lock().unwrap().get(name).map(|fd| fd.try_clone()).transpose()?)
+    }
+    fn list(&self) -> Result<Vec<String>, KeeperError> {
+        Ok(self.0.lock().unwrap().keys().cloned().collect())
+    }
+    fn forget(&self, name: &str) -> Result<(), KeeperError> {
+        self.0.lock().unwrap().remove(name);
+        Ok(())
+    }
+}
+
+struct Bench {
+    dir: tempfile::TempDir,
+    config: config::Group,
+    keeper: Kept,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[node]\nname = \"a\"\n[[group]]\nname = \"db\"\nlog_size = \"64KiB\"\nprotect = [\"{}/pm/*.pool\"]\n",
+            dir.path().display()
+        );
+        std::fs::create_dir(dir.path().join("pm")).unwrap();
+        let config = Config::parse(&text, Path::new("t")).unwrap().groups.remove(0);
+        Bench { dir, config, keeper: Kept::default() }
+    }
+
+    /// An agent's life begins. The one before must have ended, as its lock on the directory would show.
+    fn open(&self, lowest: u32) -> (Arc<Group>, Receiver<Notice>) {
+        let (tell, notices) = channel();
+        let states = Arc::new(StateDir::open(&self.dir.path().join("state")).unwrap());
+        let group = Group::open(OpenGroup {
+            config: &self.config,
+            states: &states,
+            keeper: &self.keeper,
+            generation: Generation(lowest),
+            notify: Box::new(move |n| tell.send(n).unwrap_or(())),
+        });
+        (group.unwrap(), notices)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join("pm").join(name)
+    }
+
+    fn file(&self, name: &str, len: u64) -> File {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(self.path(name));
+        let file = file.unwrap();
+        file.set_len(len).unwrap();
+        file
+    }
+}
+
+/// Kinds and regions of what a consumer reads from the log's start.
+fn records(group: &Group) -> Vec<(Kind, RegionId)> {
+    let log = group.log().clone();
+    let mut consumer = Consumer::new(log, group.log().spec().first_lsn);
+    let batch = consumer.next_batch(u64::MAX).unwrap().expect("something is published");
+    batch.headers.iter().map(|h| (Kind::from_byte(h.kind).unwrap(), h.place().0)).collect()
+}
+
+fn why(result: Result<(Arc<Region>, Lsn), ProtectError>) -> String {
+    result.map(|(r, _)| r.path()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_region_is_in_the_log_before_its_number_is_given_out_and_keeps_it() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    let file = bench.file("a.pool", 8192);
+    let (region, lsn) = group.protect(file.as_fd(), 0, false).unwrap();
+    assert_eq!((region.id(), region.len()), (RegionId(1), 8192));
+    assert!(group.log().published() >= lsn && lsn > group.log().spec().first_lsn);
+    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { empty: true, .. }));
+
+    let again = File::options().write(true).open(bench.path("a.pool")).unwrap();
+    assert_eq!(group.protect(again.as_fd(), 0, false).unwrap().0.id(), RegionId(1));
+    assert!(notices.try_recv().is_err());
+    assert_eq!(records(&group), [(Kind::RegionCreate, RegionId(1))]);
+    assert_eq!(group.log().region(RegionId(1)).unwrap().size, 8192);
+}
+
+#[test]
+fn a_file_with_content_is_not_called_empty() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    let file = bench.file("a.pool", 8192);
+    rustix::io::pwrite(&file, b"x", 5000).unwrap();
+    group.protect(file.as_fd(), 0, false).unwrap();
+    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { empty: false, .. }));
+}
+
+#[test]
+fn who_may_not_write_a_file_cannot_protect_it() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    drop(bench.file("a.pool", 4096));
+    let path = bench.path("a.pool");
+    let read_only = File::open(&path).unwrap();
+    assert!(why(group.protect(read_only.as_fd(), 0, true)).contains("not open for writing"));
+    let path_only = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    assert!(why(group.protect(path_only.as_fd(), 0, true)).contains("not open for writing"));
+}
+
+#[test]
+fn only_files_with_a_name_and_devices_of_persistent_memory_are_protected() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let gone = bench.file("gone.pool", 4096);
+    std::fs::remove_file(bench.path("gone.pool")).unwrap();
+    assert!(why(group.protect(gone.as_fd(), 0, true)).contains("no name"));
+    let (_, pipe) = rustix::pipe::pipe().unwrap();
+    assert!(why(group.protect(pipe.as_fd(), 0, true)).contains("no name"));
+    let zero = File::options().write(true).open("/dev/zero").unwrap();
+    assert!(why(group.protect(zero.as_fd(), 4096, true)).contains("no DAX device"));
+    assert!(group.regions().is_empty());
+}
+
+#[test]
+fn patterns_are_matched_against_the_real_path_of_the_descriptor() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let secret = bench.dir.path().join("secret");
+    std::fs::write(&secret, b"x").unwrap();
+    symlink(&secret, bench.path("alias.pool")).unwrap();
+    let alias = File::options().write(true).open(bench.path("alias.pool")).unwrap();
+    let refused = group.protect(alias.as_fd(), 0, false);
+    assert!(matches!(refused, Err(ProtectError::NotNamed(path)) if path == secret));
+    assert_eq!(group.protect(alias.as_fd(), 0, true).unwrap().0.path(), secret);
+}
+
+#[test]
+fn an_agent_that_was_killed_finds_log_and_regions_again() {
+    let bench = Bench::new();
+    let (first, _notices) = bench.open(1);
+    let (a, b) = (bench.file("a.pool", 4096), bench.file("b.pool", 4096));
+    first.protect(a.as_fd(), 0, false).unwrap();
+    first.protect(b.as_fd(), 0, false).unwrap();
+    let (id, tail) = (first.id(), first.log().tail());
+    drop(first);
+    std::fs::remove_file(bench.path("a.pool")).unwrap();
+
+    let (second, _notices) = bench.open(1);
+    assert!(second.resumed());
+    assert_eq!((second.id(), second.generation(), second.log().tail()), (id, Generation(1), tail));
+    let paths: Vec<_> = second.regions().iter().map(|r| (r.id(), r.path())).collect();
+    assert_eq!(paths, [(RegionId(2), bench.path("b.pool"))], "a's file is gone");
+    let c = bench.file("c.pool", 4096);
+    assert_eq!(second.protect(c.as_fd(), 0, false).unwrap().0.id(), RegionId(3), "no number is used twice");
+    let bits: Vec<_> = second.regions().iter().map(|r| second.log().region(r.id()).unwrap()).collect();
+    assert!(bits[0].first_bit + bits[0].bits() <= bits[1].first_bit, "{bits:?} overlap");
+}
+
+#[test]
+fn a_log_that_was_lost_or_is_too_old_starts_a_new_generation() {
+    let bench = Bench::new();
+    let (first, _n) = bench.open(1);
+    let id = first.id();
+    drop(first);
+    bench.keeper.0.lock().unwrap().clear();
+    let (second, _n) = bench.open(1);
+    assert_eq!((second.id(), second.generation(), second.resumed()), (id, Generation(2), false));
+    drop(second);
+    let (promoted, _n) = bench.open(7);
+    assert_eq!((promoted.generation(), promoted.resumed()), (Generation(7), false));
+    assert_eq!(bench.keeper.list().unwrap(), ["db.7"], "old logs are forgotten");
+}
+
+#[test]
+fn a_file_that_takes_anothers_place_gets_a_number_of_its_own() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let old = bench.file("a.pool", 4096);
+    group.protect(old.as_fd(), 0, false).unwrap();
+    std::fs::remove_file(bench.path("a.pool")).unwrap();
+    let new = bench.file("a.pool", 4096);
+    assert_eq!(group.protect(new.as_fd(), 0, false).unwrap().0.id(), RegionId(2));
+    assert_eq!(group.regions().iter().map(|r| r.id()).collect::<Vec<_>>(), [RegionId(2)]);
+}
+
+#[test]
+fn what_the_log_says_of_regions_is_kept_across_agents() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    for name in ["a.pool", "b.pool", "c.pool"] {
+        group.protect(bench.file(name, 4096).as_fd(), 0, false).unwrap();
+    }
+    group.region_unlinked(RegionId(3)).unwrap();
+    std::fs::rename(bench.path("a.pool"), bench.path("b.pool")).unwrap();
+    group.region_renamed(RegionId(1), bench.path("b.pool").to_str().unwrap()).unwrap();
+    group.region_resized(RegionId(1), 12288).unwrap();
+    drop(group);
+    let (group, _notices) = bench.open(1);
+    let regions: Vec<_> = group.regions().iter().map(|r| (r.id(), r.path(), r.len())).collect();
+    assert_eq!(regions, [(RegionId(1), bench.path("b.pool"), 12288)]);
+}
+
+#[test]
+fn the_application_has_ended_when_its_last_process_has() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    let process = |pid| Process { pid: Some(pid), uid: 0, program: "db".into() };
+    let (parent, worker) = (group.attach(process(10)), group.attach(process(11)));
+    assert_ne!(parent, worker);
+    group.ended(worker, Ending::Died("signal 9".into()));
+    group.ended(parent, Ending::Exited);
+    group.ended(parent, Ending::Died("again".into()));
+    let told: Vec<_> = notices.try_iter().skip(2).collect();
+    assert!(matches!(&told[0], Notice::ProcessEnded { pid: Some(11), ending: Ending::Died(_) }), "{told:?}");
+    assert!(matches!(&told[1], Notice::ApplicationEnded(Ending::Exited)), "{told:?}");
+    assert_eq!(told.len(), 2);
+}
