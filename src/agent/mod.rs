@@ -8,6 +8,7 @@
 //! | [`events`] | the numbered event stream |
 //! | [`group`] | a group at its source: log, regions, processes; what a controller does |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
+//! | [`sessions`] | the Unix socket: applications and operators |
 //! | [`state`] | what must outlive the agent |
 //! | [`status`] | the document of `pmemha status`, and its text |
 //! | [`users`] | users of the configuration as the numbers that the kernel knows |
@@ -19,6 +20,7 @@ pub mod events;
 pub mod fdstore;
 pub mod group;
 pub mod holder;
+pub mod sessions;
 pub mod state;
 pub mod status;
 pub mod users;

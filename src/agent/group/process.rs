@@ -48,6 +48,18 @@ impl Group {
         self.tell_end(&inner, process.pid, Ending::Exited);
     }
 
+    /// Whether the process of session `id` has attached anew since.
+    pub fn has_newer_session(&self, id: ProcessId) -> bool {
+        let inner = self.lock();
+        let pid = inner.processes.get(&id.0).and_then(|p| p.pid);
+        pid.is_some() && inner.processes.range(id.0 + 1..).any(|(_, p)| p.pid == pid)
+    }
+
+    /// A process has attached anew: its older session is forgotten without a word.
+    pub fn superseded(&self, id: ProcessId) {
+        self.lock().processes.remove(&id.0);
+    }
+
     /// Processes that hold appender cells and are not known to be dead: after an agent's restart, those that were attached
     /// to its predecessor and may go on writing before they attach anew.
     pub fn appending(&self) -> Vec<Owner> {

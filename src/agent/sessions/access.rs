@@ -1,0 +1,63 @@
+//! Who may do what on the agent's socket, by the credentials that the kernel vouches for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::agent::config::Config;
+use crate::agent::users;
+
+/// Who may do what.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    owner: u32,
+    members: BTreeMap<String, BTreeSet<u32>>,
+}
+
+impl Access {
+    /// By the configuration; `owner` is the user that the agent runs as. Fails on a user that this machine does not have.
+    pub fn new(config: &Config, owner: u32) -> Result<Access, String> {
+        let mut members = BTreeMap::new();
+        for group in &config.groups {
+            let uids: Result<BTreeSet<u32>, String> =
+                group.users.iter().map(|user| users::resolve(user).map(|u| u.uid)).collect();
+            let uids = uids.map_err(|e| format!("group `{}`: {e}", group.name))?;
+            members.insert(group.name.clone(), uids);
+        }
+        Ok(Access { owner, members })
+    }
+
+    /// Root and the agent's own user may do everything.
+    pub fn is_operator(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.owner
+    }
+
+    /// Whether `uid` may attach to `group`.
+    pub fn may_attach(&self, uid: u32, group: &str) -> bool {
+        self.is_operator(uid) || self.members.get(group).is_some_and(|uids| uids.contains(&uid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn only_named_users_root_and_the_agents_own_may_attach() {
+        let text = "[node]\nname='a'\n[[group]]\nname='db'\nusers=[1000]\n[[group]]\nname='web'\n";
+        let access = Access::new(&Config::parse(text, Path::new("t")).unwrap(), 500).unwrap();
+        for (uid, db, web) in [(0, true, true), (500, true, true), (1000, true, false), (1001, false, false)]
+        {
+            assert_eq!((access.may_attach(uid, "db"), access.may_attach(uid, "web")), (db, web), "uid {uid}");
+            assert!(uid > 500 || access.is_operator(uid));
+        }
+        assert!(!access.may_attach(1000, "no-such-group"));
+        assert!(!access.is_operator(1000));
+    }
+
+    #[test]
+    fn a_user_that_does_not_exist_is_named_with_the_group() {
+        let text = "[node]\nname='a'\n[[group]]\nname='db'\nusers=['no-such-user']\n";
+        let error = Access::new(&Config::parse(text, Path::new("t")).unwrap(), 0).unwrap_err();
+        assert!(error.contains("db") && error.contains("no-such-user"), "{error}");
+    }
+}

@@ -1,0 +1,346 @@
+//! One session: a client asks, the agent answers, until one of them ends it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
+use crate::agent::group::{Controller, Ending, Group, Process, ProcessId, ProtectError};
+use crate::session::peer::Peer;
+use crate::session::socket::{Connection, SocketError};
+use crate::session::wire::{Reply, Request, VERSION};
+
+/// A client that has not asked for anything by then has no business here.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a process that closed its socket without a word is looked for in a newer session.
+const LOOK_FOR_SUCCESSOR: Duration = Duration::from_millis(500);
+
+/// Serves a client until its end, then says how the process behind it ended.
+pub(super) fn run(connection: &Connection, peer: &Peer, shared: &Arc<Shared>) {
+    let mut session = Session { connection, peer, shared, part: Part::Stranger, goodbye: false };
+    let over = session.serve();
+    session.settle(over);
+}
+
+struct Session<'a> {
+    connection: &'a Connection,
+    peer: &'a Peer,
+    shared: &'a Arc<Shared>,
+    part: Part,
+    goodbye: bool,
+}
+
+/// What the client is to the agent.
+enum Part {
+    /// It has not said Hello: an operator, or on its way to become one of the others.
+    Stranger,
+    /// A process of an application.
+    Process { group: Arc<Group>, controller: Arc<dyn Controller>, id: ProcessId },
+    /// It started one and will tell how it ended.
+    Launcher { group: String, controller: Arc<dyn Controller> },
+}
+
+/// Why serving came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    /// The socket is closed, or the client broke the protocol.
+    Closed,
+    /// The process is dead.
+    Dead,
+    /// The agent stops: nothing is known of the process.
+    Stopping,
+}
+
+/// What there is to do.
+enum Ready {
+    Request,
+    Over(Over),
+}
+
+impl Session<'_> {
+    fn serve(&mut self) -> Over {
+        loop {
+            match self.wait() {
+                Ready::Request => {}
+                Ready::Over(over) => return over,
+            }
+            let (request, fd) = match self.connection.recv::<Request>(Some(Instant::now())) {
+                Ok(received) => received,
+                Err(SocketError::TimedOut) => continue,
+                Err(SocketError::Closed) => return Over::Closed,
+                Err(error) => {
+                    tracing::info!(uid = self.peer.uid, error = brief(&error), "session ended by nonsense");
+                    let _ = self.reply(&Reply::Error { message: brief(&error) });
+                    return Over::Closed;
+                }
+            };
+            let answered = match request {
+                Request::Hello { version, group, program } => self.hello(version, group.as_deref(), program),
+                Request::Events { since } => return self.events(since),
+                other => {
+                    let reply = self.answer(other, fd);
+                    self.reply(&reply)
+                }
+            };
+            if answered.is_err() {
+                return Over::Closed;
+            }
+        }
+    }
+
+    /// Waits for a request, the end of the process, or the end of the agent.
+    fn wait(&self) -> Ready {
+        let patience = matches!(self.part, Part::Stranger).then(|| timespec(FIRST_REQUEST_WITHIN));
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.connection.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.shared.stop.as_fd(), PollFlags::IN),
+        ];
+        if let (Part::Process { .. }, Some(pidfd)) = (&self.part, &self.peer.pidfd) {
+            fds.push(PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN));
+        }
+        let polled = poll(&mut fds, patience.as_ref());
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        match polled {
+            _ if self.shared.stopping() => Ready::Over(Over::Stopping),
+            Ok(0) => Ready::Over(Over::Closed),
+            // What a process still said before its death is heard first: a goodbye among it.
+            Ok(_) if ready[0] => Ready::Request,
+            Ok(_) if ready.get(2) == Some(&true) => Ready::Over(Over::Dead),
+            Ok(_) | Err(_) => Ready::Request,
+        }
+    }
+
+    fn hello(&mut self, version: u32, group: Option<&str>, program: String) -> Result<(), SocketError> {
+        let refuse = |message: String| self.reply(&Reply::Error { message }).and(Err(SocketError::Closed));
+        if version != VERSION {
+            return refuse(format!(
+                "session protocol {version}; this agent (pmemha {}) speaks {VERSION}: install the same version of both",
+                env!("CARGO_PKG_VERSION")
+            ));
+        }
+        if !matches!(self.part, Part::Stranger) {
+            return refuse("Hello comes once, and first".into());
+        }
+        let Some(controller) = self.find_group(group) else {
+            let what = group.map_or("any group".into(), |g| format!("group `{g}`"));
+            return refuse(format!(
+                "user {} may not attach to {what}: add it to `users` of the [[group]]",
+                self.peer.uid
+            ));
+        };
+        let group = match controller.attach() {
+            Ok(group) => group,
+            Err(why) => return refuse(why),
+        };
+        let program: String = program.chars().filter(|c| !c.is_control()).take(MAX_PROGRAM).collect();
+        let session = if program == LAUNCHER {
+            self.shared.launchers.attached(group.name());
+            self.part = Part::Launcher { group: group.name().into(), controller };
+            0
+        } else {
+            let id = group.attach(Process { pid: self.peer.pid, uid: self.peer.uid, program });
+            self.part = Part::Process { group: group.clone(), controller, id };
+            id.0
+        };
+        let welcome = Reply::Welcome {
+            agent: env!("CARGO_PKG_VERSION").into(),
+            group: group.name().into(),
+            group_id: group.id(),
+            generation: group.generation(),
+            session,
+            protect: group.config().protect.clone(),
+            commit: group.config().commit,
+        };
+        self.connection.send(&welcome, Some(group.log_fd()), Some(Instant::now() + ANSWER_WITHIN))
+    }
+
+    /// The group by name, else the first that has an application here and admits the client.
+    fn find_group(&self, name: Option<&str>) -> Option<Arc<dyn Controller>> {
+        let access = self.shared.node.access();
+        let admitted = |c: &&Arc<dyn Controller>| {
+            name.is_none_or(|n| n == c.name()) && access.may_attach(self.peer.uid, c.name())
+        };
+        self.shared.node.controllers().iter().find(admitted).cloned()
+    }
+
+    fn answer(&mut self, request: Request, fd: Option<OwnedFd>) -> Reply {
+        match request {
+            Request::Protect { len, explicit } => self.protect(fd, len, explicit),
+            Request::Goodbye { .. } => {
+                self.goodbye = true;
+                Reply::Ok {}
+            }
+            Request::Ended { pid, code, signal } => self.launched_ended(pid, code, signal),
+            Request::LastGasp { group } => done(self.last_gasp(group.as_deref())),
+            Request::Status {} => self.operator(|s| {
+                let document = s.shared.node.status(s.shared.count());
+                match serde_json::to_value(document) {
+                    Ok(document) => Reply::Status { document },
+                    Err(e) => error(format!("the status cannot be written as JSON: {e}")),
+                }
+            }),
+            Request::Promote { group, force } => self.operator(|s| {
+                let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
+                done(found.ok_or_else(|| no_such(&group)).and_then(|c| c.promote(force)))
+            }),
+            Request::Shutdown {} => self.operator(|s| {
+                s.shared.node.shutdown();
+                Reply::Ok {}
+            }),
+            Request::Hello { .. } | Request::Events { .. } => error("out of order".into()),
+        }
+    }
+
+    fn protect(&self, fd: Option<OwnedFd>, len: u64, explicit: bool) -> Reply {
+        let Part::Process { group, .. } = &self.part else {
+            return error("Protect comes after Hello".into());
+        };
+        let Some(fd) = fd else {
+            return error("Protect needs the file's descriptor beside it".into());
+        };
+        match group.protect(fd.as_fd(), len, explicit) {
+            Ok((region, lsn)) => Reply::Protected { region: region.id(), len: region.len(), lsn },
+            Err(refused @ ProtectError::NotNamed(_)) => Reply::NotProtected { reason: refused.to_string() },
+            Err(refused @ ProtectError::Unfit { .. }) => {
+                self.shared.node.events().emit(
+                    Some(group.name()),
+                    "not_protected",
+                    serde_json::json!({ "pid": self.peer.pid, "reason": refused.to_string() }),
+                );
+                Reply::NotProtected { reason: refused.to_string() }
+            }
+            Err(failed) => error(failed.to_string()),
+        }
+    }
+
+    fn launched_ended(&self, pid: u32, code: Option<i32>, signal: Option<i32>) -> Reply {
+        let Part::Launcher { group, .. } = &self.part else {
+            return error("only a launcher tells how another process ended".into());
+        };
+        let ending = match (code, signal) {
+            (Some(0), _) => Ending::Exited,
+            (Some(code), _) => Ending::Died(format!("exit code {code}")),
+            (None, Some(signal)) => Ending::Died(format!("signal {signal}")),
+            (None, None) => return error("Ended needs a code or a signal".into()),
+        };
+        self.shared.launchers.tell(group, pid, ending);
+        Reply::Ok {}
+    }
+
+    /// An operator may for any group, an application for its own.
+    fn last_gasp(&self, group: Option<&str>) -> Result<(), String> {
+        let own = match &self.part {
+            Part::Process { controller, .. } | Part::Launcher { controller, .. } => Some(controller),
+            Part::Stranger => None,
+        };
+        let name = match (group, own) {
+            (Some(name), _) => name,
+            (None, Some(own)) => own.name(),
+            (None, None) => return Err("name the group: last-gasp GROUP".into()),
+        };
+        let permitted = self.is_operator() || own.is_some_and(|c| c.name() == name);
+        let found = self.shared.node.controllers().iter().find(|c| c.name() == name && permitted);
+        found.ok_or_else(|| no_such(name))?.last_gasp()
+    }
+
+    fn operator(&self, act: impl FnOnce(&Self) -> Reply) -> Reply {
+        if self.is_operator() {
+            return act(self);
+        }
+        error("only root and the user that pmemhad runs as may do this".into())
+    }
+
+    fn events(&self, since: Option<u64>) -> Over {
+        if !self.is_operator() {
+            let _ = self.reply(&error("only root and the user that pmemhad runs as may see events".into()));
+            return Over::Closed;
+        }
+        let node_events = self.shared.node.events();
+        events::follow(self.connection, node_events, since, &|| self.shared.stopping());
+        if self.shared.stopping() { Over::Stopping } else { Over::Closed }
+    }
+
+    fn is_operator(&self) -> bool {
+        self.shared.node.access().is_operator(self.peer.uid)
+    }
+
+    fn reply(&self, reply: &Reply) -> Result<(), SocketError> {
+        self.connection.send(reply, None, Some(Instant::now() + ANSWER_WITHIN))
+    }
+
+    /// Says how the process ended, once that is certain.
+    fn settle(self, over: Over) {
+        match &self.part {
+            Part::Stranger => {}
+            Part::Launcher { group, .. } => self.shared.launchers.left(group),
+            Part::Process { .. } if over == Over::Stopping => {}
+            Part::Process { group, id, .. } if self.goodbye => group.detached(*id),
+            Part::Process { group, id, .. } => match self.await_death(group, *id, over) {
+                Over::Stopping => {}
+                // It lives on in a newer session.
+                Over::Closed => group.superseded(*id),
+                Over::Dead => group.ended(*id, self.cause_of_death(group.name())),
+            },
+        }
+    }
+
+    /// A process that closed its socket without a word may live on, unprotected or in a newer session. A client
+    /// whose life cannot be watched is taken for dead.
+    fn await_death(&self, group: &Group, id: ProcessId, over: Over) -> Over {
+        let Some(pidfd) = self.peer.pidfd.as_ref().filter(|_| over == Over::Closed) else {
+            return Over::Dead;
+        };
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.shared.stop.as_fd(), PollFlags::IN),
+            ];
+            let polled = poll(&mut fds, Some(&timespec(LOOK_FOR_SUCCESSOR)));
+            if self.shared.stopping() {
+                return Over::Stopping;
+            }
+            if group.has_newer_session(id) {
+                return Over::Closed;
+            }
+            if polled.is_ok_and(|n| n > 0) {
+                return Over::Dead;
+            }
+        }
+    }
+
+    fn cause_of_death(&self, group: &str) -> Ending {
+        let word = self.peer.pid.and_then(|pid| self.shared.launchers.word_on(group, pid));
+        word.unwrap_or_else(|| Ending::Died("it vanished without a goodbye".into()))
+    }
+}
+
+fn done(result: Result<(), String>) -> Reply {
+    result.map_or_else(error, |()| Reply::Ok {})
+}
+
+fn error(message: String) -> Reply {
+    Reply::Error { message }
+}
+
+fn no_such(group: &str) -> String {
+    let name: String = group.chars().filter(|c| !c.is_control()).take(MAX_PROGRAM).collect();
+    format!("this node has no group `{name}` that you may act on; `pmemha status` lists them")
+}
+
+/// An error about a client without all of what the client sent.
+fn brief(error: &SocketError) -> String {
+    error.to_string().chars().filter(|c| !c.is_control()).take(MAX_BRIEF).collect()
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: i64::from(duration.subsec_nanos()) }
+}
+
+/// Longest name of a program that is shown.
+const MAX_PROGRAM: usize = 64;
+
+/// Longest message about what a client did wrong.
+const MAX_BRIEF: usize = 200;
