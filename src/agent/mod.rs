@@ -7,6 +7,7 @@
 //! | [`control`] | the channel between agents |
 //! | [`events`] | the numbered event stream |
 //! | [`group`] | a group at its source: log, regions, processes; what a controller does |
+//! | [`ownership`] | who owns a group: drives the state machine of `failover` |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
 //! | [`sessions`] | the Unix socket: applications and operators |
 //! | [`state`] | what must outlive the agent |
@@ -20,6 +21,7 @@ pub mod events;
 pub mod fdstore;
 pub mod group;
 pub mod holder;
+pub mod ownership;
 pub mod sessions;
 pub mod state;
 pub mod status;
