@@ -2,10 +2,20 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`shipper`] | the loop that ships one log over one link |
+//! | [`sync`] | the copy of every region into the stream |
+//! | [`acks`] | what to believe of a destination's acknowledgements |
 //! | [`window`] | what is in flight to a destination, and how much more may be |
+//! | [`space`] | which part of the ring may be reused |
+//! | [`status`] | where a destination's stream stands, as plain atomics |
 //! | [`rate`] | how fast a link drains |
 //! | [`backoff`] | when to try a lost destination again |
 
+pub mod acks;
 pub mod backoff;
 pub mod rate;
+pub mod shipper;
+pub mod space;
+pub mod status;
+pub mod sync;
 pub mod window;

@@ -54,7 +54,12 @@ impl Window {
         self.in_flight.is_empty()
     }
 
-    /// The number that a signalled write up to `end` is posted with. `end` must be within [`Window::room`].
+    /// The number that the next [`Window::post`] will use.
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Notes that a signalled write up to `end` was posted, with [`Window::next_id`]. `end` must be within [`Window::room`].
     pub fn post(&mut self, end: Lsn) -> u64 {
         assert!(end.since(self.shipped) <= self.room(), "posting past the landing ring's room");
         let id = self.next_id;

@@ -139,25 +139,27 @@ pub struct ReplicaReport {
     pub landed: Lsn,
     /// End of those that are durable.
     pub durable: Lsn,
-    /// End of those that are in an image, persistently.
+    /// End of those that are in an image, persistently: a source that resumes goes on here.
     pub applied: Lsn,
+    /// Chained digest at `applied`.
+    pub digest: u64,
     /// The image.
     pub image: ImageState,
 }
 
-/// Whether a destination could be promoted.
+/// What a destination's image is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageState {
-    /// No image yet.
+    /// Nothing could be promoted.
     None,
-    /// A first image is being built.
-    Building,
+    /// A sync is under way.
+    Syncing,
     /// A consistent image follows the stream.
-    Ready,
-    /// A consistent image stands still while a newer one is built beside it.
-    Rebuilding,
-    /// The destination stopped applying; its status says why.
+    Consistent,
+    /// A consistent image of an earlier moment, which does not follow the stream.
+    Stale,
+    /// The destination cannot go on applying without a new sync; its status says why.
     Poisoned,
 }
 
@@ -300,7 +302,8 @@ mod tests {
             landed: Lsn(96),
             durable: Lsn(64),
             applied: Lsn(32),
-            image: ImageState::Ready,
+            digest: 7,
+            image: ImageState::Consistent,
         }
     }
 
@@ -312,8 +315,7 @@ mod tests {
         assert_eq!(decode::<Ask>(text.as_bytes()).unwrap(), ask);
 
         let answer = Answer::Pong(report());
-        let text =
-            r#"{"answer":"pong","generation":3,"landed":96,"durable":64,"applied":32,"image":"ready"}"#;
+        let text = r#"{"answer":"pong","generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
         assert_eq!(serde_json::to_string(&answer).unwrap(), text);
         assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), answer);
     }

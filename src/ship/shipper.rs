@@ -1,0 +1,367 @@
+//! The shipping loop: published records from the ring to one destination's landing ring, and its acknowledgements back.
+//!
+//! One thread a group with a destination, for as long as the link lives. Bytes go by one-sided writes from the
+//! log's own ring, at the same offsets, several in flight; nothing is copied. What the destination acknowledges is believed only
+//! after [`AckGate`], and then raises the log's acknowledgement cells and frees its ring. A destination that stalls or
+//! dies stops this loop, never the application: the ring fills, and appenders go ahead by themselves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::acks::{AckError, AckGate, Acked};
+use super::rate::DrainRate;
+use super::space::Space;
+use super::status::{ShipStatus, ShipView};
+use super::window::Window;
+use crate::fabric::{
+    Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
+};
+use crate::log::digest::chain;
+use crate::log::region::boottime;
+use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
+use crate::region::memory::SharedMem;
+use crate::replica::ack::ACK_BYTES;
+use crate::types::{Durability, PAGE};
+
+/// Largest batch: big enough that the cost of a request vanishes, small enough that several fill a link.
+const MAX_BATCH: u64 = 1 << 20;
+
+/// How long an empty log is looked at before the first nap: about a round trip.
+const SPIN: Duration = Duration::from_micros(20);
+
+/// Nap while traffic flows or acknowledgements are due.
+const NAP: Duration = Duration::from_micros(200);
+
+/// Nap once nothing has moved for [`DOZE_AFTER`] although acknowledgements are due: the destination stalls.
+const DOZE: Duration = Duration::from_millis(5);
+
+/// See [`DOZE`].
+const DOZE_AFTER: Duration = Duration::from_millis(50);
+
+/// With nothing due and nothing new for this long, the next publish has to wake us.
+const DEEP_AFTER: Duration = Duration::from_millis(10);
+
+/// Longest deep sleep.
+const DEEP: Duration = Duration::from_secs(1);
+
+/// A connected destination, before anything has been shipped on this link.
+pub struct Link {
+    /// The connection.
+    pub endpoint: Arc<dyn Endpoint>,
+    /// The log's ring as registered on it.
+    pub ring: Arc<dyn Registration>,
+    /// Memory that the destination writes its acknowledgements to.
+    pub ack: Arc<dyn Registration>,
+    /// What makes bytes survive there.
+    pub durability: Durability,
+}
+
+impl Link {
+    /// Registers what a link needs on a fresh endpoint.
+    pub fn prepare(
+        endpoint: Arc<dyn Endpoint>,
+        log: &LogRegion,
+        durability: Durability,
+    ) -> Result<Link, FabricError> {
+        let page = SharedMem::anonymous(PAGE)
+            .map_err(|source| FabricError::System { what: "memory for acknowledgements".into(), source })?;
+        let ack = endpoint.register(Arc::new(page), RemoteAccess::Write)?;
+        let ring = endpoint.register(log.ring().clone(), RemoteAccess::Local)?;
+        Ok(Link { endpoint, ring, ack, durability })
+    }
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipError {
+    /// It was told to.
+    #[error("the link was closed")]
+    Stopped,
+    /// The fabric failed or refused.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    /// The destination acknowledges what cannot be.
+    #[error("the destination's acknowledgements cannot be true: {0}")]
+    Ack(#[from] AckError),
+    /// The application damaged its log. No link can go on with it.
+    #[error(transparent)]
+    Poison(#[from] PoisonError),
+}
+
+/// Ships one log over one link.
+pub struct Shipper {
+    log: Arc<LogRegion>,
+    consumer: Consumer,
+    link: Link,
+    landing: RemoteKey,
+    window: Window,
+    gate: AckGate,
+    acked: Acked,
+    digest: u64,
+    rate: DrainRate,
+    space: Arc<Space>,
+    who: usize,
+    status: Arc<ShipStatus>,
+    stop: Arc<AtomicBool>,
+    completions: Vec<Completion>,
+    busy_since: Option<Instant>,
+    /// The sleeping destination has been sent an immediate since it said so.
+    woken: bool,
+}
+
+/// What a [`Shipper`] is made of.
+pub struct Shipment {
+    /// A reader of the log that stands where the stream goes on.
+    pub consumer: Consumer,
+    /// Chained digest there.
+    pub digest: u64,
+    /// The connection.
+    pub link: Link,
+    /// The destination's landing ring.
+    pub landing: RemoteKey,
+    /// Where this consumer reports what it no longer needs, and as which.
+    pub space: (Arc<Space>, usize),
+    /// Where positions are published.
+    pub status: Arc<ShipStatus>,
+    /// Ends the link when set; wake the log afterwards.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Shipper {
+    /// A shipper of `log`.
+    pub fn new(log: Arc<LogRegion>, shipment: Shipment) -> Shipper {
+        let Shipment { consumer, digest, link, landing, space: (space, who), status, stop } = shipment;
+        let from = consumer.position();
+        Shipper {
+            window: Window::new(from, log.spec().ring_bytes, link.endpoint.limit()),
+            gate: AckGate::new(log.spec().generation),
+            acked: Acked::default(),
+            digest,
+            rate: DrainRate::default(),
+            completions: Vec::new(),
+            busy_since: None,
+            woken: false,
+            log,
+            consumer,
+            link,
+            landing,
+            space,
+            who,
+            status,
+            stop,
+        }
+    }
+
+    /// Ships until told to stop or the link ends. Whatever happens in the fabric wakes the log's sleeper meanwhile.
+    pub fn run(mut self) -> ShipError {
+        let log = self.log.clone();
+        self.link.endpoint.on_event(Box::new(move || log.wake_agent(SleepDepth::Nap)));
+        self.status.set_digest(self.digest, self.consumer.position());
+        self.publish();
+        let mut quiet_since = Instant::now();
+        let error = loop {
+            if self.stop.load(Ordering::Acquire) {
+                break ShipError::Stopped;
+            }
+            match self.step() {
+                Ok(true) => quiet_since = Instant::now(),
+                Ok(false) => match self.rest(quiet_since.elapsed()) {
+                    Ok(()) => {}
+                    Err(error) => break error,
+                },
+                Err(error) => break error,
+            }
+        };
+        self.status.disconnected();
+        error
+    }
+
+    /// One round; whether anything moved.
+    fn step(&mut self) -> Result<bool, ShipError> {
+        let mut moved = self.reap()?;
+        moved |= self.read_ack()?;
+        if moved {
+            self.publish();
+        }
+        moved |= self.ship()?;
+        Ok(moved)
+    }
+
+    fn reap(&mut self) -> Result<bool, ShipError> {
+        self.link.endpoint.poll(&mut self.completions);
+        let before = self.window.received();
+        let mut failed = None;
+        for completion in self.completions.drain(..) {
+            match completion.result {
+                Ok(()) => drop(self.window.completed(completion.id)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        while self.link.endpoint.take_immediate().is_some() {}
+        let bytes = self.window.received().since(before);
+        if bytes > 0 {
+            let now = Instant::now();
+            if let Some(since) = self.busy_since {
+                self.rate.add(bytes, now - since);
+            }
+            self.busy_since = (!self.window.is_idle()).then_some(now);
+        }
+        Ok(bytes > 0)
+    }
+
+    fn read_ack(&mut self) -> Result<bool, ShipError> {
+        let mut bytes = [0; ACK_BYTES];
+        self.link.ack.memory().read(0, &mut bytes);
+        let Some(acked) = self.gate.check(&bytes, self.window.shipped())? else { return Ok(false) };
+        // Each announcement of sleep is followed by a sleep, so each is owed an immediate of its own.
+        self.woken = false;
+        self.acked = acked;
+        self.window.applied(acked.applied);
+        Ok(true)
+    }
+
+    /// Tells everyone what the destination has: waiters, the ring's writers, status.
+    fn publish(&self) {
+        let received = self.window.received();
+        // Where the whole machine has a battery, what has landed survives.
+        let durable = match self.link.durability {
+            Durability::Battery if self.acked.counts => self.acked.durable.max(received),
+            _ => self.acked.durable,
+        };
+        if self.acked.counts {
+            if let Some(gap) = self.log.gap()
+                && gap.end.is_none()
+                && self.acked.counts_from > gap.start
+            {
+                self.log.end_gap(self.acked.counts_from);
+            }
+            self.log.set_acks(Acks { received, durable, applied: self.acked.applied });
+        }
+        self.space.done(self.who, self.acked.applied);
+        self.status.set(ShipView {
+            shipped: self.window.shipped(),
+            received,
+            durable,
+            applied: self.acked.applied,
+            drain: self.rate.bytes_per_s(),
+            counts: self.acked.counts,
+            counts_from: self.acked.counts_from,
+            syncing: self.acked.syncing,
+            faulted: self.acked.faulted,
+        });
+    }
+
+    /// Posts what may be posted.
+    fn ship(&mut self) -> Result<bool, ShipError> {
+        let most = MAX_BATCH.min(self.log.spec().ring_bytes / 4);
+        let mut moved = false;
+        while self.window.room() > 0 {
+            let at = self.consumer.position();
+            let Some(batch) = self.consumer.next_batch(most.min(self.window.room()))? else { break };
+            if batch.end.since(at) > self.window.room() {
+                // A record larger than the room left: it comes again when the destination has applied more.
+                self.consumer.skip_to(at);
+                break;
+            }
+            if !self.post(&batch)? {
+                self.consumer.skip_to(at);
+                break;
+            }
+            moved = true;
+        }
+        self.wake_destination()?;
+        Ok(moved)
+    }
+
+    /// Posts one batch; `false` if the endpoint takes no more at present.
+    fn post(&mut self, batch: &Batch) -> Result<bool, ShipError> {
+        let ring = self.log.spec().ring_bytes;
+        let len = batch.end.since(batch.start);
+        let offset = batch.start.0 & (ring - 1);
+        let first = len.min(ring - offset);
+        let wakes = self.acked.sleeping && !self.woken;
+        let piece = |from: u64, len: u64| Write {
+            local: Local { memory: &self.link.ring, offset: from as usize, len: len as usize },
+            remote: self.landing,
+            remote_offset: from,
+            immediate: None,
+            signal: None,
+        };
+        let mut writes = [piece(offset, first), piece(0, len - first)];
+        let parts = if first < len { &mut writes[..] } else { &mut writes[..1] };
+        let last = parts.last_mut().expect("at least one");
+        last.immediate = wakes.then_some(0);
+        last.signal = Some(self.window.next_id());
+        match self.link.endpoint.write(parts) {
+            Ok(()) => {}
+            Err(FabricError::Busy { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        self.status.posted(|| boottime().as_nanos() as u64);
+        if self.window.is_idle() {
+            self.busy_since = Some(Instant::now());
+        }
+        self.window.post(batch.end);
+        self.woken |= wakes;
+        self.digest = batch.headers.iter().fold(self.digest, chain);
+        self.status.set_digest(self.digest, batch.end);
+        Ok(true)
+    }
+
+    /// A destination that said that it sleeps, after we had shipped more than it had seen, must be woken.
+    fn wake_destination(&mut self) -> Result<(), ShipError> {
+        let due = self.acked.sleeping && !self.woken && self.acked.durable < self.window.shipped();
+        if !due || self.window.room() == 0 {
+            return Ok(());
+        }
+        let write = Write {
+            local: Local { memory: &self.link.ring, offset: 0, len: 0 },
+            remote: self.landing,
+            remote_offset: 0,
+            immediate: Some(0),
+            signal: Some(self.window.next_id()),
+        };
+        match self.link.endpoint.write(&[write]) {
+            Ok(()) => {
+                self.window.post(self.window.shipped());
+                self.woken = true;
+                Ok(())
+            }
+            Err(FabricError::Busy { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Nothing to do right now: sleeps until there may be.
+    fn rest(&self, quiet: Duration) -> Result<(), ShipError> {
+        let seen = self.consumer.position();
+        if quiet < SPIN {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        let endpoint = &self.link.endpoint;
+        let due = self.acked.applied < self.window.shipped() || !self.window.is_idle();
+        let (depth, most) = match due {
+            true if quiet > DOZE_AFTER => (SleepDepth::Nap, DOZE),
+            true => (SleepDepth::Nap, NAP),
+            false if quiet > DEEP_AFTER => (SleepDepth::Deep, DEEP),
+            false => (SleepDepth::Nap, NAP),
+        };
+        let blocked = self.log.is_ahead() || self.log.published() > seen;
+        // Where the log has work that the destination has no room for, only the destination can change that.
+        if endpoint.wait(if blocked { most } else { Duration::ZERO }) == Wake::Closed {
+            return Err(ShipError::Fabric(FabricError::Disconnected {
+                peer: endpoint.peer().to_owned(),
+                reason: "the endpoint was closed".into(),
+            }));
+        }
+        if !blocked {
+            self.log.sleep_until_work(seen, depth, most);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,403 @@
+//! The copy of every region into the stream: first sync, and what closes a gap.
+//!
+//! `SyncBegin`, a creation a region, the pages that are not zero, `SyncEnd`, all as records among the application's own
+//! (`docs/architecture.md`, section 1). One thread a group does it whenever a destination needs it: it is told so by
+//! [`Syncer::request`], and sees for itself that the application runs ahead of the log. It never takes more than half of
+//! the ring, and starts anew when told to while it runs.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::log::appender::AppendError;
+use crate::log::format::Kind;
+use crate::log::{Ahead, Appender, LogRegion, Owner, SleepDepth};
+use crate::types::{Lsn, PAGE, RegionId};
+
+/// Bytes looked at together: one record where no page of them is zero.
+const CHUNK: usize = 64 << 10;
+
+/// How often the thread looks whether the application went ahead.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Pause while the ring is half full or in-flight marks are awaited.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Pause after a region could not be read.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What a group gives to be copied.
+pub trait SyncSource: Send + Sync {
+    /// The agent's appender of the group's log.
+    fn appender(&self) -> &Appender;
+    /// The regions as of now. One that is added later is told of by its own record, or by [`Syncer::request`].
+    fn regions(&self) -> io::Result<Vec<SyncRegion>>;
+}
+
+/// A region to be copied.
+pub struct SyncRegion {
+    /// Its number.
+    pub id: RegionId,
+    /// Payload of the record that creates it.
+    pub creation: Vec<u8>,
+    /// Bytes protected.
+    pub len: u64,
+    /// The file.
+    pub file: OwnedFd,
+}
+
+/// How a copy is coming along.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SyncView {
+    /// Bytes of regions looked at.
+    pub done: u64,
+    /// Bytes of regions to be looked at.
+    pub total: u64,
+    /// Whether one is under way or wanted.
+    pub active: bool,
+    /// LSN just past the last complete copy; 0 if none was made since the agent started.
+    pub end: Lsn,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+/// The thread; stopped on drop.
+pub struct Syncer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    source: Arc<dyn SyncSource>,
+    /// Copies asked for so far; one that began earlier is of no use.
+    wanted: Mutex<u64>,
+    asked: Condvar,
+    /// A destination or archive takes records at present.
+    flowing: AtomicBool,
+    stop: AtomicBool,
+    busy: AtomicBool,
+    done: AtomicU64,
+    total: AtomicU64,
+    end: AtomicU64,
+    error: Mutex<Option<String>>,
+}
+
+/// Why a copy ended early.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    /// Told to stop, or to start anew.
+    #[error("superseded")]
+    Superseded,
+    /// The application went ahead of the log: what was copied so far is of no use.
+    #[error(transparent)]
+    Ahead(#[from] Ahead),
+    /// A region could not be read.
+    #[error("region {0} cannot be read: {1}")]
+    Read(RegionId, io::Error),
+    /// The regions could not be listed.
+    #[error("the regions cannot be listed: {0}")]
+    List(io::Error),
+}
+
+impl Syncer {
+    /// A syncer of `source`, idle until something is wanted.
+    pub fn start(name: &str, source: Arc<dyn SyncSource>) -> io::Result<Syncer> {
+        let shared = Arc::new(Shared {
+            source,
+            wanted: Mutex::new(0),
+            asked: Condvar::new(),
+            flowing: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            end: AtomicU64::new(0),
+            error: Mutex::default(),
+        });
+        let theirs = shared.clone();
+        let thread = thread::Builder::new().name(format!("sync-{name}")).spawn(move || theirs.run())?;
+        Ok(Syncer { shared, thread: Some(thread) })
+    }
+
+    /// Every region is to be copied, beginning after this call; one under way starts anew.
+    pub fn request(&self) {
+        *lock(&self.shared.wanted) += 1;
+        self.shared.busy.store(true, SeqCst);
+        self.shared.asked.notify_all();
+    }
+
+    /// Whether records are being taken: without, a gap cannot be closed.
+    pub fn set_flowing(&self, flowing: bool) {
+        self.shared.flowing.store(flowing, SeqCst);
+    }
+
+    /// Whether a copy is under way or wanted.
+    pub fn is_active(&self) -> bool {
+        self.shared.busy.load(SeqCst)
+    }
+
+    /// How it is coming along.
+    pub fn view(&self) -> SyncView {
+        SyncView {
+            done: self.shared.done.load(Relaxed),
+            total: self.shared.total.load(Relaxed),
+            active: self.is_active(),
+            end: Lsn(self.shared.end.load(Relaxed)),
+            error: lock(&self.shared.error).clone(),
+        }
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        self.shared.asked.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut served = 0;
+        while let Some(wanted) = self.next(served) {
+            self.busy.store(true, SeqCst);
+            match self.close_gap(wanted).and_then(|begun| self.copy(begun, wanted)) {
+                Ok(end) => {
+                    self.end.store(end.0, Relaxed);
+                    *lock(&self.error) = None;
+                    served = wanted;
+                    // Asked for again meanwhile: still busy.
+                    let asked = lock(&self.wanted);
+                    self.busy.store(*asked != served, SeqCst);
+                }
+                Err(Cut::Superseded) => {}
+                Err(Cut::Ahead(_)) => *lock(&self.wanted) += 1,
+                Err(error) => {
+                    tracing::error!(%error, "a copy of the regions failed and starts anew");
+                    *lock(&self.error) = Some(error.to_string());
+                    *lock(&self.wanted) += 1;
+                    self.pause(AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Waits until more copies are wanted than were served, or the application is ahead; the number wanted then.
+    fn next(&self, served: u64) -> Option<u64> {
+        let mut wanted = lock(&self.wanted);
+        loop {
+            if self.stop.load(SeqCst) {
+                return None;
+            }
+            if *wanted > served || (self.log().is_ahead() && self.flowing.load(SeqCst)) {
+                return Some(*wanted);
+            }
+            wanted = self.asked.wait_timeout(wanted, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Brings the application back onto the log if it is ahead. Whether it was: then a `SyncBegin` stands in the log.
+    fn close_gap(&self, wanted: u64) -> Result<bool, Cut> {
+        let log = self.log();
+        if !log.is_ahead() {
+            return Ok(false);
+        }
+        loop {
+            log.publish_filled(&Owner::confirmed_dead);
+            if log.free() == log.tail() && log.close_gap() {
+                break;
+            }
+            self.check(wanted)?;
+            thread::sleep(PAUSE);
+        }
+        // Pages may be read only when nobody sets bits for stores that came before the flag was cleared.
+        while log.bits_in_flight(&Owner::confirmed_dead) {
+            self.check(wanted)?;
+            thread::sleep(PAUSE);
+        }
+        for id in 0..log.spec().regions.min(u32::from(u16::MAX)) {
+            // Everything is copied, so what the bits say is of no further use.
+            drop(log.take_dirty(RegionId(id as u16)));
+        }
+        Ok(true)
+    }
+
+    fn copy(&self, begun: bool, wanted: u64) -> Result<Lsn, Cut> {
+        let appender = self.source.appender();
+        if !begun {
+            self.room(wanted)?;
+            appender.append(Kind::SyncBegin, RegionId(0), 0, &[])?;
+        }
+        // After SyncBegin: what is added later is told of by a record behind it.
+        let regions = self.source.regions().map_err(Cut::List)?;
+        self.done.store(0, Relaxed);
+        self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
+        for region in &regions {
+            self.room(wanted)?;
+            appender.append(Kind::RegionCreate, region.id, 0, &region.creation)?;
+        }
+        for region in &regions {
+            self.copy_region(region, wanted)?;
+        }
+        self.room(wanted)?;
+        let end = appender.append(Kind::SyncEnd, RegionId(0), 0, &[])?;
+        self.push();
+        Ok(end)
+    }
+
+    fn copy_region(&self, region: &SyncRegion, wanted: u64) -> Result<(), Cut> {
+        let before = self.done.load(Relaxed);
+        let read = |e: io::Error| Cut::Read(region.id, e);
+        let mut at = 0;
+        let mut buf = vec![0; CHUNK];
+        while let Some((start, end)) = extent(&region.file, at, region.len).map_err(read)? {
+            at = start;
+            while at < end {
+                let len = CHUNK.min((end - at) as usize);
+                self.copy_chunk(region, at, &mut buf[..len], wanted)?;
+                at += len as u64;
+                self.done.store(before + at, Relaxed);
+            }
+        }
+        self.done.store(before + region.len, Relaxed);
+        Ok(())
+    }
+
+    /// Appends the runs of pages that are not zero. A page that is zero now and is stored to later is in the log by that
+    /// store's own record, or was never flushed.
+    fn copy_chunk(&self, region: &SyncRegion, at: u64, buf: &mut [u8], wanted: u64) -> Result<(), Cut> {
+        let read = |e: io::Error| Cut::Read(region.id, e);
+        let got = read_at(&region.file, buf, at).map_err(read)?;
+        let pages = buf[..got].chunks(PAGE).map(|page| page.iter().any(|b| *b != 0));
+        for (first, count) in runs(pages) {
+            let (from, len) = (first * PAGE, (count * PAGE).min(got - first * PAGE));
+            self.room(wanted)?;
+            let appender = self.source.appender();
+            match appender.append_from_file(region.id, at + from as u64, len, region.file.as_fd(), true) {
+                Ok(_) => {}
+                Err(AppendError::Ahead(ahead)) => return Err(ahead.into()),
+                Err(AppendError::Read(e)) => return Err(read(e)),
+            }
+        }
+        self.push();
+        Ok(())
+    }
+
+    /// Waits until less than half of the ring is in use, so that the copy never pushes the application ahead.
+    fn room(&self, wanted: u64) -> Result<(), Cut> {
+        let log = self.log();
+        loop {
+            self.check(wanted)?;
+            if log.is_ahead() {
+                return Err(Cut::Ahead(Ahead(log.tail())));
+            }
+            if log.tail().since(log.free()) < log.spec().ring_bytes / 2 {
+                return Ok(());
+            }
+            self.push();
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Publishes without waiting for anyone: the application may be frozen in the middle of a record.
+    fn push(&self) {
+        self.log().publish_filled(&Owner::confirmed_dead);
+        self.log().wake_agent(SleepDepth::Deep);
+    }
+
+    fn check(&self, wanted: u64) -> Result<(), Cut> {
+        let superseded = *lock(&self.wanted) != wanted || self.stop.load(SeqCst);
+        if superseded { Err(Cut::Superseded) } else { Ok(()) }
+    }
+
+    fn pause(&self, time: Duration) {
+        let wanted = lock(&self.wanted);
+        drop(self.asked.wait_timeout_while(wanted, time, |_| !self.stop.load(SeqCst)));
+    }
+
+    fn log(&self) -> &LogRegion {
+        self.source.appender().log()
+    }
+}
+
+/// The next stretch of data at or after `at` and below `len`. A file system that knows no holes has one stretch.
+fn extent(file: &OwnedFd, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= len {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start & !(PAGE as u64 - 1),
+        Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) => return Ok(Some((at, len))),
+        Err(error) => return Err(error.into()),
+    };
+    if start >= len {
+        return Ok(None);
+    }
+    let start = start.max(at);
+    let end = rustix::fs::seek(file, SeekFrom::Hole(start)).map_or(len, |end| end.min(len));
+    Ok(Some((start, end.max(start + 1).next_multiple_of(PAGE as u64).min(len))))
+}
+
+fn read_at(file: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match rustix::io::pread(file, &mut buf[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// First and length of each run of `true`.
+fn runs(flags: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (i, flag) in flags.enumerate() {
+        match runs.last_mut() {
+            Some((first, count)) if flag && *first + *count == i => *count += 1,
+            _ if flag => runs.push((i, 1)),
+            _ => {}
+        }
+    }
+    runs
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_what_is_true_in_a_row() {
+        let flags = [true, true, false, true, false, false, true];
+        assert_eq!(runs(flags.into_iter()), [(0, 2), (3, 1), (6, 1)]);
+        assert!(runs([false; 3].into_iter()).is_empty());
+    }
+
+    #[test]
+    fn extents_skip_holes_and_cover_data() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(10 << 20).unwrap();
+        let fd = OwnedFd::from(file.try_clone().unwrap());
+        assert_eq!(extent(&fd, 0, 10 << 20).unwrap(), None);
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", (5 << 20) + 17).unwrap();
+        let (start, end) = extent(&fd, 0, 10 << 20).unwrap().unwrap();
+        assert!(start <= (5 << 20) + 17 && end > (5 << 20) + 17 && start.is_multiple_of(PAGE as u64));
+        assert_eq!(extent(&fd, end, 10 << 20).unwrap(), None);
+    }
+}
