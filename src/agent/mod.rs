@@ -7,6 +7,9 @@
 //! | [`control`] | the channel between agents |
 //! | [`events`] | the numbered event stream |
 //! | [`group`] | a group at its source: log, regions, processes; what a controller does |
+//! | [`source`] | a group's stream at its source: the link, kept up |
+//! | [`standby`] | a group's image at its destination |
+//! | [`fabrics`] | the networks of this node |
 //! | [`ownership`] | who owns a group: drives the state machine of `failover` |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
 //! | [`sessions`] | the Unix socket: applications and operators |
@@ -18,11 +21,14 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod events;
+pub mod fabrics;
 pub mod fdstore;
 pub mod group;
 pub mod holder;
 pub mod ownership;
 pub mod sessions;
+pub mod source;
+pub mod standby;
 pub mod state;
 pub mod status;
 pub mod users;

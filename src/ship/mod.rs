@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`shipper`] | the loop that ships one log over one link |
 //! | [`sync`] | the copy of every region into the stream |
+//! | [`gasp`] | the last gasp: the tail, durable at the destination |
 //! | [`acks`] | what to believe of a destination's acknowledgements |
 //! | [`window`] | what is in flight to a destination, and how much more may be |
 //! | [`space`] | which part of the ring may be reused |
@@ -13,6 +14,7 @@
 
 pub mod acks;
 pub mod backoff;
+pub mod gasp;
 pub mod rate;
 pub mod shipper;
 pub mod space;

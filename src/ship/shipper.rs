@@ -18,6 +18,7 @@ use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
 use crate::log::digest::chain;
+use crate::log::format::{Kind, RecordHeader};
 use crate::log::region::boottime;
 use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
 use crate::region::memory::SharedMem;
@@ -106,6 +107,7 @@ pub struct Shipper {
     stop: Arc<AtomicBool>,
     completions: Vec<Completion>,
     busy_since: Option<Instant>,
+    observe: Box<dyn Fn(&RecordHeader) + Send>,
     /// The sleeping destination has been sent an immediate since it said so.
     woken: bool,
 }
@@ -126,12 +128,15 @@ pub struct Shipment {
     pub status: Arc<ShipStatus>,
     /// Ends the link when set; wake the log afterwards.
     pub stop: Arc<AtomicBool>,
+    /// Sees every record shipped that is no content.
+    pub observe: Box<dyn Fn(&RecordHeader) + Send>,
 }
 
 impl Shipper {
     /// A shipper of `log`.
     pub fn new(log: Arc<LogRegion>, shipment: Shipment) -> Shipper {
-        let Shipment { consumer, digest, link, landing, space: (space, who), status, stop } = shipment;
+        let Shipment { consumer, digest, link, landing, space: (space, who), status, stop, observe } =
+            shipment;
         let from = consumer.position();
         Shipper {
             window: Window::new(from, log.spec().ring_bytes, link.endpoint.limit()),
@@ -141,6 +146,7 @@ impl Shipper {
             rate: DrainRate::default(),
             completions: Vec::new(),
             busy_since: None,
+            observe,
             woken: false,
             log,
             consumer,
@@ -307,6 +313,7 @@ impl Shipper {
         }
         self.window.post(batch.end);
         self.woken |= wakes;
+        batch.headers.iter().filter(|h| h.kind != Kind::Data as u8).for_each(&self.observe);
         self.digest = batch.headers.iter().fold(self.digest, chain);
         self.status.set_digest(self.digest, batch.end);
         Ok(true)

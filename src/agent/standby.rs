@@ -1,0 +1,386 @@
+//! A group's image at its destination: admits one source at a time, and is promoted.
+//!
+//! A [`Standby`] is what a `[[replica]]` of the configuration describes. Peers' channels ask it to take a stream; the group's
+//! state machine asks it to revoke, verify and place. Its image is opened when the group's identity is known:
+//! from the first source that opens it, or from an earlier life. Made by `agent::role`; all methods from any thread.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use serde::{Deserialize, Serialize};
+
+use super::clock::WallTime;
+use super::config;
+use super::control::message::{Answer, GroupOpened, ImageState, OpenGroup, Refusal, ReplicaReport, refused};
+use super::fabrics::Fabrics;
+use super::state::{StateDir, StateError};
+use super::status::{DestinationState, DestinationStatus, Role, SyncStatus};
+use crate::fabric::{Endpoint, FabricError, Offer, Registration, RemoteAccess, RemoteKey};
+use crate::failover::{Mandate, Round};
+use crate::replica::applier::{ApplierConfig, ApplyError};
+use crate::replica::durability;
+use crate::replica::promote::{PromoteError, Promoted, Request};
+use crate::replica::status::{ImageHealth, ReplicaStatus};
+use crate::replica::store::disk::DiskStore;
+use crate::replica::worker;
+use crate::replica::{Replica, StatusWatch, StreamStart};
+use crate::types::{Durability, Generation, GroupId, Lsn};
+
+/// File of the group's directory that holds its identity, as the first source gave it.
+const STATE_FILE: &str = "replica.json";
+
+/// A source that was made an offer must connect within this time.
+const ACCEPT_WITHIN: Duration = Duration::from_secs(10);
+
+/// A group's image here.
+pub struct Standby {
+    config: config::Replica,
+    states: Arc<StateDir>,
+    fabrics: Arc<Fabrics>,
+    durability: Durability,
+    inner: Mutex<Inner>,
+    /// Number of the newest link; an older channel's asks are void.
+    newest: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+struct Inner {
+    id: Option<GroupId>,
+    replica: Option<Replica>,
+    watch: Option<StatusWatch>,
+    link: Option<Connected>,
+}
+
+/// A source that is attached.
+struct Connected {
+    endpoint: Arc<dyn Endpoint>,
+    peer: String,
+    /// Keeps the landing ring reachable.
+    _landing: Arc<dyn Registration>,
+}
+
+/// A stream that was opened and waits for its `attach`.
+pub struct Opened {
+    number: u64,
+    generation: Generation,
+    ring_bytes: u64,
+    peer: String,
+    accepted: Receiver<Result<Arc<dyn Endpoint>, FabricError>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    id: GroupId,
+}
+
+/// Why a standby cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StandbyError {
+    /// Its directory cannot be used.
+    #[error("the replica's directory {}: {source}", dir.display())]
+    Dir {
+        /// The directory.
+        dir: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Its state cannot be read or stored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its image cannot be opened.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+impl Standby {
+    /// Opens the image that is there, if any.
+    pub fn open(
+        config: config::Replica,
+        states: Arc<StateDir>,
+        fabrics: Arc<Fabrics>,
+    ) -> Result<Standby, StandbyError> {
+        let dir = |source| StandbyError::Dir { dir: config.dir.clone(), source };
+        fs::create_dir_all(&config.dir).map_err(dir)?;
+        let durability = match config.durability.declared() {
+            Some(declared) => declared,
+            None => durability::detect(&config.dir).map_err(dir)?.durability,
+        };
+        let known = states.load::<Known>(&config.group, STATE_FILE)?;
+        let standby = Standby {
+            config,
+            states,
+            fabrics,
+            durability,
+            inner: Mutex::new(Inner { id: None, replica: None, watch: None, link: None }),
+            newest: AtomicU64::new(0),
+            last_error: Mutex::default(),
+        };
+        if let Some(known) = known {
+            standby.adopt(&mut standby.lock(), known.id)?;
+        }
+        Ok(standby)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &config::Replica {
+        &self.config
+    }
+
+    /// The group's identity, once a source has given it.
+    pub fn id(&self) -> Option<GroupId> {
+        self.lock().id
+    }
+
+    /// Answers `open_group` of `peer`, which the configuration and the state machine admit. An earlier link ends first.
+    pub fn open_group(&self, peer: &str, open: &OpenGroup) -> Result<(Opened, GroupOpened), Answer> {
+        let failed = |what: String| {
+            self.note(&what);
+            refused(Refusal::Failed, open.generation, what)
+        };
+        let mut inner = self.lock();
+        if inner.id.is_some_and(|id| id != open.id) {
+            let text = format!("{} is another group of the same name here", open.group);
+            return Err(refused(Refusal::WrongGroup, open.generation, text));
+        }
+        self.disconnect(&mut inner);
+        self.adopt(&mut inner, open.id).map_err(|e| failed(e.to_string()))?;
+        let replica = inner.replica.as_mut().expect("just adopted");
+        // What landed is applied first, so that the stream goes on where the image ends.
+        if let Err(error) = replica.applier() {
+            self.note(&error.to_string());
+        }
+        let have = report(&replica.status());
+        let fabric = self.fabrics.choose(self.config.encrypt);
+        let offer = fabric.offer().map_err(|e| failed(e.to_string()))?;
+        let address = offer.address();
+        let accepted = accept(offer).map_err(|e| failed(e.to_string()))?;
+        let number = self.newest.fetch_add(1, Ordering::SeqCst) + 1;
+        let answer =
+            GroupOpened { have, durability: self.durability, encrypt: self.config.encrypt, offer: address };
+        let (generation, ring_bytes) = (open.generation, open.ring_bytes);
+        Ok((Opened { number, generation, ring_bytes, peer: peer.to_owned(), accepted }, answer))
+    }
+
+    /// Answers `attach`: from here on the source may write.
+    pub fn attach(&self, opened: Opened, ack: RemoteKey, from: Lsn, fresh: bool) -> Answer {
+        let no = |reason, text: String| {
+            self.note(&text);
+            refused(reason, opened.generation, text)
+        };
+        let endpoint = match opened.accepted.recv_timeout(ACCEPT_WITHIN) {
+            Ok(Ok(endpoint)) => endpoint,
+            Ok(Err(error)) => return no(Refusal::Failed, error.to_string()),
+            Err(_) => return no(Refusal::OutOfOrder, "the fabric is not connected".into()),
+        };
+        let mut inner = self.lock();
+        if self.newest.load(Ordering::SeqCst) != opened.number {
+            return no(Refusal::OutOfOrder, "the group has been opened anew, or closed, since".into());
+        }
+        let Some(replica) = inner.replica.as_mut() else {
+            return no(Refusal::OutOfOrder, "the group is not open".into());
+        };
+        let StreamLinked { landing, registration } = match link(
+            replica,
+            &endpoint,
+            &opened,
+            StreamStart { generation: opened.generation, ring_bytes: opened.ring_bytes, from, fresh },
+            ack,
+        ) {
+            Ok(linked) => linked,
+            Err(error) => return no(Refusal::Failed, error),
+        };
+        inner.link = Some(Connected { endpoint, peer: opened.peer, _landing: registration });
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Answer::Attached { landing }
+    }
+
+    /// The channel of link `number` ended: its endpoint is of no more use.
+    pub fn report(&self) -> Option<ReplicaReport> {
+        self.status().as_ref().map(report)
+    }
+
+    /// The image's status.
+    pub fn status(&self) -> Option<ReplicaStatus> {
+        let watch = self.lock().watch.clone();
+        watch.map(|w| w.status())
+    }
+
+    /// Takes the source's access away: nothing of its can land any more when this returns. Whatever was opened is void.
+    pub fn revoke(&self) {
+        self.newest.fetch_add(1, Ordering::SeqCst);
+        self.disconnect(&mut self.lock());
+    }
+
+    /// Whether the image holds what `mandate` of `round` names, after everything that landed has been applied.
+    pub fn verify(&self, round: Round, mandate: Mandate) -> Result<(), String> {
+        let mut inner = self.lock();
+        let replica = inner.replica.as_mut().ok_or("there is no image of the group here")?;
+        let applier = replica.applier().map_err(|e| e.to_string())?;
+        let image = applier.images().promotable().ok_or("there is no consistent image here")?;
+        match mandate {
+            Mandate::Saved(saved) if (image.generation, image.lsn) != (round.generation, saved.lsn) => {
+                Err(format!(
+                    "the source saved up to {} of generation {}, the image here ends at {} of generation {}",
+                    saved.lsn, round.generation, image.lsn, image.generation
+                ))
+            }
+            Mandate::Saved(saved) if image.digest != saved.digest => Err(format!(
+                "the image at {} has digest {:016x}, the source's is {:016x}",
+                image.lsn, image.digest, saved.digest
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the image's files where the application opens them. May be repeated.
+    pub fn place(&self, owner: Option<(u32, u32)>) -> Result<Promoted, PromoteError> {
+        let mut inner = self.lock();
+        let replica = inner.replica.as_mut().ok_or(PromoteError::NothingConsistent)?;
+        // What must be there was checked when the group became ours.
+        replica.promote(&Request { saved: None, force: true, paths: &self.config.paths, owner })
+    }
+
+    /// The row of the status document.
+    pub fn destination_status(&self, node: &str, generation: Generation) -> DestinationStatus {
+        let status = self.status();
+        let inner = self.lock();
+        let link = inner.link.as_ref();
+        let at = |f: fn(&ReplicaStatus) -> Lsn| status.as_ref().map_or(Lsn(0), f);
+        let state = match &status {
+            Some(s) if s.poisoned => DestinationState::Poisoned,
+            Some(s) if s.attached && s.image == ImageHealth::Consistent => DestinationState::Streaming,
+            Some(s) if s.attached => DestinationState::Syncing,
+            _ => DestinationState::Waiting,
+        };
+        DestinationStatus {
+            node: node.to_owned(),
+            role: Role::Destination,
+            generation: status.as_ref().map_or(generation, |s| s.generation),
+            state,
+            lsn_published: at(|s| s.received),
+            lsn_received: at(|s| s.received),
+            lsn_durable: at(|s| s.durable),
+            lsn_applied: at(|s| s.applied),
+            exposure_bytes: 0,
+            drain_bytes_per_s: None,
+            fabric: link.map(|_| self.fabrics.choose(self.config.encrypt).kind().to_owned()),
+            durability: Some(self.durability.to_string()),
+            encrypted: link.map(|l| l.endpoint.encrypted()),
+            unprotected_writes: 0,
+            sync: status
+                .as_ref()
+                .and_then(|s| s.sync_progress)
+                .map(|(done_bytes, total_bytes)| SyncStatus { done_bytes, total_bytes }),
+            last_error: status
+                .as_ref()
+                .and_then(|s| s.faulted.clone().or_else(|| s.set_aside.clone()))
+                .or_else(|| self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            as_of: WallTime::now().to_string(),
+        }
+    }
+
+    /// The source that is attached.
+    pub fn source(&self) -> Option<String> {
+        self.lock().link.as_ref().map(|l| l.peer.clone())
+    }
+
+    fn disconnect(&self, inner: &mut Inner) {
+        if let Some(link) = inner.link.take() {
+            if let Err(error) = link.endpoint.revoke() {
+                // An endpoint that is gone cannot write either.
+                tracing::info!(group = self.config.group, peer = link.peer, %error, "revoked");
+            }
+            if let Some(replica) = &mut inner.replica {
+                replica.detach();
+            }
+        }
+    }
+
+    /// Opens the image of group `id`; stores the identity first if it is new.
+    fn adopt(&self, inner: &mut Inner, id: GroupId) -> Result<(), StandbyError> {
+        if inner.replica.is_some() {
+            return Ok(());
+        }
+        if inner.id.is_none() {
+            self.states.save(&self.config.group, STATE_FILE, &Known { id })?;
+            inner.id = Some(id);
+        }
+        let (replica, recovery) = Replica::open(ApplierConfig {
+            store: Arc::new(DiskStore::new(self.durability)),
+            dir: self.config.dir.clone(),
+            group: id,
+            durability: self.durability,
+        })?;
+        if recovery.to > recovery.from {
+            tracing::info!(group = self.config.group, from = %recovery.from, to = %recovery.to, "replayed what had landed");
+        }
+        inner.watch = Some(replica.watch());
+        inner.replica = Some(replica);
+        Ok(())
+    }
+
+    fn note(&self, error: &str) {
+        tracing::warn!(group = self.config.group, error, "replica");
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(format!("{} {error}", WallTime::now()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct StreamLinked {
+    landing: RemoteKey,
+    registration: Arc<dyn Registration>,
+}
+
+fn link(
+    replica: &mut Replica,
+    endpoint: &Arc<dyn Endpoint>,
+    opened: &Opened,
+    start: StreamStart,
+    ack: RemoteKey,
+) -> Result<StreamLinked, String> {
+    let ring = replica.take_stream(start).map_err(|e| e.to_string())?;
+    let registration = endpoint.register(ring, RemoteAccess::Write).map_err(|e| e.to_string())?;
+    let mut landing = registration.key();
+    // The ring is mapped twice; the source sees it once.
+    landing.len = landing.len.min(opened.ring_bytes);
+    let link = worker::Link { endpoint: endpoint.clone(), ack, notify: true };
+    replica.attach(link).map_err(|e| e.to_string())?;
+    Ok(StreamLinked { landing, registration })
+}
+
+/// Accepts beside the channel: the source connects before it asks anything more.
+fn accept(offer: Box<dyn Offer>) -> io::Result<Receiver<Result<Arc<dyn Endpoint>, FabricError>>> {
+    let (sender, accepted) = mpsc::channel();
+    let deadline = Instant::now() + ACCEPT_WITHIN;
+    thread::Builder::new().name("fabric-accept".into()).spawn(move || {
+        // Nobody waits any more if the channel ended; the endpoint is dropped then.
+        let _ = sender.send(offer.accept(deadline));
+    })?;
+    Ok(accepted)
+}
+
+fn report(status: &ReplicaStatus) -> ReplicaReport {
+    ReplicaReport {
+        generation: status.generation,
+        landed: status.received,
+        durable: status.durable,
+        applied: status.cursor,
+        digest: status.digest,
+        image: match status.image {
+            _ if status.poisoned => ImageState::Poisoned,
+            ImageHealth::None => ImageState::None,
+            ImageHealth::Syncing => ImageState::Syncing,
+            ImageHealth::Consistent => ImageState::Consistent,
+            ImageHealth::Stale => ImageState::Stale,
+        },
+    }
+}

@@ -1,0 +1,94 @@
+//! The last gasp of a log: everything that the application published, durable at the destination.
+//!
+//! Called when nothing of the application can run any more (frozen or dead) and while the shipper runs. Whatever is
+//! complete is published, an open gap is closed and copied, and the end of the stream is named with its digest.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::status::ShipStatus;
+use super::sync::Syncer;
+use crate::log::region::boottime;
+use crate::log::{LogRegion, Owner, SleepDepth};
+use crate::types::Lsn;
+
+/// How often the positions are looked at: well below what a battery counts in, well above a cache miss.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// How long a gasp may look in vain before it says again that everything complete is to be published.
+const PUBLISH_AGAIN: Duration = Duration::from_millis(5);
+
+/// What a last gasp brought over, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// End of the stream: every record below is durable at the destination.
+    pub lsn: Lsn,
+    /// Chained digest there.
+    pub digest: u64,
+    /// Bytes that were not yet durable at the destination when it began.
+    pub exposure: u64,
+    /// From its beginning to the first bytes handed to the fabric; none if there were none to ship.
+    pub first_byte: Option<Duration>,
+    /// From its beginning to the last byte durable.
+    pub took: Duration,
+}
+
+/// Why the tail is not at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GaspError {
+    /// Called off.
+    #[error("the last gasp was called off")]
+    Cancelled,
+    /// Not in time.
+    #[error("{missing} bytes of the log were not durable at the destination in time")]
+    TimedOut {
+        /// Bytes missing.
+        missing: u64,
+    },
+}
+
+/// Brings the tail to the destination, until `deadline` or until `cancel` is set.
+pub fn ship_tail(
+    log: &LogRegion,
+    status: &ShipStatus,
+    syncer: &Syncer,
+    cancel: &AtomicBool,
+    deadline: Instant,
+) -> Result<Tail, GaspError> {
+    let began = Instant::now();
+    let began_ns = boottime().as_nanos() as u64;
+    status.mark();
+    let mut target = log.publish_filled(&Owner::confirmed_dead);
+    log.wake_agent(SleepDepth::Nap);
+    let mut published_at = Instant::now();
+    let exposure = target.since(status.view().durable);
+    loop {
+        if let Some(digest) = complete(log, status, syncer, target) {
+            let first_byte = status.first_post().map(|at| Duration::from_nanos(at.saturating_sub(began_ns)));
+            return Ok(Tail { lsn: target, digest, exposure, first_byte, took: began.elapsed() });
+        }
+        if cancel.load(Ordering::Acquire) {
+            return Err(GaspError::Cancelled);
+        }
+        if Instant::now() >= deadline {
+            return Err(GaspError::TimedOut { missing: target.since(status.view().durable) });
+        }
+        std::thread::sleep(LOOK);
+        if published_at.elapsed() > PUBLISH_AGAIN {
+            target = log.publish_filled(&Owner::confirmed_dead);
+            log.wake_agent(SleepDepth::Nap);
+            published_at = Instant::now();
+        }
+    }
+}
+
+/// The digest at `target`, if the destination holds everything up to there and nothing is missing.
+fn complete(log: &LogRegion, status: &ShipStatus, syncer: &Syncer, target: Lsn) -> Option<u64> {
+    let view = status.view();
+    let whole = view.counts && view.durable >= target && target == log.published();
+    let gap = log.is_ahead() || log.gap().is_some_and(|gap| gap.end.is_none());
+    if !whole || gap || syncer.is_active() {
+        return None;
+    }
+    status.digest(target)
+}
