@@ -13,7 +13,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub struct Session {
     first: Incarnation,
     /// Forks between the process that connected and this one.
     forks: AtomicU32,
+    /// Whether this process has a place among the log's writers.
+    records: AtomicBool,
 }
 
 /// A file that the agent protects from now on.
@@ -144,12 +146,20 @@ impl Session {
             commit: welcome.commit,
             first: Incarnation { link, child: OnceLock::new() },
             forks: AtomicU32::new(0),
+            records: AtomicBool::new(true),
         }))
     }
 
     /// Where records are appended.
+    #[inline]
     pub fn appender(&self) -> &Appender {
         &self.appender
+    }
+
+    /// Whether the appender may be used: false in the child of a fork for which the log had no room.
+    #[inline]
+    pub fn records(&self) -> bool {
+        self.records.load(Ordering::Relaxed)
     }
 
     /// The log region, for what it says of acknowledgements and of the agent.
@@ -232,9 +242,9 @@ impl Session {
         let set = parent.child.set(Box::new(child));
         assert!(set.is_ok(), "after_fork_child is called once, in the child");
         self.forks.store(forks + 1, Ordering::Relaxed);
-        self.appender
-            .after_fork_child()
-            .map_err(|source| SessionError::Log { group: self.group.clone(), source })
+        let cell = self.appender.after_fork_child();
+        self.records.store(cell.is_ok(), Ordering::Relaxed);
+        cell.map_err(|source| SessionError::Log { group: self.group.clone(), source })
     }
 
     fn done(&self, request: &Request, wait: Duration) -> Result<(), SessionError> {
