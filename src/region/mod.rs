@@ -1,6 +1,7 @@
 //! What is protected: mapping, identity, dirty tracking; and safe access to memory that others write.
 
 pub mod flush;
+pub mod identity;
 pub mod mapped_file;
 pub mod memory;
 pub mod table;
