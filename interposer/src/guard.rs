@@ -20,11 +20,18 @@ struct Marks {
     slow: Cell<u32>,
     capturing: Cell<u32>,
     owed: Cell<bool>,
+    lines_recorded: Cell<u32>,
 }
 
 thread_local! {
-    static MARKS: Marks =
-        const { Marks { slow: Cell::new(0), capturing: Cell::new(0), owed: Cell::new(false) } };
+    static MARKS: Marks = const {
+        Marks {
+            slow: Cell::new(0),
+            capturing: Cell::new(0),
+            owed: Cell::new(false),
+            lines_recorded: Cell::new(0),
+        }
+    };
 }
 
 /// Whether this thread is inside [`slow`]: hooks must pass through.
@@ -73,6 +80,28 @@ pub fn drain_is_owed() -> bool {
         }
         busy
     })
+}
+
+/// While it lives, an msync on this thread is a library's way to flush lines that are recorded already.
+pub struct LinesRecorded;
+
+impl LinesRecorded {
+    /// The lines are recorded; the real flush comes next.
+    pub fn enter() -> LinesRecorded {
+        MARKS.with(|m| m.lines_recorded.set(m.lines_recorded.get() + 1));
+        LinesRecorded
+    }
+
+    /// Whether one lives on this thread.
+    pub fn is_entered() -> bool {
+        MARKS.with(|m| m.lines_recorded.get() != 0)
+    }
+}
+
+impl Drop for LinesRecorded {
+    fn drop(&mut self) {
+        MARKS.with(|m| m.lines_recorded.set(m.lines_recorded.get() - 1));
+    }
 }
 
 /// Takes the lock for the duration of a fork, so that the child does not inherit it from another thread.

@@ -1,0 +1,169 @@
+//! What the program's descriptors mean, one word each, so that a write to an unprotected one costs a load.
+//!
+//! A descriptor is unknown until it is used for something that matters, so those that were opened before the
+//! library was loaded, inherited or received are found out like any other. Descriptors can be closed behind our back
+//! (glibc's own calls do not pass through hooks): so what is believed of a protected one is checked against the
+//! kernel at each use, and every hooked way to make a descriptor of a file forgets what was known of its number.
+
+use std::ffi::c_int;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use pmemha::region::identity::{Facts, Sort, path_of};
+use pmemha::types::RegionId;
+
+use crate::file::{self, File};
+use crate::{guard, state};
+
+/// What a descriptor is.
+#[derive(Clone, Copy)]
+pub enum Meaning {
+    /// Not looked at since it was opened.
+    Unknown,
+    /// Nothing to us.
+    Plain,
+    /// A directory.
+    Directory,
+    /// A protected file.
+    File(&'static File),
+}
+
+const UNKNOWN: u32 = 0;
+const PLAIN: u32 = 1;
+const DIRECTORY: u32 = 2;
+/// Plus the region's number.
+const FILE: u32 = 3;
+
+/// Descriptors are kept in chunks of this many, made as they come into use.
+const CHUNK: usize = 1024;
+
+/// Chunks: enough for the kernel's largest default `fs.nr_open` of 2^20. Higher descriptors are never protected.
+const CHUNKS: usize = 1024;
+
+type Chunk = [AtomicU32; CHUNK];
+
+/// The first chunk is there from the start, so that common descriptors never allocate.
+static FIRST: Chunk = [const { AtomicU32::new(UNKNOWN) }; CHUNK];
+static OTHERS: [AtomicPtr<Chunk>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS];
+
+fn word(fd: c_int) -> Option<&'static AtomicU32> {
+    let fd = usize::try_from(fd).ok()?;
+    if fd < CHUNK {
+        return Some(&FIRST[fd]);
+    }
+    // SAFETY: only `make_chunk` stores here, chunks that are never freed.
+    let chunk = unsafe { OTHERS.get(fd / CHUNK)?.load(Ordering::Acquire).as_ref() }?;
+    Some(&chunk[fd % CHUNK])
+}
+
+fn make_chunk(fd: c_int) {
+    let Some(place) = usize::try_from(fd).ok().and_then(|fd| OTHERS.get(fd / CHUNK)) else { return };
+    let new = Box::into_raw(Box::new([const { AtomicU32::new(UNKNOWN) }; CHUNK]));
+    if place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // SAFETY: nobody else has seen it.
+        drop(unsafe { Box::from_raw(new) });
+    }
+}
+
+/// What is known of `fd`, without asking anyone.
+#[inline]
+pub fn known(fd: c_int) -> Meaning {
+    match word(fd).map_or(UNKNOWN, |w| w.load(Ordering::Relaxed)) {
+        UNKNOWN => Meaning::Unknown,
+        PLAIN => Meaning::Plain,
+        DIRECTORY => Meaning::Directory,
+        n => file::by_region(RegionId((n - FILE) as u16)).map_or(Meaning::Unknown, Meaning::File),
+    }
+}
+
+/// Forgets what was known of `fd`: its number means something new.
+#[inline]
+pub fn forget(fd: c_int) {
+    if let Some(w) = word(fd) {
+        w.store(UNKNOWN, Ordering::Relaxed);
+    }
+}
+
+fn note(fd: c_int, meaning: u32) {
+    if word(fd).is_none() {
+        make_chunk(fd);
+    }
+    if let Some(w) = word(fd) {
+        w.store(meaning, Ordering::Relaxed);
+    }
+}
+
+/// The program closes `fd`, or gives its number to another file.
+pub fn closing(fd: c_int) {
+    if let Meaning::File(file) = known(fd) {
+        file.close_reader();
+    }
+    forget(fd);
+}
+
+/// Borrows a descriptor that the program passed to a call. It may be none at all: the kernel says so then.
+pub fn borrow<'a>(fd: c_int) -> Option<BorrowedFd<'a>> {
+    // SAFETY: borrowed for the duration of a call that the program makes with it; -1 is the one forbidden value.
+    (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// What `fd` means, asking the kernel and the agent where that is not known.
+#[inline]
+pub fn meaning(fd: c_int) -> Meaning {
+    match known(fd) {
+        Meaning::Unknown => find_out(fd),
+        known => known,
+    }
+}
+
+/// The protected file that `fd` is open on, if it is, and what the kernel says of it now.
+#[inline]
+pub fn file(fd: c_int) -> Option<(&'static File, BorrowedFd<'static>, Facts)> {
+    let Meaning::File(file) = meaning(fd) else { return None };
+    checked(file, fd)
+}
+
+#[cold]
+fn checked(file: &'static File, fd: c_int) -> Option<(&'static File, BorrowedFd<'static>, Facts)> {
+    let borrowed = borrow(fd)?;
+    let facts = Facts::of(borrowed).ok()?;
+    if facts.identity == file.identity {
+        return file.is_live().then_some((file, borrowed, facts));
+    }
+    // The number was closed and used again without our knowing.
+    forget(fd);
+    match find_out(fd) {
+        Meaning::File(file) if file.identity == facts.identity => Some((file, borrowed, facts)),
+        _ => None,
+    }
+}
+
+#[cold]
+fn find_out(fd: c_int) -> Meaning {
+    if guard::inside() {
+        return Meaning::Plain;
+    }
+    let _errno = guard::KeepErrno::new();
+    let Some(borrowed) = borrow(fd) else { return Meaning::Plain };
+    let Ok(facts) = Facts::of(borrowed) else { return Meaning::Unknown };
+    let word = match facts.sort {
+        Sort::Other => PLAIN,
+        Sort::Directory => DIRECTORY,
+        Sort::Regular | Sort::Devdax => {
+            if facts.links == 0 || !state::session_likely() {
+                return Meaning::Unknown;
+            }
+            let found = guard::slow(|| state::protect(borrowed, &facts, path_of(borrowed).as_deref(), false));
+            match found.flatten() {
+                Some(file) => FILE + u32::from(file.region.0),
+                // Without a session it must be looked at again later.
+                None if state::session().is_none() => return Meaning::Unknown,
+                None => PLAIN,
+            }
+        }
+    };
+    note(fd, word);
+    known(fd)
+}
+

@@ -1,0 +1,201 @@
+//! Protected files, and the records that concern a file as a whole.
+//!
+//! A [`File`] lives for ever once the agent has given it a region: region numbers are never used again, and a hook in
+//! another thread may hold it. Found by region on the flush path, by identity elsewhere.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pmemha::log::format::Kind;
+use pmemha::region::identity::{Facts, Identity};
+use pmemha::types::RegionId;
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::report::error;
+use crate::{guard, state};
+
+/// A file that is a region.
+pub struct File {
+    /// Which file.
+    pub identity: Identity,
+    /// Its region.
+    pub region: RegionId,
+    /// Until it loses its last name.
+    live: AtomicBool,
+    /// Its lines are flushed by libpmem calls.
+    flushed: AtomicBool,
+    /// Size that the log knows.
+    size: AtomicU64,
+    /// A descriptor of ours for reading back what went through a write-only one; -1 if none. Closing it would
+    /// drop the program's POSIX locks on the file, so it is closed when the program closes one itself.
+    reader: AtomicI32,
+}
+
+const REGIONS: usize = 1 << 16;
+
+static BY_REGION: [AtomicPtr<File>; REGIONS] = [const { AtomicPtr::new(ptr::null_mut()) }; REGIONS];
+
+/// Touched only within [`guard::slow`], so never locked when a process forks.
+static BY_IDENTITY: Mutex<BTreeMap<Identity, &'static File>> = Mutex::new(BTreeMap::new());
+
+fn identities() -> MutexGuard<'static, BTreeMap<Identity, &'static File>> {
+    BY_IDENTITY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The file that is `region`.
+#[inline]
+pub fn by_region(region: RegionId) -> Option<&'static File> {
+    // SAFETY: only `add` stores here, files that are never freed.
+    unsafe { BY_REGION[usize::from(region.0)].load(Ordering::Acquire).as_ref() }
+}
+
+/// The protected file of this identity. Only within [`guard::slow`].
+pub fn by_identity(identity: &Identity) -> Option<&'static File> {
+    identities().get(identity).copied()
+}
+
+/// Notes that the file of these facts is `region`. Only within [`guard::slow`].
+pub fn add(facts: &Facts, region: RegionId) -> &'static File {
+    let file = Box::leak(Box::new(File {
+        identity: facts.identity,
+        region,
+        live: AtomicBool::new(true),
+        flushed: AtomicBool::new(false),
+        size: AtomicU64::new(facts.size),
+        reader: AtomicI32::new(-1),
+    }));
+    identities().insert(facts.identity, file);
+    BY_REGION[usize::from(region.0)].store(file, Ordering::Release);
+    file
+}
+
+impl File {
+    /// Whether the file still has its name.
+    pub fn is_live(&self) -> bool {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Its lines are flushed by libpmem calls: the content that counts is what was flushed.
+    #[inline]
+    pub fn note_flushed(&self) {
+        if !self.flushed.load(Ordering::Relaxed) {
+            self.flushed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether [`File::note_flushed`] was ever called.
+    pub fn is_flushed(&self) -> bool {
+        self.flushed.load(Ordering::Relaxed)
+    }
+
+    /// Records `kind` for this file. While the application is ahead the copy that closes the gap says it instead.
+    pub fn record(&self, kind: Kind, offset: u64, payload: &[u8]) {
+        let Some(session) = state::session().filter(|_| !state::muted()) else { return };
+        // Ahead is no error here: see above.
+        let _ =
+            guard::capturing(|| session.appender().append(kind, self.region, offset, payload), state::drain);
+    }
+
+    /// Records the file's size if the log knows another. Sizes are read and recorded under the lock of
+    /// [`guard::slow`], so that their order in the log is the order in which the file had them.
+    pub fn record_size(&self, fd: BorrowedFd<'_>) {
+        guard::slow(|| self.record_size_locked(fd));
+    }
+
+    /// As [`File::record_size`], within [`guard::slow`].
+    pub fn record_size_locked(&self, fd: BorrowedFd<'_>) {
+        let Ok(facts) = Facts::of(fd) else { return };
+        if self.size.swap(facts.size, Ordering::Relaxed) != facts.size {
+            self.record(Kind::RegionResize, facts.size, &[]);
+        }
+    }
+
+    /// Records a truncation to `size` even if the log knows that size: what lay beyond is gone.
+    pub fn record_truncation(&self, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
+        self.record(Kind::RegionResize, size, &[]);
+    }
+
+    /// The size that the log knows.
+    pub fn logged_size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Records `[start, end)` as the file holds it now, after a write through `fd`; `end` is clipped to the file's end.
+    pub fn record_range(&self, fd: BorrowedFd<'_>, start: u64, end: u64) {
+        let Some(session) = state::session().filter(|_| !state::muted() && self.is_live()) else { return };
+        if start >= end {
+            return;
+        }
+        let _errno = guard::KeepErrno::new();
+        if end > self.logged_size() {
+            self.record_size(fd);
+        }
+        let Some(reader) = self.readable(fd) else { return };
+        let len = (end - start) as usize;
+        let result = guard::capturing(
+            || session.appender().append_from_file(self.region, start, len, reader, true),
+            state::drain,
+        );
+        if let Err(pmemha::log::AppendError::Read(e)) = result {
+            error!("bytes {start} to {end} of region {} could not be read back: {e}", self.region);
+        }
+    }
+
+    /// `fd` if it can be read from, else a descriptor of ours.
+    fn readable<'a>(&self, fd: BorrowedFd<'a>) -> Option<BorrowedFd<'a>> {
+        let access = rustix::fs::fcntl_getfl(fd).ok()? & OFlags::RWMODE;
+        if access != OFlags::WRONLY {
+            return Some(fd);
+        }
+        if self.reader.load(Ordering::Acquire) < 0 {
+            guard::slow(|| self.open_reader(fd));
+        }
+        let reader = self.reader.load(Ordering::Acquire);
+        // SAFETY: the descriptor stays open until the program closes one of its own for this file, which it
+        // does not do during a call with one.
+        (reader >= 0).then(|| unsafe { BorrowedFd::borrow_raw(reader) })
+    }
+
+    fn open_reader(&self, fd: BorrowedFd<'_>) {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        match open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(own) => {
+                let old = self.reader.swap(own.into_raw_fd(), Ordering::AcqRel);
+                debug_assert!(old < 0, "opened under the lock, once");
+            }
+            Err(e) => {
+                error!("region {} is written but cannot be read back: {e}; it is not replicated", self.region)
+            }
+        }
+    }
+
+    /// The program closes a descriptor of this file: its POSIX locks go in any case, so ours can go too.
+    pub fn close_reader(&self) {
+        if self.reader.load(Ordering::Relaxed) >= 0 {
+            let reader = self.reader.swap(-1, Ordering::AcqRel);
+            // SAFETY: a raw system call on a descriptor that we opened and that was ours alone.
+            unsafe { libc::syscall(libc::SYS_close, reader) };
+        }
+    }
+
+    /// The file lost its last name: what happens to it from here on is nobody's.
+    pub fn record_unlink(&self) {
+        if self.live.swap(false, Ordering::AcqRel) {
+            identities().remove(&self.identity);
+            self.record(Kind::RegionUnlink, 0, &[]);
+        }
+    }
+
+    /// The file has a new name; a region that had it ceases to be, `replaced` if this process knows it.
+    pub fn record_rename(&self, name: &[u8], replaced: Option<&File>) {
+        if let Some(other) = replaced {
+            other.live.store(false, Ordering::Release);
+            identities().remove(&other.identity);
+        }
+        self.record(Kind::RegionRename, 0, name);
+    }
+}

@@ -1,0 +1,138 @@
+//! Birth and death of processes: fork, exec, exit.
+//!
+//! A forked child has a session of its own, opened when it first needs one; what it shares with its parent is the log. vfork and
+//! posix_spawn run in the parent's memory and are left alone. A program that ends of its own will says goodbye, after
+//! the pages that it stored to are recorded, so that its end is no failure.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use crate::real::hook;
+use crate::{guard, mapping, state};
+
+/// The process that attached; another one in the same memory is a vfork's child. 0: none.
+static OWNER: AtomicI32 = AtomicI32::new(0);
+
+/// Exit status, once exit was called. `i32::MIN`: not known.
+static STATUS: AtomicI32 = AtomicI32::new(i32::MIN);
+
+static REGISTERED: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C" {
+    fn on_exit(function: extern "C" fn(c_int, *mut c_void), arg: *mut c_void) -> c_int;
+}
+
+/// There is a session: from here on births and deaths matter.
+pub fn on_attach() {
+    OWNER.store(pid(), Ordering::Relaxed);
+    if !REGISTERED.swap(true, Ordering::Relaxed) {
+        // SAFETY: handlers that live as long as the process: the library is never unloaded.
+        unsafe {
+            libc::pthread_atfork(Some(before_fork), Some(after_fork_parent), Some(after_fork_child));
+            on_exit(note_status, std::ptr::null_mut());
+        }
+    }
+}
+
+fn pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+unsafe extern "C" fn before_fork() {
+    guard::before_fork();
+}
+
+unsafe extern "C" fn after_fork_parent() {
+    guard::after_fork();
+}
+
+unsafe extern "C" fn after_fork_child() {
+    guard::after_fork();
+    OWNER.store(pid(), Ordering::Relaxed);
+    guard::slow(|| {
+        mapping::after_fork_child();
+        state::after_fork_child();
+    });
+}
+
+extern "C" fn note_status(status: c_int, _: *mut c_void) {
+    STATUS.store(status, Ordering::Relaxed);
+}
+
+/// Runs after the program's own exit handlers, but before stdio empties its buffers: what comes after is published
+/// as it is recorded.
+extern "C" fn at_end() {
+    let status = STATUS.load(Ordering::Relaxed);
+    farewell((status != i32::MIN).then_some(status));
+}
+
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static AT_END: extern "C" fn() = at_end;
+
+fn farewell(status: Option<i32>) {
+    let Some(session) = state::session().filter(|_| OWNER.load(Ordering::Relaxed) == pid()) else { return };
+    mapping::record_all_written();
+    state::set_ending();
+    state::drain();
+    guard::slow(|| {
+        // The agent may be gone; then there is nobody to tell.
+        let _ = session.goodbye(status);
+    });
+}
+
+hook!(Libc, [_exit, _Exit], (status: c_int) -> (), exit_now);
+
+unsafe fn exit_now(real: unsafe extern "C" fn(c_int), status: c_int) {
+    if !guard::inside() {
+        farewell(Some(status));
+    }
+    // SAFETY: the program's own call.
+    unsafe { real(status) }
+}
+
+type Argv = *const *const c_char;
+
+hook!(Libc, [execv, execvp], (path: *const c_char, argv: Argv) -> c_int, exec);
+hook!(Libc, [execve, execvpe], (path: *const c_char, argv: Argv, envp: Argv) -> c_int, exec_env);
+hook!(Libc, [fexecve], (fd: c_int, argv: Argv, envp: Argv) -> c_int, exec_fd);
+
+/// The process's memory is about to be replaced: its mappings go, their written pages stay in the page cache.
+fn before_exec() {
+    if OWNER.load(Ordering::Relaxed) == pid() && state::session().is_some() && !guard::inside() {
+        mapping::record_all_written();
+        state::drain();
+    }
+}
+
+unsafe fn exec(
+    real: unsafe extern "C" fn(*const c_char, Argv) -> c_int,
+    path: *const c_char,
+    argv: Argv,
+) -> c_int {
+    before_exec();
+    // SAFETY: the program's own call.
+    unsafe { real(path, argv) }
+}
+
+unsafe fn exec_env(
+    real: unsafe extern "C" fn(*const c_char, Argv, Argv) -> c_int,
+    path: *const c_char,
+    argv: Argv,
+    envp: Argv,
+) -> c_int {
+    before_exec();
+    // SAFETY: the program's own call.
+    unsafe { real(path, argv, envp) }
+}
+
+unsafe fn exec_fd(
+    real: unsafe extern "C" fn(c_int, Argv, Argv) -> c_int,
+    fd: c_int,
+    argv: Argv,
+    envp: Argv,
+) -> c_int {
+    before_exec();
+    // SAFETY: the program's own call.
+    unsafe { real(fd, argv, envp) }
+}

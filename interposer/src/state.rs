@@ -1,0 +1,234 @@
+//! What this process knows: its session, its protected files, its protected addresses.
+//!
+//! Nothing is protected until the first call that could concern a protected file: then the agent is asked. If none
+//! answers, the program runs unprotected, is told so once, and slow calls try again at bounded intervals; what it
+//! wrote meanwhile is part of the first sync once its file is protected.
+
+use std::ffi::c_void;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::time::Duration;
+
+use pmemha::region::identity::Facts;
+use pmemha::region::table::{MapTable, Span};
+use pmemha::session::{Options, Session, SessionError};
+use pmemha::types::Level;
+
+use crate::file::File;
+use crate::report::{error, info, warn};
+use crate::{file, guard, mapping};
+
+/// The protected addresses.
+pub static TABLE: MapTable = MapTable::new();
+
+/// The session, once there is one; never freed.
+static SESSION: AtomicPtr<Session> = AtomicPtr::new(ptr::null_mut());
+
+/// When to look for the agent again, milliseconds of the monotonic clock.
+static NEXT_TRY: AtomicU64 = AtomicU64::new(0);
+static WAIT: AtomicU64 = AtomicU64::new(FIRST_WAIT.as_millis() as u64);
+static TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Set once the process is past its last hook that could publish later: captures publish at once.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// A forked child may not find room in the log: then nothing is recorded, and said once.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+/// Pause after the first failed attempt to attach; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest pause between attempts: an agent that comes back is found within it.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// The session, if there is one.
+#[inline]
+pub fn session() -> Option<&'static Session> {
+    // Pairs with the release in `attach`.
+    // SAFETY: only `attach` stores here, a pointer that is never freed.
+    unsafe { SESSION.load(Ordering::Acquire).as_ref() }
+}
+
+/// The session; attaches if it is time to try. Only within [`guard::slow`].
+pub fn session_or_attach() -> Option<&'static Session> {
+    session().or_else(|| if due() { attach() } else { None })
+}
+
+/// Whether it is worth entering [`guard::slow`] for something that needs a session.
+pub fn session_likely() -> bool {
+    session().is_some() || due()
+}
+
+fn due() -> bool {
+    now_ms() >= NEXT_TRY.load(Ordering::Relaxed)
+}
+
+fn attach() -> Option<&'static Session> {
+    match Session::connect(Options { program: program(), ..Options::default() }) {
+        Ok(session) => {
+            let session = Arc::into_raw(session).cast_mut();
+            SESSION.store(session, Ordering::Release);
+            // SAFETY: just made, never freed.
+            let session = unsafe { &*session };
+            info!("attached to group \"{}\", generation {}", session.group(), session.generation());
+            crate::process::on_attach();
+            mapping::adopt_existing();
+            Some(session)
+        }
+        Err(e) => {
+            let wait = WAIT.load(Ordering::Relaxed);
+            NEXT_TRY.store(now_ms() + wait, Ordering::Relaxed);
+            WAIT.store((wait * 2).min(LONGEST_WAIT.as_millis() as u64), Ordering::Relaxed);
+            if !TOLD.swap(true, Ordering::Relaxed) {
+                warn!("running unprotected: {e}");
+            }
+            None
+        }
+    }
+}
+
+fn program() -> String {
+    let exe = std::env::current_exe().unwrap_or_default();
+    exe.file_name().map_or_else(|| "?".into(), |n| n.to_string_lossy().into_owned())
+}
+
+fn now_ms() -> u64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
+}
+
+/// Protects the file behind `fd` if the configuration names it or `explicit` says so. Only within [`guard::slow`].
+pub fn protect(fd: BorrowedFd<'_>, facts: &Facts, path: Option<&Path>, explicit: bool) -> Option<&'static File> {
+    if let Some(known) = file::by_identity(&facts.identity) {
+        return Some(known);
+    }
+    let session = session_or_attach()?;
+    if !explicit && !path.is_some_and(|p| session.protects(p)) {
+        return None;
+    }
+    match session.protect(fd, 0, explicit) {
+        Ok(protection) => Some(file::add(facts, protection.region)),
+        Err(SessionError::NotProtected { .. }) => None,
+        Err(e) => {
+            error!("{} is not replicated: {e}", path.unwrap_or(Path::new("a file")).display());
+            None
+        }
+    }
+}
+
+/// Records the lines of `[addr, addr + len)` that are protected, before they are flushed.
+#[inline]
+pub fn capture(addr: *const c_void, len: usize) {
+    if TABLE.untouched() || len == 0 {
+        return;
+    }
+    capture_lines(addr as usize, len, None);
+}
+
+/// As [`capture`] for bytes at `dst` that were just copied there from `src`, around the cache.
+#[inline]
+pub fn capture_copied(dst: *const c_void, src: *const c_void, len: usize) {
+    if TABLE.untouched() || len == 0 {
+        return;
+    }
+    capture_lines(dst as usize, len, Some(src as usize));
+}
+
+fn capture_lines(addr: usize, len: usize, src: Option<usize>) {
+    let Some(session) = session() else { return };
+    let appender = session.appender();
+    guard::capturing(
+        || {
+            TABLE.for_each(addr, addr.saturating_add(len), |span| {
+                note_flushed(&span);
+                let (at, n) = (span.start as *const u8, span.end - span.start);
+                // SAFETY: the program flushes these bytes, so they are mapped, in whole pages, at offsets that are
+                // equal to the addresses modulo a page; a copy's operands are disjoint and the program's not to
+                // change before its call returns.
+                unsafe {
+                    match src {
+                        Some(src) if !muted() => {
+                            let from = (src + (span.start - addr)) as *const u8;
+                            appender.capture_from(span.region, span.offset, at, from, n);
+                        }
+                        None if !muted() => appender.capture(span.region, span.offset, at, n),
+                        _ => {}
+                    }
+                }
+            });
+        },
+        publish,
+    );
+}
+
+/// Records `span` as it is now: for dirty pages, whose program says nothing of lines.
+pub fn capture_span(span: &Span) {
+    let Some(session) = session().filter(|_| !muted()) else { return };
+    guard::capturing(
+        || {
+            let at = span.start as *const u8;
+            // SAFETY: the span stands in the table, so its pages are mapped.
+            unsafe { session.appender().capture(span.region, span.offset, at, span.end - span.start) };
+        },
+        publish,
+    );
+}
+
+/// Remembers that this file's program flushes lines itself, so that nothing else need watch its pages.
+#[inline]
+fn note_flushed(span: &Span) {
+    if let Some(file) = file::by_region(span.region) {
+        file.note_flushed();
+    }
+}
+
+/// Publishes what was recorded so far, and waits if the configuration has drains wait. After the real fence.
+#[inline]
+pub fn drain() {
+    if session().is_some() && !guard::drain_is_owed() {
+        publish();
+    }
+}
+
+#[cold]
+fn publish() {
+    let Some(session) = session() else { return };
+    let lsn = session.appender().drain();
+    if session.commit_level() > Level::Local {
+        session.appender().commit(lsn);
+    }
+}
+
+/// As [`drain`], for records that no later call may publish: those of a program that is ending.
+pub fn drain_if_ending() {
+    if ENDING.load(Ordering::Relaxed) {
+        drain();
+    }
+}
+
+/// From here on captures publish at once.
+pub fn set_ending() {
+    ENDING.store(true, Ordering::Relaxed);
+}
+
+/// Whether this process may not append.
+#[inline]
+pub fn muted() -> bool {
+    MUTE.load(Ordering::Relaxed)
+}
+
+/// In the child of a fork, whose threads are gone.
+pub fn after_fork_child() {
+    TABLE.after_fork();
+    ENDING.store(false, Ordering::Relaxed);
+    if let Some(session) = session()
+        && let Err(e) = session.after_fork_child()
+    {
+        MUTE.store(true, Ordering::Relaxed);
+        error!("this forked process is not replicated: {e}");
+    }
+}
+
