@@ -167,3 +167,14 @@ fn find_out(fd: c_int) -> Meaning {
     known(fd)
 }
 
+/// The program closes all descriptors of a range.
+pub fn closing_range(first: u32, last: u32) {
+    let top = (CHUNK * CHUNKS) as u32 - 1;
+    for chunk in first / CHUNK as u32..=last.min(top) / CHUNK as u32 {
+        let start = chunk * CHUNK as u32;
+        if word(start as c_int).is_some() {
+            let end = start + CHUNK as u32 - 1;
+            (start.max(first)..=end.min(last)).for_each(|fd| closing(fd as c_int));
+        }
+    }
+}

@@ -59,7 +59,7 @@ pub fn by_identity(identity: &Identity) -> Option<&'static File> {
 
 /// Notes that the file of these facts is `region`. Only within [`guard::slow`].
 pub fn add(facts: &Facts, region: RegionId) -> &'static File {
-    let file = Box::leak(Box::new(File {
+    let file: &File = Box::leak(Box::new(File {
         identity: facts.identity,
         region,
         live: AtomicBool::new(true),
@@ -68,7 +68,7 @@ pub fn add(facts: &Facts, region: RegionId) -> &'static File {
         reader: AtomicI32::new(-1),
     }));
     identities().insert(facts.identity, file);
-    BY_REGION[usize::from(region.0)].store(file, Ordering::Release);
+    BY_REGION[usize::from(region.0)].store(ptr::from_ref(file).cast_mut(), Ordering::Release);
     file
 }
 
@@ -140,7 +140,7 @@ impl File {
             || session.appender().append_from_file(self.region, start, len, reader, true),
             state::drain,
         );
-        if let Err(pmemha::log::AppendError::Read(e)) = result {
+        if let Err(pmemha::log::appender::AppendError::Read(e)) = result {
             error!("bytes {start} to {end} of region {} could not be read back: {e}", self.region);
         }
     }

@@ -55,6 +55,30 @@ pub fn slow<R>(work: impl FnOnce() -> R) -> Option<R> {
     result.map_err(|_| error!("an internal error was survived; what it was about may not be replicated")).ok()
 }
 
+/// Prepares, calls, and records what was prepared if the call returned 0: in one step, under the lock. `errno` is
+/// the call's if it failed.
+pub fn together<P>(
+    call: impl Fn() -> i32,
+    prepare: impl FnOnce() -> Option<P>,
+    record: impl FnOnce(P),
+) -> i32 {
+    let mut failure = None;
+    let done = slow(|| {
+        let prepared = prepare();
+        let result = call();
+        if result != 0 {
+            failure = Some(KeepErrno::new());
+        } else if let Some(prepared) = prepared {
+            record(prepared);
+        }
+        result
+    });
+    // After `slow` has put back the errno from before the call.
+    drop(failure);
+    crate::state::drain_if_ending();
+    done.unwrap_or_else(call)
+}
+
 /// Runs `work`, which appends, and then `owed` if a signal handler wanted a drain meanwhile.
 #[inline]
 pub fn capturing<R>(work: impl FnOnce() -> R, owed: impl FnOnce()) -> R {

@@ -9,6 +9,10 @@
 //! | [`libpmem`], [`libpmem2`] | flush, drain, memcpy and their families |
 //! | [`mapping`] | mmap, munmap, mremap |
 //! | [`sync`] | msync, fsync and their families |
+//! | [`opening`] | open, close, dup |
+//! | [`writing`] | write, pwrite, writev, copy_file_range, splice, sendfile |
+//! | [`sizing`] | ftruncate, fallocate |
+//! | [`names`] | rename, unlink, link |
 //! | [`process`] | fork, exec, exit |
 //!
 //! [`real`] finds the real functions, [`guard`] tells the program's calls from ours, [`fds`] and [`file`] know what is
@@ -20,8 +24,12 @@ mod guard;
 mod libpmem;
 mod libpmem2;
 mod mapping;
+mod names;
+mod opening;
 mod process;
 mod real;
 mod report;
+mod sizing;
 mod state;
 mod sync;
+mod writing;

@@ -115,7 +115,14 @@ pub unsafe fn copy(
 ///
 /// # Safety
 /// As for `set`.
-pub unsafe fn set(real: Real, set: Set, dst: *mut c_void, c: c_int, len: size_t, flags: c_uint) -> *mut c_void {
+pub unsafe fn set(
+    real: Real,
+    set: Set,
+    dst: *mut c_void,
+    c: c_int,
+    len: size_t,
+    flags: c_uint,
+) -> *mut c_void {
     if flags & NOFLUSH != 0 || state::TABLE.find(dst as usize).span.is_none() {
         // SAFETY: the program's own call.
         return unsafe { set(dst, c, len, flags | NODRAIN) };

@@ -52,7 +52,8 @@ unsafe fn map(
     fd: c_int,
     offset: off_t,
 ) -> *mut c_void {
-    let replaces = flags & libc::MAP_FIXED != 0 && flags & libc::MAP_FIXED_NOREPLACE != libc::MAP_FIXED_NOREPLACE;
+    let replaces =
+        flags & libc::MAP_FIXED != 0 && flags & libc::MAP_FIXED_NOREPLACE != libc::MAP_FIXED_NOREPLACE;
     let gone = if replaces { leave(addr as usize, len) } else { Vec::new() };
     // SAFETY: the program's own call.
     let at = unsafe { real(addr, len, prot, flags, fd, offset) };
@@ -222,7 +223,8 @@ pub fn record_written_at(start: usize, len: usize) {
 fn record_written_of(asked: &Span) {
     let (from, to) = (asked.offset, asked.offset + (asked.end - asked.start) as u64);
     for span in TABLE.select(|s| s.region == asked.region) {
-        let start = span.start + from.saturating_sub(span.offset).min((span.end - span.start) as u64) as usize;
+        let start =
+            span.start + from.saturating_sub(span.offset).min((span.end - span.start) as u64) as usize;
         let end = span.start + to.saturating_sub(span.offset).min((span.end - span.start) as u64) as usize;
         if let Some(part) = span.clipped(start & !(PAGE - 1), end.next_multiple_of(PAGE)) {
             record_written(&part);
@@ -283,7 +285,11 @@ fn shared_mapping(line: &str) -> Option<(usize, usize, u64, &str)> {
     let mut words = line.splitn(6, ' ');
     let (range, flags, offset) = (words.next()?, words.next()?, words.next()?);
     let path = words.nth(2)?.trim_start();
-    if !flags.starts_with("rw") || !flags.ends_with('s') || !path.starts_with('/') || path.ends_with(" (deleted)") {
+    if !flags.starts_with("rw")
+        || !flags.ends_with('s')
+        || !path.starts_with('/')
+        || path.ends_with(" (deleted)")
+    {
         return None;
     }
     let (start, end) = range.split_once('-')?;

@@ -101,7 +101,12 @@ fn now_ms() -> u64 {
 }
 
 /// Protects the file behind `fd` if the configuration names it or `explicit` says so. Only within [`guard::slow`].
-pub fn protect(fd: BorrowedFd<'_>, facts: &Facts, path: Option<&Path>, explicit: bool) -> Option<&'static File> {
+pub fn protect(
+    fd: BorrowedFd<'_>,
+    facts: &Facts,
+    path: Option<&Path>,
+    explicit: bool,
+) -> Option<&'static File> {
     if let Some(known) = file::by_identity(&facts.identity) {
         return Some(known);
     }
@@ -231,4 +236,3 @@ pub fn after_fork_child() {
         error!("this forked process is not replicated: {e}");
     }
 }
-

@@ -123,9 +123,8 @@ impl DirtyTracker for Scan {
             // A page that was written and then lost its table entry to reclaim has no mark at all; one that is
             // protected keeps a marker even then. So what has neither content nor marker counts as written.
             let lost = PRESENT | SWAPPED;
-            let outcome = self
-                .scan(s, e, WRITTEN, 0, report)
-                .and_then(|()| self.scan(s, e, lost, lost, report));
+            let outcome =
+                self.scan(s, e, WRITTEN, 0, report).and_then(|()| self.scan(s, e, lost, lost, report));
             if outcome.is_err() {
                 self.watched.remove(s, e);
                 let _ = self.watch(s, e);
