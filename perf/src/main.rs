@@ -1,2 +1,25 @@
 //! `pmemha-perf`: what pmemha costs and how fast it is, its peers in the same run.
-fn main() {}
+
+mod tcp;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of pmemha with its peers beside it.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// The tcp fabric beside iperf3
+    Tcp(tcp::Options),
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    match Cli::parse().what {
+        What::Tcp(options) => tcp::run(&options),
+    }
+}

@@ -205,10 +205,13 @@ pub trait Endpoint: Send + Sync {
     /// Makes one `wait` (a present or the next one) return.
     fn interrupt(&self);
     /// A function to be called, from a thread of the fabric's, whenever a completion or immediate arrives or
-    /// the endpoint dies; must be quick and must not call back into the endpoint.
+    /// the endpoint dies; must be quick and must not call back into the endpoint. Also called once soon after
+    /// it was set, lest something be missed that came before. Replaces one set earlier.
     fn on_event(&self, notify: Box<dyn Fn() + Send + Sync>);
-    /// Takes the peer's access away and waits until nothing of its can land.
+    /// Takes the peer's access away and waits until nothing of its can land. The endpoint is dead then, for our
+    /// own requests as well.
     fn revoke(&self) -> Result<(), FabricError>;
-    /// How many signalled requests may be in flight.
+    /// How many requests may be posted and not settled, and how many signalled ones not polled. An unsignalled
+    /// request counts until a later signalled one completes.
     fn limit(&self) -> usize;
 }

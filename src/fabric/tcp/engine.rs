@@ -49,7 +49,7 @@ struct Engine {
     link: Arc<Link>,
     lander: Lander,
     buffer: Vec<u8>,
-    /// The socket had nothing more when it was last read.
+    /// The socket had nothing more when it was last read, as far as is known.
     drained: bool,
 }
 
@@ -86,27 +86,29 @@ impl Engine {
             match self.receive_turn() {
                 Err(End::Lost(_)) => return end,
                 Err(said) => return said,
-                Ok(()) if self.drained => return end,
-                Ok(()) => {}
+                Ok(0) => return end,
+                Ok(_) => {}
             }
         }
     }
 
-    /// Lands what has come, up to a turn's worth.
-    fn receive_turn(&mut self) -> Result<(), End> {
+    /// Lands what has come, up to a turn's worth; returns how many bytes that was.
+    fn receive_turn(&mut self) -> Result<usize, End> {
         let mut landed = 0;
         self.drained = false;
         while landed < RECEIVE_TURN {
             match self.receive() {
-                Ok(Received::Bytes(n)) => landed += n,
-                Ok(Received::Nothing) => {
-                    self.drained = true;
-                    break;
+                Ok(Received { bytes, drained }) => {
+                    landed += bytes;
+                    self.drained = drained;
+                    if drained {
+                        break;
+                    }
                 }
                 Err(end) => return Err(end),
             }
         }
-        Ok(())
+        Ok(landed)
     }
 
     fn receive(&mut self) -> Result<Received, End> {
@@ -115,20 +117,23 @@ impl Engine {
         if let Some(place) = self.lander.direct(&gate)?.filter(|p| p.len >= DIRECT)
             && let Some(result) = self.link.wire.recv_direct(&place, &mut self.buffer[..TAIL])
         {
-            let Some(n) = arrived(result)? else { return Ok(Received::Nothing) };
+            let n = arrived(result)?;
+            if n == 0 {
+                return Ok(Received { bytes: 0, drained: true });
+            }
             let straight = n.min(place.len);
             self.lander.received(straight, exchange)?;
             self.lander.feed(&self.buffer[..n - straight], exchange, &gate)?;
-            return Ok(Received::Bytes(n));
+            return Ok(Received { bytes: n, drained: n < place.len + TAIL });
         }
         // In the middle of bulk the next payload is better received in place, too.
         let room =
             if self.lander.frame_bytes() >= DIRECT && !self.link.wire.encrypted() { TAIL } else { BUFFER };
-        let Some(n) = arrived(self.link.wire.recv(&mut self.buffer[..room]))? else {
-            return Ok(Received::Nothing);
-        };
+        let n = arrived(self.link.wire.recv(&mut self.buffer[..room]))?;
         self.lander.feed(&self.buffer[..n], exchange, &gate)?;
-        Ok(Received::Bytes(n))
+        // TLS keeps decrypted bytes that poll(2) knows nothing of: only "nothing there" means that there is nothing.
+        let drained = n == 0 || (n < room && !self.link.wire.encrypted());
+        Ok(Received { bytes: n, drained })
     }
 
     /// Waits for the socket or the bell.
@@ -186,17 +191,18 @@ impl Engine {
     }
 }
 
-enum Received {
-    Bytes(usize),
-    Nothing,
+struct Received {
+    bytes: usize,
+    /// The socket had less than was asked for: ask poll(2) before asking it again.
+    drained: bool,
 }
 
-/// `None`: nothing there. The end of the stream is an end of the connection.
-fn arrived(result: io::Result<usize>) -> Result<Option<usize>, End> {
+/// 0: nothing there. The end of the stream is an end of the connection.
+fn arrived(result: io::Result<usize>) -> Result<usize, End> {
     match result {
         Ok(0) => Err(End::Lost("the peer closed it".to_owned())),
-        Ok(n) => Ok(Some(n)),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Ok(n) => Ok(n),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
         Err(e) => Err(lost(&e)),
     }
 }

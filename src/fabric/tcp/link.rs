@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub struct Link {
     doom: Mutex<Option<End>>,
     /// Wakes the engine.
     bell: OwnedFd,
+    /// Threads in `wait`. Changed with `exchange` held.
+    waiting: AtomicUsize,
     notify: Mutex<Option<Arc<Notify>>>,
     notify_anew: AtomicBool,
 }
@@ -59,6 +61,7 @@ impl Link {
             blocked: AtomicBool::new(false),
             doom: Mutex::new(None),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            waiting: AtomicUsize::new(0),
             notify: Mutex::new(None),
             notify_anew: AtomicBool::new(false),
         })
@@ -143,10 +146,16 @@ impl Link {
     /// Tells the rooms above what is new, from the engine's thread.
     pub fn tell(&self) {
         let anew = self.notify_anew.swap(false, Ordering::Relaxed);
-        if !locked(&self.exchange).news() && !anew {
-            return;
+        {
+            let mut exchange = locked(&self.exchange);
+            if !exchange.news() && !anew {
+                return;
+            }
+            // Whoever starts to wait after this sees the news itself; a call for nobody would cost a system call.
+            if self.waiting.load(Ordering::Relaxed) > 0 {
+                self.changed.notify_all();
+            }
         }
-        self.changed.notify_all();
         let notify = locked(&self.notify).clone();
         if let Some(notify) = notify {
             notify();
@@ -178,7 +187,9 @@ impl Link {
             if left.is_zero() {
                 return Wake::TimedOut;
             }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             exchange = self.changed.wait_timeout(exchange, left).unwrap_or_else(|e| e.into_inner()).0;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
