@@ -11,6 +11,8 @@
 //! | destination, archive | [`scan`] |
 
 pub mod appender;
+#[cfg(feature = "agent")]
+pub mod archive;
 pub mod consumer;
 #[cfg(feature = "agent")]
 pub mod digest;

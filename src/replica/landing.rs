@@ -10,7 +10,8 @@ use std::sync::Arc;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::store::{RingFile, Store};
-use crate::log::format::{Kind, MAX_RING, MIN_RING, RECORD_HEADER, RecordHeader, SlotState, max_payload};
+use crate::log::format::{MAX_RING, MIN_RING, RecordHeader};
+use crate::log::scan::{Scan, scan_ring};
 use crate::region::memory::SharedMem;
 use crate::types::{Generation, GroupId, Lsn};
 
@@ -152,23 +153,11 @@ impl Landing {
     /// The record at `lsn`, if all of it has landed. The header is a private copy: what the peer does to the ring
     /// afterwards changes nothing that is decided by it.
     pub fn record(&self, lsn: Lsn) -> Option<RecordHeader> {
-        let (memory, at) = (self.ring.memory(), self.offset(lsn));
-        let mut head = [0; RECORD_HEADER as usize];
-        memory.read(at, &mut head);
-        let header = RecordHeader::read_from_bytes(&head).ok()?;
-        let known = header.lsn == lsn.0
-            && header.generation == self.generation.0
-            && header.state == SlotState::Filled as u8
-            && header.owner == 0
-            && Kind::from_byte(header.kind).is_some()
-            && u64::from(header.len) <= max_payload(self.ring_bytes).max(MIN_PAYLOAD)
-            && header.lsn.checked_add(header.span()).is_some();
-        if !known {
-            return None;
+        match scan_ring(self.ring.memory(), self.generation, lsn) {
+            // Positions near the end of their range are nothing that a source comes to.
+            Scan::Record(header) if header.lsn.checked_add(self.ring_bytes).is_some() => Some(header),
+            _ => None,
         }
-        let seed = header.crc_seed(self.generation);
-        let crc = memory.crc32c(seed, at + RECORD_HEADER as usize, header.len as usize);
-        (crc == header.crc).then_some(header)
     }
 
     /// Makes the records from `from` to `to` durable.
@@ -179,9 +168,6 @@ impl Landing {
         }
     }
 }
-
-/// A creation record with the longest name fits in every ring.
-const MIN_PAYLOAD: u64 = crate::log::format::MAX_NAME as u64 + 16;
 
 fn fits(ring_bytes: u64) -> bool {
     ring_bytes.is_power_of_two() && (MIN_RING..=MAX_RING).contains(&ring_bytes)

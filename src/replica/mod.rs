@@ -9,6 +9,7 @@
 
 pub mod ack;
 pub mod applier;
+pub mod archive;
 pub mod durability;
 mod handle;
 pub mod image;

@@ -65,7 +65,11 @@ impl PositionFile {
     pub fn open(store: &dyn Store, dir: &Path) -> Result<(PositionFile, Option<Position>), ImageError> {
         let path = dir.join(FILE);
         let fail = |e| ImageError::io("open", &path, e);
-        let mut file = store.region(&path, 2 * SLOT as u64, false).map_err(fail)?;
+        let is_new = !store.list(dir).map_err(fail)?.iter().any(|name| name == FILE);
+        let mut file = store.region(&path, 2 * SLOT as u64, is_new).map_err(fail)?;
+        if is_new {
+            file.sync().and_then(|()| store.sync_dir(dir)).map_err(fail)?;
+        }
         let mut bytes = [0; 2 * SLOT];
         file.read(0, &mut bytes).map_err(fail)?;
         let newest = bytes.chunks_exact(SLOT).filter_map(decode).max_by_key(|s| s.seq);

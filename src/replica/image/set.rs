@@ -352,8 +352,14 @@ impl ImageSet {
         self.store.sync_dir(&self.dir).map_err(|e| ImageError::io("sync", &self.dir, e))
     }
 
+    /// The manifest goes first: a directory without one is never taken for an image, however much of it is left.
     fn remove_image(&self, dir: &Path) -> Result<(), ImageError> {
-        self.store.remove_dir(dir).map_err(|e| ImageError::io("remove", dir, e))
+        let store = &*self.store;
+        let unmade = match store.remove_file(&dir.join(super::manifest::FILE)) {
+            Ok(()) => store.sync_dir(dir),
+            Err(e) => Err(e),
+        };
+        unmade.and_then(|()| store.remove_dir(dir)).map_err(|e| ImageError::io("remove", dir, e))
     }
 }
 

@@ -96,7 +96,7 @@ impl Store for DiskStore {
         let f = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
+            .create(fresh)
             .truncate(fresh)
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)

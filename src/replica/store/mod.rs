@@ -96,8 +96,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes a directory's entries durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Opens a file of `size` bytes, creating it where there is none, cutting or extending it (with zeros) to
-    /// `size`; `fresh` empties it first.
+    /// Opens a file, cutting or extending it (with zeros) to `size`. `fresh` creates or empties it; otherwise it must be
+    /// there.
     fn region(&self, file: &Path, size: u64, fresh: bool) -> io::Result<Box<dyn RegionFile>>;
     /// Creates a ring file: `header` in its first page, then `ring_bytes` zero bytes, all of it allocated and durable.
     fn create_ring(&self, file: &Path, header: &[u8], ring_bytes: u64) -> io::Result<()>;
