@@ -104,7 +104,7 @@ fn check(header: &[u8], library: &'static str, known_major: u32) -> Result<PoolH
         return unknown("has a shutdown state within its checksum".into());
     }
     let covered = if features & FEATURE_CKSUM_2K != 0 { CHECKED_2K } else { HEADER };
-    if checksum(&header[..covered]) != u64::from_le_bytes(header[CHECKSUM..].try_into().expect("8 bytes")) {
+    if checksum(header, covered) != u64::from_le_bytes(header[CHECKSUM..].try_into().expect("8 bytes")) {
         return unknown("does not fit its checksum".into());
     }
     let machine = u16::from_le_bytes([header[MACHINE], header[MACHINE + 1]]);
@@ -115,11 +115,12 @@ fn check(header: &[u8], library: &'static str, known_major: u32) -> Result<PoolH
     Ok(PoolHeader { library, has_shutdown_state, set })
 }
 
-/// Fletcher's checksum of 32-bit words, in which the field that holds it counts as zero.
-fn checksum(covered: &[u8]) -> u64 {
+/// Fletcher's checksum of a header's 32-bit words, in which those from `covered` on and the field that holds it count
+/// as zero.
+fn checksum(header: &[u8], covered: usize) -> u64 {
     let (mut low, mut high) = (0u32, 0u32);
-    for (i, word) in covered.chunks_exact(4).enumerate() {
-        if !(CHECKSUM..CHECKSUM + 8).contains(&(4 * i)) {
+    for (i, word) in header.chunks_exact(4).enumerate() {
+        if 4 * i < covered.min(CHECKSUM) {
             low = low.wrapping_add(u32::from_le_bytes(word.try_into().expect("4 bytes")));
         }
         high = high.wrapping_add(low);
@@ -155,7 +156,7 @@ mod tests {
         h[MACHINE] = X86_64 as u8;
         h[SHUTDOWN_STATE.start] = 9;
         let covered = if features & FEATURE_CKSUM_2K != 0 { CHECKED_2K } else { HEADER };
-        let sum = checksum(&h[..covered]);
+        let sum = checksum(&h, covered);
         h[CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
         h
     }

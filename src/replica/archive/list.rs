@@ -31,7 +31,7 @@ pub struct Entry {
 }
 
 /// The records of the archive in `dir`, oldest first.
-pub fn list(dir: &Path) -> Result<impl Iterator<Item = Result<Entry, ArchiveError>>, ArchiveError> {
+pub fn list(dir: &Path) -> Result<impl Iterator<Item = Result<Entry, ArchiveError>> + use<>, ArchiveError> {
     let group = group_of(dir)?;
     let lock = lock_shared(dir)?;
     let mut files = Vec::new();

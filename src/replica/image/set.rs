@@ -64,7 +64,9 @@ pub struct RegionFilePath {
 impl ImageSet {
     /// Opens or creates the set in `dir`, and clears away what a crash left half done.
     pub fn open(store: Arc<dyn Store>, dir: &Path, group: GroupId) -> Result<ImageSet, ImageError> {
-        store.create_dir(dir).map_err(|e| ImageError::io("create", dir, e))?;
+        let parent = dir.parent().unwrap_or(Path::new("/"));
+        let made = store.create_dir(dir).and_then(|()| store.sync_dir(parent));
+        made.map_err(|e| ImageError::io("create", dir, e))?;
         let (position, found) = PositionFile::open(&*store, dir)?;
         let mut set = ImageSet {
             store,

@@ -1,0 +1,10 @@
+//! A destination's side: whatever crashes, its image is a prefix of what landed, and nothing acknowledged is lost.
+
+mod archive;
+mod crash;
+mod hostile;
+mod oracle;
+mod promotion;
+mod sim;
+mod space;
+mod stream;

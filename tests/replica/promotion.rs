@@ -1,0 +1,243 @@
+//! Promotion on a real file system, cut at every step; nothing that was there is written over.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pmemha::replica::applier::{Applier, ApplierConfig, ApplyError};
+use pmemha::replica::place::How;
+use pmemha::replica::promote::{PromoteError, Promoted, Request, SavedMark, promote};
+use pmemha::replica::recover;
+use pmemha::replica::store::disk::DiskStore;
+use pmemha::types::{Durability, Generation, Lsn};
+use tempfile::TempDir;
+
+use super::stream::{Builder, GENERATION, GROUP, land};
+
+const RING: u64 = 64 << 10;
+
+struct Setup {
+    /// On tmpfs: the replica, and where its files go when that is the same file system.
+    memory: TempDir,
+    /// On another file system.
+    disk: TempDir,
+    paths: BTreeMap<PathBuf, PathBuf>,
+}
+
+impl Setup {
+    fn new() -> Setup {
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+        let rules = [("/src", memory.path().join("files")), ("/src/far", disk.path().join("files"))];
+        let paths = rules.into_iter().map(|(from, to)| (from.into(), to)).collect();
+        Setup { memory, disk, paths }
+    }
+
+    fn config(&self) -> ApplierConfig {
+        let durability = Durability::Battery;
+        ApplierConfig {
+            store: Arc::new(DiskStore::new(durability)),
+            dir: self.memory.path().join("replica"),
+            group: GROUP,
+            durability,
+        }
+    }
+
+    fn open(&self) -> Applier {
+        recover::open(self.config()).unwrap().0
+    }
+
+    fn receive(&self, stream: &Builder) -> Applier {
+        let mut applier = self.open();
+        let ring = applier.take_stream(GENERATION, RING, super::stream::FIRST, true).unwrap();
+        for (header, payload) in &stream.records {
+            land(&ring, header, payload);
+        }
+        applier
+    }
+
+    fn near(&self, name: &str) -> PathBuf {
+        self.memory.path().join("files").join(name)
+    }
+
+    fn far(&self, name: &str) -> PathBuf {
+        self.disk.path().join("files").join(name)
+    }
+
+    fn request(&self, saved: Option<SavedMark>) -> Request<'_> {
+        Request { saved, force: false, paths: &self.paths, owner: None }
+    }
+}
+
+fn stream() -> Builder {
+    let mut stream = Builder::new();
+    stream.begin().create(1, "/src/one", 8192).create(2, "/src/deep/er/two", 100).create(
+        3,
+        "/src/far/three",
+        1 << 20,
+    );
+    stream.data(1, 0, &[1; 8192]).data(2, 0, &[2; 100]).data(3, 1 << 19, &[3; 64]).end();
+    stream
+}
+
+fn mark(stream: &Builder) -> SavedMark {
+    let digest = stream.records.iter().fold(0, |d, (h, _)| pmemha::log::digest::chain(d, h));
+    SavedMark { generation: GENERATION, lsn: stream.at, digest: Some(digest) }
+}
+
+fn run(applier: &mut Applier, request: &Request<'_>) -> Result<Promoted, PromoteError> {
+    promote(applier, request, &mut |_| Ok(()))
+}
+
+fn check_files(setup: &Setup) {
+    assert!(fs::read(setup.near("one")).unwrap() == [1; 8192]);
+    assert!(fs::read(setup.near("deep/er/two")).unwrap() == [2; 100]);
+    let three = fs::read(setup.far("three")).unwrap();
+    assert_eq!(three.len(), 1 << 20);
+    assert!(three[1 << 19..][..64] == [3; 64] && three.iter().filter(|b| **b != 0).count() == 64);
+}
+
+#[test]
+fn the_saved_image_becomes_the_files() {
+    let setup = Setup::new();
+    let stream = stream();
+    let done = run(&mut setup.receive(&stream), &setup.request(Some(mark(&stream)))).unwrap();
+    check_files(&setup);
+    assert!(done.digest_checked);
+    assert_eq!(done.image.lsn, stream.at);
+    let how: Vec<How> = done.files.iter().map(|f| f.how).collect();
+    assert_eq!(how, [How::Linked, How::Linked, How::Copied]);
+    let mode =
+        |p: &Path| std::os::unix::fs::PermissionsExt::mode(&fs::metadata(p).unwrap().permissions()) & 0o7777;
+    assert_eq!(mode(&setup.near("one")), 0o640);
+    // The image is gone, the files are not; asked again, it says the same.
+    assert!(setup.open().images().promotable().is_none());
+    let again = run(&mut setup.open(), &setup.request(Some(mark(&stream)))).unwrap();
+    assert_eq!(again.files, done.files);
+    check_files(&setup);
+}
+
+#[test]
+fn cut_at_any_step_it_goes_on_and_keeps_what_was_there() {
+    let stream = stream();
+    for k in 0.. {
+        let setup = Setup::new();
+        fs::create_dir_all(setup.near("")).unwrap();
+        fs::create_dir_all(setup.far("")).unwrap();
+        fs::write(setup.near("one"), "precious").unwrap();
+        std::os::unix::fs::symlink("/dev/null", setup.far("three")).unwrap();
+        let mut steps = 0;
+        let mut cut = |_: &'static str| {
+            steps += 1;
+            if steps > k { Err(io::Error::other("cut")) } else { Ok(()) }
+        };
+        let request = setup.request(Some(mark(&stream)));
+        let first = promote(&mut setup.receive(&stream), &request, &mut cut);
+        let done = match first {
+            Ok(done) => done,
+            Err(PromoteError::Io { .. }) => {
+                run(&mut setup.open(), &request).unwrap_or_else(|e| panic!("cut at {k}: {e}"))
+            }
+            Err(e) => panic!("cut at {k}: {e}"),
+        };
+        check_files(&setup);
+        let aside: Vec<PathBuf> = done.files.iter().filter_map(|f| f.aside.clone()).collect();
+        let [one, three] = aside.as_slice() else { panic!("cut at {k}: set aside {aside:?}") };
+        assert_eq!(fs::read_to_string(one).unwrap(), "precious", "cut at {k}");
+        assert_eq!(fs::read_link(three).unwrap(), Path::new("/dev/null"), "cut at {k}");
+        let left: Vec<_> = fs::read_dir(setup.near("")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|n| !n.to_string_lossy().ends_with(".part")), "cut at {k}: {left:?}");
+        if steps <= k {
+            assert!(k > 10, "only {k} steps");
+            break;
+        }
+    }
+}
+
+#[test]
+fn an_image_short_of_what_was_saved_is_refused_unless_forced() {
+    let setup = Setup::new();
+    let stream = stream();
+    let mut applier = setup.receive(&stream);
+    let saved = SavedMark { lsn: stream.at.advance(32), ..mark(&stream) };
+    assert!(matches!(run(&mut applier, &setup.request(Some(saved))), Err(PromoteError::Incomplete { .. })));
+    let other = SavedMark { digest: Some(1), ..mark(&stream) };
+    assert!(matches!(run(&mut applier, &setup.request(Some(other))), Err(PromoteError::Digest { .. })));
+    assert!(!setup.near("one").exists());
+    let forced = Request { force: true, ..setup.request(Some(saved)) };
+    assert!(!run(&mut applier, &forced).unwrap().digest_checked);
+    check_files(&setup);
+}
+
+#[test]
+fn nothing_is_touched_when_a_region_has_no_place() {
+    let setup = Setup::new();
+    let mut stream = stream();
+    stream.create(4, "/elsewhere/x", 1);
+    let mut applier = setup.receive(&stream);
+    assert!(matches!(run(&mut applier, &setup.request(None)), Err(PromoteError::Path(_))));
+    let mut clash = super::stream::Builder::new();
+    clash.begin().create(1, "/src/one", 1).create(2, "/twin/one", 1).end();
+    let mut other = Setup::new();
+    other.paths.insert("/twin".into(), other.memory.path().join("files"));
+    let refused = run(&mut other.receive(&clash), &other.request(None));
+    assert!(matches!(refused, Err(PromoteError::Clash { .. })));
+    assert!(!setup.near("").exists() && !other.near("").exists());
+}
+
+#[test]
+fn after_a_promotion_only_a_later_generation_is_taken() {
+    let setup = Setup::new();
+    let stream = stream();
+    let mut applier = setup.receive(&stream);
+    run(&mut applier, &setup.request(None)).unwrap();
+    let stale = applier.take_stream(GENERATION, RING, stream.at.advance(32), true);
+    assert!(matches!(stale, Err(ApplyError::Stale { .. })));
+    applier.take_stream(GENERATION.next(), RING, Lsn(0), true).unwrap();
+    assert_eq!(applier.generation(), Generation(4));
+    check_files(&setup);
+}
+
+#[test]
+fn a_real_pool_of_a_machine_that_died_opens_after_its_state_was_cleared() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let pool = dir.path().join("pool");
+    let made = std::process::Command::new("pmempool")
+        .args(["create", "obj", "--layout=x", "-s", "8M"])
+        .arg(&pool)
+        .output();
+    assert!(made.expect("pmempool is installed by the set-up").status.success());
+    let mut bytes = fs::read(&pool).unwrap();
+    // As a crash on another machine leaves it: dirty, with that machine's DIMM and count, checksum right.
+    bytes[4024] = 0x55;
+    bytes[4032] = 0x66;
+    bytes[4040] = 1;
+    let words: Vec<u32> =
+        bytes[4024..4080].chunks(4).map(|w| u32::from_le_bytes(w.try_into().unwrap())).collect();
+    let (mut low, mut high) = (0u32, 0u32);
+    for word in words.into_iter().chain([0, 0]) {
+        low = low.wrapping_add(word);
+        high = high.wrapping_add(low);
+    }
+    bytes[4080..4084].copy_from_slice(&low.to_le_bytes());
+    bytes[4084..4088].copy_from_slice(&high.to_le_bytes());
+    let mut stream = Builder::new();
+    stream.begin().create(1, "/src/pool", bytes.len() as u64);
+    for (i, page) in bytes.chunks(4096).enumerate().filter(|(_, p)| p.iter().any(|b| *b != 0)) {
+        stream.data(1, i as u64 * 4096, page);
+    }
+    stream.end();
+    let setup = Setup::new();
+    let mut applier = setup.open();
+    let ring = applier.take_stream(GENERATION, 16 << 20, super::stream::FIRST, true).unwrap();
+    stream.records.iter().for_each(|(h, p)| land(&ring, h, p));
+    let done = run(&mut applier, &setup.request(None)).unwrap();
+    let says = done.files[0].pmdk.as_ref().unwrap();
+    let has_state = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) & 4 != 0;
+    assert_eq!(says.contains("shutdown state cleared"), has_state, "{says}");
+    let checked =
+        std::process::Command::new("pmempool").arg("check").arg(&done.files[0].path).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}

@@ -1,0 +1,147 @@
+//! Streams of records as a source ships them, and a replica's ring to land them in.
+
+use pmemha::log::format::{Kind, RECORD_HEADER, RecordHeader, SlotState};
+use pmemha::region::memory::SharedMem;
+use pmemha::types::{Generation, GroupId, Lsn, RegionId};
+use zerocopy::IntoBytes;
+
+pub const GROUP: GroupId = GroupId([7; 16]);
+pub const GENERATION: Generation = Generation(3);
+/// Where the streams of these tests begin: not at 0, so that a forgotten offset shows.
+pub const FIRST: Lsn = Lsn(4096);
+
+/// A small deterministic random number generator.
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let x = (self.0 >> 22) ^ self.0;
+        x >> 22
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+/// Builds sealed records one after the other.
+pub struct Builder {
+    pub generation: Generation,
+    pub at: Lsn,
+    /// Header and payload of each.
+    pub records: Vec<(RecordHeader, Vec<u8>)>,
+}
+
+impl Builder {
+    pub fn new() -> Builder {
+        Builder { generation: GENERATION, at: FIRST, records: Vec::new() }
+    }
+
+    pub fn push(&mut self, kind: Kind, region: u16, offset: u64, payload: &[u8]) -> &mut Builder {
+        let mut header = RecordHeader {
+            lsn: self.at.0,
+            len: payload.len() as u32,
+            owner: 0,
+            state: SlotState::Filled as u8,
+            kind: kind as u8,
+            place: RecordHeader::pack_place(RegionId(region), offset),
+            generation: self.generation.0,
+            crc: 0,
+        };
+        header.crc = crc32c::crc32c_append(header.crc_seed(self.generation), payload);
+        self.at = header.next();
+        self.records.push((header, payload.to_vec()));
+        self
+    }
+
+    pub fn create(&mut self, region: u16, name: &str, size: u64) -> &mut Builder {
+        let mut payload = size.to_le_bytes().to_vec();
+        payload.extend(0o640u32.to_le_bytes());
+        payload.extend([0; 4]);
+        payload.extend(name.as_bytes());
+        self.push(Kind::RegionCreate, region, 0, &payload)
+    }
+
+    pub fn data(&mut self, region: u16, offset: u64, bytes: &[u8]) -> &mut Builder {
+        self.push(Kind::Data, region, offset, bytes)
+    }
+
+    pub fn begin(&mut self) -> &mut Builder {
+        self.push(Kind::SyncBegin, 0, 0, &[])
+    }
+
+    pub fn end(&mut self) -> &mut Builder {
+        self.push(Kind::SyncEnd, 0, 0, &[])
+    }
+
+    /// One complete sync of a region of 8 KiB, filled with `fill`.
+    pub fn one_region(fill: u8) -> Builder {
+        let mut b = Builder::new();
+        b.begin().create(1, "/src/one", 8192).data(1, 0, &[fill; 8192]).end();
+        b
+    }
+
+    /// A stream with everything in it: syncs, resyncs, metadata of all kinds, data that is out of bounds.
+    pub fn random(seed: u64, records: usize) -> Builder {
+        let mut rng = Rng(seed);
+        let mut b = Builder::new();
+        b.data(1, 0, b"before any sync");
+        b.sync(&mut rng);
+        while b.records.len() < records {
+            b.change(&mut rng);
+            if rng.below(24) == 0 {
+                b.sync(&mut rng);
+            }
+        }
+        b
+    }
+
+    fn sync(&mut self, rng: &mut Rng) {
+        self.begin();
+        self.change(rng);
+        for id in 1..4 {
+            self.create(id, &format!("/src/{id}"), 4096 * (1 + rng.below(3)));
+            self.change(rng);
+            self.data(id, 4096 * rng.below(2), &[id as u8 + rng.below(99) as u8; 4096]);
+        }
+        if rng.below(4) == 0 {
+            // Given up, and begun again.
+            return self.sync(rng);
+        }
+        self.end();
+    }
+
+    fn change(&mut self, rng: &mut Rng) {
+        let id = 1 + rng.below(5) as u16;
+        let offset = 64 * rng.below(200);
+        match rng.below(16) {
+            0 => self.push(Kind::Zero, id, offset, &(rng.below(9000)).to_le_bytes()),
+            1 => self.push(Kind::RegionResize, id, 1 + rng.below(16384), &[]),
+            2 => self.push(Kind::RegionRename, id, 0, format!("/src/{}", rng.below(6)).as_bytes()),
+            3 => self.push(Kind::RegionUnlink, id, 0, &[]),
+            4 => self.create(id, &format!("/src/{}", rng.below(6)), rng.below(12000)),
+            5 => self.push(Kind::Filler, 0, 0, &[0xee; 40]),
+            _ => self.data(id, offset, &vec![rng.next() as u8; 64 * (1 + rng.below(30)) as usize]),
+        };
+    }
+
+    /// The stream's bytes, from [`FIRST`].
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (header, payload) in &self.records {
+            bytes.extend(header.as_bytes());
+            bytes.extend(payload);
+            bytes.resize((header.next().0 - FIRST.0) as usize, 0);
+        }
+        bytes
+    }
+}
+
+/// Lands one record.
+pub fn land(ring: &SharedMem, header: &RecordHeader, payload: &[u8]) {
+    let at = header.lsn as usize % ring.len();
+    ring.write(at + RECORD_HEADER as usize, payload);
+    ring.write(at, header.as_bytes());
+}
