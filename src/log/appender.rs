@@ -1,6 +1,6 @@
 //! Appending: an application's captures, and the agent's own records.
 //!
-//! Promises: every record's content is taken after its place in the stream; a drain returns only when each record
+//! Promises: every record's content is taken after its place in the stream; a capture or drain returns only when each record
 //! below is complete; nothing here waits for a network or a dead agent; no allocation, and no system call unless the
 //! ring is full, a slower appender is in the way, or the agent sleeps. Callers: `session`, and the agent for sync pages.
 //!
@@ -11,10 +11,11 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::{Duration, Instant};
 
+use super::forked::WipedOnFork;
 use super::format::{Kind, OFFSET_BITS, RECORD_HEADER, RecordHeader, SlotState, max_payload, record_span};
 use super::layout::LogError;
 use super::lines::{LineCopy, touch};
@@ -57,27 +58,43 @@ pub struct Ahead(
 pub struct Appender {
     log: Arc<LogRegion>,
     session: u32,
-    /// The process's appender cell; [`NO_CELL`] in a child that found none.
-    cell: AtomicU32,
+    /// One more than the index of the process's appender cell; 0 in a forked child; [`NO_CELL`] in one that found none.
+    cell: WipedOnFork,
     copy: LineCopy,
     max_payload: usize,
+    /// Every slot below is complete: where a capture begins to look for lower ones that are not. Always true, seldom newest.
+    settled: AtomicU64,
+    /// Whether captures and drains wait for slower appenders.
+    waits: bool,
 }
 
 const NO_CELL: u32 = u32::MAX;
 
+/// Times that the ring may look full, and not become ahead, before an appender gives up: each means that others took what
+/// became free, so that many only happen where the words are forged.
+const MAX_ATTEMPTS: u32 = 1000;
+
 impl Appender {
     /// Takes an appender cell of `log` for this process; `session` is the number that the agent gave it.
     pub fn attach(log: Arc<LogRegion>, session: u32) -> Result<Appender, LogError> {
+        Appender::new(log, session, true)
+    }
+
+    /// As [`Appender::attach`], for the agent: it never waits for an application that is slow or hostile, since it makes no stores
+    /// of its own whose order matters. Its [`Appender::drain`] publishes what is complete.
+    pub fn for_agent(log: Arc<LogRegion>, session: u32) -> Result<Appender, LogError> {
+        Appender::new(log, session, false)
+    }
+
+    fn new(log: Arc<LogRegion>, session: u32, waits: bool) -> Result<Appender, LogError> {
         let appenders = log.spec().appenders;
-        let cell = log.acquire_cell(session).ok_or(LogError::NoCell(appenders.into()))?;
+        let cell = WipedOnFork::new()
+            .map_err(|source| LogError::System { what: "a page that is wiped on fork", source })?;
+        let index = log.acquire_cell(session).ok_or(LogError::NoCell(appenders.into()))?;
+        cell.word().store(u32::from(index) + 1, Release);
         let max_payload = max_payload(log.spec().ring_bytes) as usize;
-        Ok(Appender {
-            cell: AtomicU32::new(cell.into()),
-            session,
-            copy: LineCopy::detect(),
-            max_payload,
-            log,
-        })
+        let settled = AtomicU64::new(log.published().0);
+        Ok(Appender { cell, session, copy: LineCopy::detect(), max_payload, settled, waits, log })
     }
 
     /// The log.
@@ -106,14 +123,11 @@ impl Appender {
                 // SAFETY: the caller vouches for the source, the claim for the slot.
                 self.count_torn(unsafe { self.copy.copy(from, slot, n / LINE) });
             });
-            if copied.is_err() {
-                self.note_ahead(region, ByteRange::new(offset + done as u64, (total - done) as u64));
-                if self.log.is_ahead() {
-                    return;
-                }
-                continue;
+            match copied {
+                Ok(_) => done += n,
+                Err(_) if self.note(region, offset + done as u64, total - done) => return,
+                Err(_) => {} // The gap was closed meanwhile: record it after all.
             }
-            done += n;
         }
     }
 
@@ -184,8 +198,7 @@ impl Appender {
     pub fn drain(&self) -> Lsn {
         let (tail, ahead) = protocol::tail(&*self.log);
         let mut patience = Patience::new();
-        let (_, moved) =
-            protocol::publish(&*self.log, tail, |_, claim| self.blocked(&mut patience, claim, true));
+        let (_, moved) = protocol::publish(&*self.log, tail, |_, claim| self.blocked(&mut patience, claim));
         if moved {
             self.log.wake_agent(SleepDepth::Deep);
         }
@@ -203,13 +216,35 @@ impl Appender {
         self.log.commit(lsn)
     }
 
-    /// To be called in the child of a fork before it captures anything: takes a cell of its own, so that its slots are not
-    /// taken for its parent's. On an error the child records nothing; it should say so.
+    /// To be called in the child of a fork: takes a cell of its own. A child that was not told takes one at its first
+    /// append. On an error it records nothing, which [`super::Counters::unrecorded`] counts; it should say so too.
     pub fn after_fork_child(&self) -> Result<(), LogError> {
         FILLING.set(0);
-        let cell = self.log.acquire_cell(self.session);
-        self.cell.store(cell.map_or(NO_CELL, u32::from), Release);
-        cell.map(drop).ok_or(LogError::NoCell(self.log.spec().appenders.into()))
+        self.cell().map(drop).ok_or(LogError::NoCell(self.log.spec().appenders.into()))
+    }
+
+    /// This process's appender cell.
+    #[inline]
+    fn cell(&self) -> Option<u16> {
+        match self.cell.word().load(Acquire) {
+            0 => self.cell_in_child(),
+            NO_CELL => None,
+            index => Some((index - 1) as u16),
+        }
+    }
+
+    #[cold]
+    fn cell_in_child(&self) -> Option<u16> {
+        let index = self.log.acquire_cell(self.session);
+        let word = index.map_or(NO_CELL, |index| u32::from(index) + 1);
+        match self.cell.word().compare_exchange(0, word, AcqRel, Acquire) {
+            Ok(_) => index,
+            Err(_) => {
+                // Another thread of the child was quicker.
+                index.inspect(|index| self.log.release_cell(*index));
+                self.cell()
+            }
+        }
     }
 
     /// Claims a slot, has `fill` write the payload, marks the slot complete. Returns where the next record starts.
@@ -228,21 +263,25 @@ impl Appender {
         let (header, payload) = self.slot_addr(&slot);
         fill(payload);
         self.finish(&slot, header, kind, region, offset);
+        self.await_lower(slot.lsn, slot.lsn + slot.span);
         Ok(Lsn(slot.lsn + slot.span))
     }
 
     #[inline]
     fn reserve(&self, len: usize) -> Result<Slot, Ahead> {
-        let cell = self.cell.load(Acquire);
+        let Some(cell) = self.cell() else {
+            self.log.count(Counter::Unrecorded, 1);
+            return Err(Ahead(self.log.tail().advance(1)));
+        };
         let span = record_span(len as u32);
         // Before the claim: a signal handler that comes right after it must know.
         FILLING.set(FILLING.get() + 1);
-        let claimed = match protocol::claim(&*self.log, span, cell as u16) {
-            Claimed::Full(_) => self.make_room(span, cell as u16),
+        let claimed = match protocol::claim(&*self.log, span, cell) {
+            Claimed::Full(_) => self.make_room(span, cell),
             claimed => claimed,
         };
         match claimed {
-            Claimed::Slot(lsn) => Ok(Slot { lsn, span, len: len as u32, cell: cell as u16 }),
+            Claimed::Slot(lsn) => Ok(Slot { lsn, span, len: len as u32, cell }),
             Claimed::Ahead(tail) | Claimed::Full(tail) => {
                 FILLING.set(FILLING.get() - 1);
                 Err(Ahead(Lsn(tail + 1)))
@@ -274,11 +313,37 @@ impl Appender {
         FILLING.set(FILLING.get() - 1);
     }
 
-    /// Sets the range's bits if the application is (still) ahead.
+    /// Waits until every slot below `lsn` is complete; `end` is what is complete then. See [`protocol::walk`].
+    #[inline]
+    fn await_lower(&self, lsn: u64, end: u64) {
+        if !self.waits {
+            return;
+        }
+        let from = self.settled.load(Acquire);
+        if from == lsn || self.walk_to(from, lsn) >= lsn {
+            // Threads may overwrite each other's; each value is true.
+            self.settled.store(end, Release);
+        }
+    }
+
+    #[inline(never)]
+    fn walk_to(&self, from: u64, upto: u64) -> u64 {
+        let mut patience = Patience::new();
+        let from = from.max(self.log.published().0);
+        protocol::walk(&*self.log, from, upto, |_, claim| self.blocked(&mut patience, claim))
+    }
+
+    /// Notes in the dirty bitmap what could not be recorded, if the application is (still) ahead. Whether that is all
+    /// that can be done about it.
     #[cold]
-    fn note_ahead(&self, region: RegionId, range: ByteRange) {
-        let cell = self.cell.load(Acquire) as u16;
-        protocol::while_ahead(&*self.log, cell, || self.log.set_dirty(region, range));
+    fn note(&self, region: RegionId, offset: u64, len: usize) -> bool {
+        let range = ByteRange::new(offset, len as u64);
+        let set_bits = || self.log.set_dirty(region, range);
+        let noted = self.cell().is_none_or(|cell| protocol::while_ahead(&*self.log, cell, set_bits));
+        // What the program does next may not get into a record below the gap either.
+        let tail = self.log.tail().0;
+        self.await_lower(tail, tail);
+        noted
     }
 
     /// No room: publishes what is complete, so that a capture larger than the ring never waits for itself, then does what the
@@ -286,11 +351,12 @@ impl Appender {
     #[cold]
     fn make_room(&self, span: u64, cell: u16) -> Claimed {
         let started = Instant::now();
+        let mut attempts = 0;
         loop {
             self.publish_complete();
             self.log.wake_agent(SleepDepth::Nap);
             let tail = match protocol::claim(&*self.log, span, cell) {
-                Claimed::Full(tail) => tail,
+                Claimed::Full(tail) if attempts < MAX_ATTEMPTS => tail,
                 claimed => return claimed,
             };
             let policy = self.log.policy();
@@ -301,8 +367,10 @@ impl Appender {
                 std::thread::sleep(NAP);
                 self.log.count(Counter::BlockedNs, NAP.as_nanos() as u64);
             } else {
-                protocol::go_ahead(&*self.log, tail, cell);
-                self.log.count(Counter::Ahead, 1);
+                attempts += 1;
+                if protocol::go_ahead(&*self.log, tail, cell) {
+                    self.log.count(Counter::Ahead, 1);
+                }
                 self.log.wake_agent(SleepDepth::Nap);
             }
         }
@@ -310,28 +378,30 @@ impl Appender {
 
     fn publish_complete(&self) {
         let (tail, _) = protocol::tail(&*self.log);
-        let mut patience = Patience::new();
-        protocol::publish(&*self.log, tail, |_, claim| self.blocked(&mut patience, claim, false));
+        protocol::publish(&*self.log, tail, |_, claim| {
+            if self.fill_if_dead(claim) { Blocked::OwnerDead } else { Blocked::Stop }
+        });
     }
 
-    /// What to do about another's slot that is not complete.
+    /// What a drain does about a slot that is not complete.
     #[cold]
-    fn blocked(&self, patience: &mut Patience, claim: Claim, wait: bool) -> Blocked {
-        if !wait || (FILLING.get() > 0 && claim.owner == self.cell.load(Acquire) as u16) {
+    fn blocked(&self, patience: &mut Patience, claim: Claim) -> Blocked {
+        if !self.waits {
+            return if self.fill_if_dead(claim) { Blocked::OwnerDead } else { Blocked::Stop };
+        }
+        if FILLING.get() > 0 && self.cell() == Some(claim.owner) {
             return Blocked::Stop;
         }
-        if !patience.suspects() {
-            return Blocked::Retry;
+        if patience.suspects() && self.fill_if_dead(claim) { Blocked::OwnerDead } else { Blocked::Retry }
+    }
+
+    fn fill_if_dead(&self, claim: Claim) -> bool {
+        // No owner: its cell was reclaimed and its slots with it; or it gave up the cell, having completed them.
+        let dead = self.log.owner(claim.owner).is_some_and(|owner| owner.confirmed_dead());
+        if dead {
+            self.log.count(Counter::Fillers, 1);
         }
-        match self.log.owner(claim.owner) {
-            // Its cell was reclaimed, its slots with it: look again.
-            None => Blocked::Retry,
-            Some(owner) if owner.confirmed_dead() => {
-                self.log.count(Counter::Fillers, 1);
-                Blocked::OwnerDead
-            }
-            Some(_) => Blocked::Retry,
-        }
+        dead
     }
 
     fn count_torn(&self, lines: u64) {
@@ -343,11 +413,9 @@ impl Appender {
 
 impl Drop for Appender {
     fn drop(&mut self) {
-        let cell = self.cell.load(Acquire);
-        // In a forked child that was never told, the cell is still its parent's.
-        let owner = self.log.owner(cell as u16);
-        if cell != NO_CELL && owner.is_some_and(|o| o.pid == std::process::id()) {
-            self.log.release_cell(cell as u16);
+        match self.cell.word().load(Acquire) {
+            0 | NO_CELL => {}
+            index => self.log.release_cell((index - 1) as u16),
         }
     }
 }

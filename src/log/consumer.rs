@@ -109,7 +109,7 @@ impl Consumer {
         let View::Current(claim) = log.codec().view(word, at) else {
             return Err(self.poison_at(at, format!("no record begins here (slot word {word:#x})")));
         };
-        if claim.span < RECORD_ALIGN || claim.span > log.ring_bytes() / 4 || at + claim.span > published {
+        if claim.span < RECORD_ALIGN || claim.span > log.ring_bytes() / 4 || claim.span > published - at {
             return Err(self.poison_at(at, format!("a record of {} bytes", claim.span)));
         }
         let header = match claim.state {

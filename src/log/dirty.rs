@@ -32,10 +32,16 @@ impl LogRegion {
         let at = self.entry_at(id).ok_or_else(|| {
             LogError::Geometry(format!("region {id}; the table holds {}", self.spec().regions))
         })?;
-        // No appender may use half an entry: it is taken out first, and put in last.
-        self.control().u64(at).store(0, Release);
-        let Some(entry) = entry else { return Ok(()) };
+        let Some(entry) = entry else {
+            self.control().u64(at).store(0, Release);
+            return Ok(());
+        };
         self.check(&entry)?;
+        let before = self.region(id);
+        if before.is_none_or(|b| (b.first_bit, b.page_shift) != (entry.first_bit, entry.page_shift)) {
+            // No appender may use half an entry: it is taken out first, and put in last.
+            self.control().u64(at).store(0, Release);
+        }
         self.control().u64(at + 8).store(entry.first_bit, Release);
         self.control().u64(at + 16).store(u64::from(entry.page_shift), Release);
         // Size 0 would read as no entry; an empty region has no pages either.

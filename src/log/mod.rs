@@ -17,6 +17,7 @@ pub mod consumer;
 #[cfg(feature = "agent")]
 pub mod digest;
 mod dirty;
+mod forked;
 pub mod format;
 mod layout;
 mod lines;

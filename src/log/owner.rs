@@ -130,8 +130,8 @@ impl LogRegion {
     /// Frees the cell of an owner that is confirmed dead, its unfinished slots becoming fillers first: afterwards the
     /// cell's number may name a living process.
     pub fn reclaim_cell(&self, index: u16, dead: &Owner) {
-        protocol::retire(self, index);
         let id = identity_word(dead.pid, dead.session);
+        protocol::retire(self, index, || self.owner_word(index, ID).load(Acquire) == id);
         // Another may have reclaimed it meanwhile and its new owner may have set these: then they lose precision,
         // an unknown start time, no more. The in-flight word is not touched for that reason: `take_cell` clears it.
         if self.owner_word(index, ID).load(Acquire) == id {

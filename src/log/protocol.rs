@@ -4,9 +4,10 @@
 //! (`protocol/model.rs`), where every interleaving and the death of any process between any two steps is explored.
 //! Callers: `appender`, `region`, `consumer`.
 //!
-//! What makes it right, in three sentences. A claim is one compare-and-swap of the slot word at the tail; the tail
+//! What makes it right. A claim is one compare-and-swap of the slot word at the tail; the tail
 //! follows, moved by whoever comes by, so a claim never stands half made. A record's content is copied after its
-//! claim, so it is never older than its place, and a prefix is published only when each of its slots is complete.
+//! claim, so it is never older than its place; a capture or drain returns only when each lower slot is complete, so nothing that
+//! happens after it is in a lower record. A prefix is published only when each of its slots is complete.
 //! A slot word changes lap forwards only, so whatever a stalled or dying process still does, it does to its own slot.
 
 use super::format::{RECORD_ALIGN, SlotState, cell::AHEAD};
@@ -71,8 +72,9 @@ pub(crate) fn tail<C: Cells>(c: &C) -> (u64, bool) {
 /// Claims a slot of `span` bytes, a multiple of [`RECORD_ALIGN`] and at most a quarter of the ring.
 #[inline]
 pub(crate) fn claim<C: Cells>(c: &C, span: u64, owner: u16) -> Claimed {
-    loop {
-        let tail = c.tail().load();
+    let mut tail = 0;
+    for _ in 0..MAX_ATTEMPTS {
+        tail = c.tail().load();
         if tail & AHEAD != 0 {
             return Claimed::Ahead(tail & !AHEAD);
         }
@@ -86,12 +88,12 @@ pub(crate) fn claim<C: Cells>(c: &C, span: u64, owner: u16) -> Claimed {
                 if free > tail {
                     continue; // The tail that we read is long past.
                 }
-                if tail + span - free > c.ring_bytes() - RECORD_ALIGN {
+                if tail - free + span > c.ring_bytes() - RECORD_ALIGN {
                     return Claimed::Full(tail);
                 }
                 let mine = c.codec().pack(tail, Claim { state: SlotState::Reserved, owner, span });
                 if slot.swap_if(word, mine) {
-                    c.tail().swap_if(tail, tail + span);
+                    c.tail().swap_if(tail, tail.wrapping_add(span));
                     return Claimed::Slot(tail);
                 }
             }
@@ -99,6 +101,7 @@ pub(crate) fn claim<C: Cells>(c: &C, span: u64, owner: u16) -> Claimed {
             View::Newer => {}
         }
     }
+    Claimed::Full(tail)
 }
 
 /// Moves the tail past a claim whose owner has not yet done so, or flags it where going ahead was noted.
@@ -107,7 +110,7 @@ fn help<C: Cells>(c: &C, tail: u64, claim: Claim) {
         note_gap(c, tail);
         c.tail().swap_if(tail, tail | AHEAD);
     } else {
-        c.tail().swap_if(tail, tail + claim.span);
+        c.tail().swap_if(tail, tail.wrapping_add(claim.span));
     }
 }
 
@@ -126,14 +129,29 @@ pub(crate) fn abandon<C: Cells>(c: &C, lsn: u64, span: u64, owner: u16) {
 
 /// Publishes every complete slot below `upto`, which is a tail that the caller has read. `blocked` is asked
 /// about each slot that is not complete. Returns how far the log is published, and whether this call moved it.
-pub(crate) fn publish<C: Cells>(
+pub(crate) fn publish<C: Cells>(c: &C, upto: u64, blocked: impl FnMut(u64, Claim) -> Blocked) -> (u64, bool) {
+    let at = walk(c, c.published().load(), upto, blocked);
+    let moved = c.published().raise(at);
+    (at.max(c.published().load()), moved)
+}
+
+/// Walks the slots from `at`, where a record begins, to `upto`, which is a tail that the caller has read or a slot of its
+/// own. `blocked` is asked about each slot that is not complete. Returns an LSN below which every slot is.
+///
+/// A drain walks so that it may publish. A *capture* walks before it returns, and that is what keeps content from being newer
+/// than its place: `flush(node); CAS(head)` orders node before head although nobody drained. Were the capture of node
+/// to return while a lower slot, claimed for head by another thread, is still being copied into, that slot would pick up the
+/// new head, and the prefix that ends between the two would hold a head without its node.
+pub(crate) fn walk<C: Cells>(
     c: &C,
+    mut at: u64,
     upto: u64,
     mut blocked: impl FnMut(u64, Claim) -> Blocked,
-) -> (u64, bool) {
-    let mut at = c.published().load();
-    while at < upto {
+) -> u64 {
+    // More than a ring cannot be outstanding; if it seems so, the words are forged.
+    while at < upto && upto - at <= c.ring_bytes() {
         let slot = c.slot(c.codec().index(at));
+        // Loaded before `blocked` looks at the owner's cell: a word found here is of no later owner than found there.
         let word = slot.load();
         match c.codec().view(word, at) {
             View::Current(Claim { span: 0, .. }) | View::Older => break,
@@ -155,22 +173,23 @@ pub(crate) fn publish<C: Cells>(
             }
         }
     }
-    let moved = c.published().raise(at);
-    (at.max(c.published().load()), moved)
+    at
 }
 
-/// Notes at the tail that the application goes ahead of the log. The caller found no room at `tail`.
-pub(crate) fn go_ahead<C: Cells>(c: &C, tail: u64, owner: u16) {
+/// Notes at the tail that the application goes ahead of the log; whether this call did. The caller found no room at `tail`.
+pub(crate) fn go_ahead<C: Cells>(c: &C, tail: u64, owner: u16) -> bool {
     let slot = c.slot(c.codec().index(tail));
     let word = slot.load();
+    let mut done = false;
     if c.codec().view(word, tail) == View::Older {
         let stop = c.codec().pack(tail, Claim { state: SlotState::Reserved, owner, span: 0 });
-        slot.swap_if(word, stop);
+        done = slot.swap_if(word, stop);
     }
-    // Whether by us or by another: if a stop stands there, the flag follows.
+    // Whoever put it there: if a stop stands there, the flag follows.
     if let View::Current(claim) = c.codec().view(slot.load(), tail) {
         help(c, tail, claim);
     }
+    done
 }
 
 /// Opens a gap at `tail`, unless one is open already.
@@ -196,15 +215,17 @@ pub(crate) fn while_ahead<C: Cells>(c: &C, owner: u16, set_bits: impl FnOnce()) 
     ahead
 }
 
-/// Ends running ahead: the stop becomes a filler of one unit and the tail moves past it. `false` if the log is
-/// not ahead, or its ring is not free up to the tail. May be called again after a caller died in it.
-pub(crate) fn close_gap<C: Cells>(c: &C) -> bool {
+/// Ends running ahead: the stop becomes a record of one unit, which the caller has written to the ring there, and the tail
+/// moves past it. `false` if the log is not ahead, or its ring is not free up to the tail. May be called again after a
+/// caller died in it. One caller at a time.
+pub(crate) fn close_gap<C: Cells>(c: &C, write_record: impl FnOnce(u64)) -> bool {
     let (tail, ahead) = tail(c);
     if !ahead || c.free().load() != tail {
         return false;
     }
-    let filler = Claim { state: SlotState::Filler, owner: 0, span: RECORD_ALIGN };
-    c.slot(c.codec().index(tail)).store(c.codec().pack(tail, filler));
+    write_record(tail);
+    let record = Claim { state: SlotState::Filled, owner: 0, span: RECORD_ALIGN };
+    c.slot(c.codec().index(tail)).store(c.codec().pack(tail, record));
     c.tail().swap_if(tail | AHEAD, tail + RECORD_ALIGN);
     c.fence();
     true
@@ -228,23 +249,27 @@ pub(crate) fn gap<C: Cells>(c: &C) -> Option<(u64, Option<u64>)> {
 }
 
 /// Makes a filler of every incomplete slot of `owner`, who is confirmed dead, so that its cell can be given away.
-pub(crate) fn retire<C: Cells>(c: &C, owner: u16) {
+/// `still_its` says whether the cell still names the dead one: it is asked after each word was loaded, so that a word found
+/// while it says so is none of the cell's next owner.
+pub(crate) fn retire<C: Cells>(c: &C, owner: u16, still_its: impl Fn() -> bool) {
     // A claim whose tail move is outstanding lies outside the walk: move the tail first.
     let (mut end, ahead) = tail(c);
-    if !ahead {
-        if let View::Current(claim) = c.codec().view(c.slot(c.codec().index(end)).load(), end) {
-            help(c, end, claim);
-            end += claim.span;
-        }
+    let newest = c.codec().view(c.slot(c.codec().index(end)).load(), end);
+    if let (View::Current(claim), false) = (newest, ahead) {
+        help(c, end, claim);
+        end = end.wrapping_add(claim.span);
     }
     let mut at = c.published().load();
-    while at < end {
+    while at < end && end - at <= c.ring_bytes() {
         let slot = c.slot(c.codec().index(at));
         let word = slot.load();
         match c.codec().view(word, at) {
             View::Current(Claim { span: 0, .. }) | View::Older => break,
             View::Current(claim) => {
                 if claim.state == SlotState::Reserved && claim.owner == owner {
+                    if !still_its() {
+                        return;
+                    }
                     slot.swap_if(word, c.codec().pack(at, Claim { state: SlotState::Filler, ..claim }));
                 }
                 at += claim.span;
@@ -259,3 +284,10 @@ pub(crate) fn retire<C: Cells>(c: &C, owner: u16) {
         }
     }
 }
+
+/// Attempts at a claim before giving up. Each failed attempt means that another appender got a slot, so this many in
+/// a row only happen where the words are forged; the agent, which appends too, must not spin on those for ever.
+const MAX_ATTEMPTS: u32 = 1 << 20;
+
+#[cfg(test)]
+mod model;

@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::time::{ClockId, clock_gettime};
 use zerocopy::IntoBytes;
 
-use super::format::{StaticHeader, cell};
+use super::format::{Kind, RecordHeader, SlotState, StaticHeader, cell};
 use super::layout::{ENTRY, LogError, LogSpec};
 use super::owner::{INFLIGHT, Owner};
 use super::protocol::{self, Blocked, Cells, Word};
@@ -68,6 +68,8 @@ pub struct Counters {
     pub commits_given_up: u64,
     /// Nanoseconds that appenders were held back by a full ring under [`OnFull::Block`].
     pub blocked_ns: u64,
+    /// Captures lost because a forked child found no appender cell: only a new copy of the regions makes them good.
+    pub unrecorded: u64,
 }
 
 /// One of the [`Counters`].
@@ -78,6 +80,7 @@ pub(crate) enum Counter {
     Ahead,
     CommitsGivenUp,
     BlockedNs,
+    Unrecorded,
 }
 
 /// The state of the way to the destinations, as the agent sees it.
@@ -220,10 +223,26 @@ impl LogRegion {
     /// forgotten what they lack: [`LogRegion::publish_filled`], then [`LogRegion::set_free`] to the tail). Returns
     /// whether the log is no longer ahead.
     ///
+    /// The record at the gap is a [`Kind::SyncBegin`]: no record after the gap must ever reach an image that lacks what happened
+    /// in the gap, and the application appends again before the agent gets to append anything.
+    ///
     /// Then: wait until [`LogRegion::bits_in_flight`] is false, [`LogRegion::take_dirty`] once more, and only then
     /// read pages for the copy; when the destination has switched to that copy durably, [`LogRegion::end_gap`].
     pub fn close_gap(&self) -> bool {
-        protocol::close_gap(self) || !self.is_ahead()
+        let begin = |lsn: u64| {
+            let header = RecordHeader {
+                lsn,
+                len: 0,
+                owner: 0,
+                state: SlotState::Filled as u8,
+                kind: Kind::SyncBegin as u8,
+                place: 0,
+                generation: 0,
+                crc: 0,
+            };
+            self.ring.write(self.ring_offset(lsn), header.as_bytes());
+        };
+        protocol::close_gap(self, begin) || !self.is_ahead()
     }
 
     /// Agent: the destination's durable image holds everything below `end`, so the gap is made good. Until then no
@@ -232,14 +251,10 @@ impl LogRegion {
         protocol::end_gap(self, end.0);
     }
 
-    /// Publishes every complete slot up to the tail, turning slots of owners that `is_dead` confirms into fillers.
+    /// Publishes, without waiting, every complete slot up to the tail, turning slots of owners that `is_dead` confirms into fillers.
     /// Stops at the first slot of a living owner that is not complete. Returns how far the log is published.
     pub fn publish_filled(&self, is_dead: &dyn Fn(&Owner) -> bool) -> Lsn {
-        let tail = self.tail();
-        if tail.since(self.published()) > self.spec.ring_bytes {
-            return self.published(); // Forged; a consumer will say so.
-        }
-        let (published, _) = protocol::publish(self, tail.0, |_, claim| {
+        let (published, _) = protocol::publish(self, self.tail().0, |_, claim| {
             if self.owner(claim.owner).is_none_or(|owner| is_dead(&owner)) {
                 self.count(Counter::Fillers, 1);
                 Blocked::OwnerDead
@@ -320,6 +335,7 @@ impl LogRegion {
             ahead: read(Counter::Ahead),
             commits_given_up: read(Counter::CommitsGivenUp),
             blocked_ns: read(Counter::BlockedNs),
+            unrecorded: read(Counter::Unrecorded),
         }
     }
 

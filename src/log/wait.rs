@@ -138,10 +138,14 @@ impl LogRegion {
         let hopeful = self.link() == LinkState::Counting
             && self.acknowledged(level).0 >= given_up.load(Acquire)
             && self.gap().is_none_or(|gap| gap.end.is_some());
-        if hopeful && self.wait(lsn, level, Some(self.policy().commit_timeout)).is_ok() {
-            return true;
+        if hopeful {
+            if self.wait(lsn, level, Some(self.policy().commit_timeout)).is_ok() {
+                return true;
+            }
+            // Not where the commit did not even wait: a program that goes on would always be a little past what the
+            // destination acknowledges, and never wait again.
+            given_up.fetch_max(lsn.0, AcqRel);
         }
-        given_up.fetch_max(lsn.0, AcqRel);
         self.count(Counter::CommitsGivenUp, 1);
         false
     }

@@ -1,6 +1,10 @@
 //! The capture rules: what a record holds, where it stands, and what a drain promises.
 
+mod dying;
+mod hostile;
 mod rig;
+mod rules;
+mod torn;
 
 use pmemha::log::format::Kind;
 use pmemha::types::{Level, Lsn, RegionId};

@@ -1,5 +1,6 @@
 //! A log with an appender on one side and a consumer on the other.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use pmemha::log::format::{Kind, RecordHeader};
@@ -8,6 +9,8 @@ use pmemha::types::Lsn;
 
 /// A log region and the reader of its records.
 pub struct Rig {
+    /// For other processes to attach to.
+    pub fd: OwnedFd,
     /// The log.
     pub log: Arc<LogRegion>,
     consumer: Mutex<Consumer>,
@@ -19,9 +22,9 @@ impl Rig {
     }
 
     pub fn with(spec: LogSpec) -> Rig {
-        let (_fd, log) = LogRegion::create(&spec).unwrap();
+        let (fd, log) = LogRegion::create(&spec).unwrap();
         let consumer = Mutex::new(Consumer::new(log.clone(), spec.first_lsn));
-        Rig { log, consumer }
+        Rig { fd, log, consumer }
     }
 
     pub fn appender(&self) -> Appender {

@@ -3,10 +3,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{Ahead, Appender};
+use super::{Ahead, Appender, MAX_ATTEMPTS};
 use crate::log::format::{Kind, OFFSET_BITS, RecordHeader};
 use crate::log::protocol;
-use crate::types::{ByteRange, LINE, Lsn, PAGE, RegionId};
+use crate::types::{LINE, Lsn, PAGE, RegionId};
 
 /// Readings of a page before giving up on lines that agree; see `lines`.
 const MAX_READINGS: u32 = 64;
@@ -39,22 +39,24 @@ impl Appender {
         let len = (len as u64).min(size.saturating_sub(offset)) as usize;
         let mut end = self.log.tail();
         let mut done = 0;
+        let mut attempts = 0;
         while done < len {
             let n = (len - done).min(self.max_payload);
             let at = offset + done as u64;
             bring_to_memory(file, at, n)?;
             match self.append_piece(region, at, n, file, stable) {
-                Ok(next) => end = next,
+                Ok(next) => {
+                    end = next;
+                    done += n;
+                }
                 Err(AppendError::Ahead(ahead)) => {
-                    self.note_ahead(region, ByteRange::new(at, (len - done) as u64));
-                    if self.log.is_ahead() {
+                    attempts += 1;
+                    if self.note(region, at, len - done) || attempts > MAX_ATTEMPTS {
                         return Err(ahead.into());
                     }
-                    continue;
                 }
                 Err(error) => return Err(error),
             }
-            done += n;
         }
         Ok(end)
     }
@@ -81,6 +83,7 @@ impl Appender {
             return Err(error.into());
         }
         self.finish(&slot, header, Kind::Data, region, offset);
+        self.await_lower(slot.lsn, slot.lsn + slot.span);
         Ok(Lsn(slot.lsn + slot.span))
     }
 

@@ -1,0 +1,66 @@
+//! What a hostile process of the group can do to the log's readers: end its own group, nothing more.
+
+use std::os::fd::AsFd;
+
+use pmemha::log::format::cell;
+use pmemha::log::scan::{scan_bytes, scan_ring};
+use pmemha::log::{Consumer, LogSpec};
+use pmemha::region::memory::{Access, SharedMem};
+use pmemha::types::{Generation, Lsn, RegionId};
+use proptest::prelude::*;
+
+use crate::rig::Rig;
+
+const SPEC_RING: u64 = 1 << 16;
+
+/// Places that change: cells, appender cells, slot words at the front, ring at the front.
+fn target() -> impl Strategy<Value = (usize, u64)> {
+    let value = prop_oneof![any::<u64>(), 0u64..4096, Just(u64::MAX), Just(SPEC_RING), Just(1 << 63)];
+    (0usize..300, value)
+}
+
+proptest! {
+    #[test]
+    fn forged_words_poison_the_group_and_nothing_else(writes in prop::collection::vec(target(), 1..12)) {
+        let spec = LogSpec { ring_bytes: SPEC_RING, appenders: 4, regions: 4, bitmap_bytes: 4096, ..LogSpec::default() };
+        let rig = Rig::with(spec);
+        let memory = rig.memory(4096);
+        let app = rig.appender();
+        for i in 0..6 {
+            // SAFETY: within `memory`.
+            unsafe { app.capture(RegionId(1), i * 64, memory.as_ptr().wrapping_add(i as usize * 64), 64) };
+        }
+        app.drain();
+        let size = rustix::fs::fstat(&rig.fd).unwrap().st_size as usize;
+        let raw = SharedMem::map(rig.fd.as_fd(), 0, size, Access::ReadWrite).unwrap();
+        let slots = 4 * 4096; // header, cells, appender cells, region table: a page each
+        for (place, value) in writes {
+            let at = match place {
+                0..20 => cell::PUBLISHED,
+                20..40 => cell::TAIL,
+                40..60 => cell::FREE,
+                60..140 => slots + (place - 60) * 8,
+                _ => size - SPEC_RING as usize + (place - 140) * 8,
+            };
+            raw.u64(at).store(value, std::sync::atomic::Ordering::SeqCst);
+        }
+        let mut consumer = Consumer::new(rig.log.clone(), spec.first_lsn);
+        for _ in 0..10 {
+            consumer.tail_now(&|_| true);
+            match consumer.next_batch(4096) {
+                Ok(Some(batch)) => prop_assert!(batch.end.since(batch.start) <= SPEC_RING),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        rig.log.set_free(consumer.position());
+        let _ = (rig.log.close_gap(), rig.log.gap(), rig.log.acks());
+    }
+
+    #[test]
+    fn any_bytes_can_be_scanned(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0u64..300, lsn: u64) {
+        let _ = scan_bytes(&bytes, Lsn(100), Generation(1), Lsn(at));
+        let ring = SharedMem::anonymous(1 << 16).unwrap();
+        ring.write(0, &bytes);
+        let _ = scan_ring(&ring, Generation(1), Lsn((lsn & !31) % (1 << 15)));
+    }
+}
