@@ -82,6 +82,16 @@ impl Turn<'_> {
 
     fn asked(&mut self, life: u64) {
         match self.next.durable.standing {
+            // The source lives after all, and nothing has been done on the word that it does not.
+            Standing::Triggered { round, cancelled, .. }
+                if round.attempt == UNTRIGGERED && self.next.phase == Phase::Doubtful =>
+            {
+                self.next.durable.standing = Standing::Standby { cancelled };
+                self.next.phase = Phase::Standby;
+                self.reply(Answer::Follows { life });
+                self.act(Action::Readmit);
+                self.report(Note::PromotionCancelled);
+            }
             Standing::Triggered { round, .. } => self.answer_progress(round),
             _ => self.reply(Answer::Follows { life }),
         }

@@ -155,10 +155,10 @@ impl Turn<'_> {
                 self.next.attempt = attempt;
                 self.recover_owner(stage, rebooted);
             }
-            Standing::GivenUp { attempt, cause, saved, .. } => {
+            Standing::GivenUp { attempt, cause, saved, withdrawn, .. } => {
                 self.next.attempt = attempt;
                 self.next.cause = cause;
-                self.recover_given_up(saved.is_some(), rebooted);
+                self.recover_given_up(saved.is_some(), withdrawn);
             }
             Standing::Triggered { .. } if !rebooted => self.proceed(),
             Standing::Triggered { .. } | Standing::Standby { .. } | Standing::Demoted { .. } => {}

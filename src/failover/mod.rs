@@ -12,6 +12,7 @@ mod event;
 mod machine;
 mod source;
 mod state;
+pub mod supervise;
 
 pub use event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 pub use machine::{Hands, Machine, step};

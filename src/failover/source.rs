@@ -71,21 +71,29 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn recover_given_up(&mut self, saved: bool, rebooted: bool) {
-        if self.next.application == Application::Running {
-            // Only when the agent died before it had the application held, hence before the trigger was sent.
-            self.next.phase = Phase::Refreezing;
-            let round = self.next.round();
-            self.act(Action::Freeze { round });
-        } else {
-            self.act(Action::HoldFrozen);
-            self.next.phase = Phase::HandingOver;
-            self.send_trigger();
-            if !saved && !rebooted {
-                self.next.phase = Phase::Saving;
-                let round = self.next.round();
-                self.act(Action::ShipTail { round });
+    /// The stored trigger may go out again only if nothing can have been written since it was stored: the
+    /// application is still frozen, hence was held all the time. One that is gone may have been thawed by the
+    /// watchdog before it ended.
+    pub(super) fn recover_given_up(&mut self, saved: bool, withdrawn: bool) {
+        let round = self.next.round();
+        match self.next.application {
+            Application::Running => {
+                if let Standing::GivenUp { withdrawn, .. } = &mut self.next.durable.standing {
+                    *withdrawn = true;
+                }
+                self.next.phase = Phase::Refreezing;
+                self.act(Action::Freeze { round });
             }
+            Application::Frozen if !withdrawn => {
+                self.act(Action::HoldFrozen);
+                self.next.phase = Phase::HandingOver;
+                self.send_trigger();
+                if !saved {
+                    self.next.phase = Phase::Saving;
+                    self.act(Action::ShipTail { round });
+                }
+            }
+            Application::Frozen | Application::Gone => self.cancel(),
         }
     }
 
@@ -233,7 +241,7 @@ impl Turn<'_> {
         let Some(heir) = self.policy.heir.clone() else { return };
         let owned = self.owns();
         let (attempt, cause) = (self.next.attempt, self.next.cause);
-        self.next.durable.standing = Standing::GivenUp { attempt, heir, cause, saved };
+        self.next.durable.standing = Standing::GivenUp { attempt, heir, cause, saved, withdrawn: false };
         self.act(Action::HoldFrozen);
         if owned {
             self.report(Note::OwnershipGivenUp);

@@ -128,6 +128,9 @@ pub enum Standing {
         cause: Cause,
         /// None until the tail is at the heir (only where `save-started` is the trigger).
         saved: Option<Saved>,
+        /// The application was found running afterwards, so the trigger was never sent, and never may be: what
+        /// the heir holds is no longer all. The group is to be taken back.
+        withdrawn: bool,
     },
     /// Another node owns the group, our image follows it.
     Standby {

@@ -1,1 +1,145 @@
-//! power
+//! Power: is external power there, how long will the battery last, and how well do we know.
+//!
+//! Every source of such knowledge (a file today; UPS daemons, the kernel's power supplies and commands have the same shape)
+//! is a [`PowerSource`]; [`combine`] makes one view of several, and [`Debounce`] keeps a
+//! flickering mains from thawing a group too early. Never guesses: what is not known is `None`, never "online".
+//! The agent's supervisor polls the sources and turns changes into events of the group machines.
+
+pub mod file;
+
+use std::time::{Duration, Instant};
+
+/// What one source, or all together, say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PowerState {
+    /// External power: there, lost, or unknown.
+    pub online: Option<bool>,
+    /// How long the battery will last at the present load, if known.
+    pub runtime: Option<Duration>,
+    /// Charge of the battery, 0 to 1, if known.
+    pub charge: Option<f32>,
+    /// The source should have spoken and has not, or what it says makes no sense: raise an alarm.
+    pub stale: Option<String>,
+    /// When this was true.
+    pub as_of: Instant,
+}
+
+impl PowerState {
+    /// Nothing is known, for this reason.
+    pub fn unknown(reason: impl Into<String>, as_of: Instant) -> Self {
+        Self { online: None, runtime: None, charge: None, stale: Some(reason.into()), as_of }
+    }
+}
+
+/// Something that knows about power. Used by one thread.
+pub trait PowerSource: Send {
+    /// For status and messages.
+    fn name(&self) -> &str;
+    /// What it says now; never blocks for longer than a local read.
+    fn poll(&mut self) -> PowerState;
+    /// Waits until it may say something else, or for `timeout`; then as [`poll`](Self::poll).
+    fn wait(&mut self, timeout: Duration) -> PowerState;
+}
+
+/// One view of several sources.
+///
+/// Lost if any says lost (a node with one dead supply and one live one has sources configured accordingly); online only if
+/// all that know say online and at least one does; the shortest runtime and the lowest charge count. Every stale
+/// source is named.
+pub fn combine(states: &[PowerState], now: Instant) -> PowerState {
+    let known = || states.iter().filter_map(|s| s.online);
+    let online = if known().any(|o| !o) { Some(false) } else { known().next() };
+    let stale: Vec<&str> = states.iter().filter_map(|s| s.stale.as_deref()).collect();
+    PowerState {
+        online,
+        runtime: states.iter().filter_map(|s| s.runtime).min(),
+        charge: states.iter().filter_map(|s| s.charge).min_by(f32::total_cmp),
+        stale: (!stale.is_empty()).then(|| stale.join("; ")),
+        as_of: states.iter().map(|s| s.as_of).min().unwrap_or(now),
+    }
+}
+
+/// A change that the group machines are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerEvent {
+    /// External power failed.
+    Lost,
+    /// It is back and has stayed.
+    Back,
+}
+
+/// Turns views into events: a loss counts at once, a return only after it has lasted.
+#[derive(Clone, Debug)]
+pub struct Debounce {
+    settle: Duration,
+    told: Option<PowerEvent>,
+    online_since: Option<Instant>,
+}
+
+impl Debounce {
+    /// `settle`: how long power must be back before it counts.
+    pub fn new(settle: Duration) -> Self {
+        Self { settle, told: None, online_since: None }
+    }
+
+    /// The event that `state`, seen at `now`, amounts to. The first view settles at once. Unknown changes nothing,
+    /// but interrupts a return.
+    pub fn event(&mut self, state: &PowerState, now: Instant) -> Option<PowerEvent> {
+        if state.online != Some(true) {
+            self.online_since = None;
+        }
+        let event = match state.online? {
+            false => PowerEvent::Lost,
+            true => {
+                let since = *self.online_since.get_or_insert(now);
+                if self.told.is_some() && now.saturating_duration_since(since) < self.settle {
+                    return None;
+                }
+                PowerEvent::Back
+            }
+        };
+        (self.told != Some(event)).then(|| {
+            self.told = Some(event);
+            event
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(online: Option<bool>, seconds: u64, as_of: Instant) -> PowerState {
+        let runtime = Some(Duration::from_secs(seconds));
+        PowerState { online, runtime, charge: None, stale: None, as_of }
+    }
+
+    #[test]
+    fn one_lost_source_is_a_loss_and_no_knowledge_is_never_online() {
+        let now = Instant::now();
+        let all = [view(Some(true), 90, now), view(None, 60, now), view(Some(false), 300, now)];
+        let together = combine(&all, now);
+        assert_eq!(together.online, Some(false));
+        assert_eq!(together.runtime, Some(Duration::from_secs(60)));
+        assert_eq!(combine(&all[..2], now).online, Some(true));
+        assert_eq!(combine(&all[1..2], now).online, None);
+        assert_eq!(combine(&[], now).online, None);
+    }
+
+    #[test]
+    fn a_loss_counts_at_once_and_a_return_only_when_it_lasts() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let (lost, back) = (view(Some(false), 1, start), view(Some(true), 1, start));
+        let mut debounce = Debounce::new(Duration::from_millis(100));
+        assert_eq!(debounce.event(&back, at(0)), Some(PowerEvent::Back));
+        assert_eq!(debounce.event(&lost, at(1)), Some(PowerEvent::Lost));
+        assert_eq!(debounce.event(&back, at(2)), None);
+        assert_eq!(debounce.event(&lost, at(50)), None);
+        assert_eq!(debounce.event(&back, at(60)), None);
+        assert_eq!(debounce.event(&view(None, 1, start), at(120)), None);
+        assert_eq!(debounce.event(&back, at(161)), None);
+        assert_eq!(debounce.event(&back, at(261)), Some(PowerEvent::Back));
+        assert_eq!(debounce.event(&back, at(300)), None);
+    }
+}

@@ -1,0 +1,119 @@
+//! The watchdog: a small process that thaws the application if the agent dies while it is frozen.
+//!
+//! It shares a pipe with the agent. A line sets its duty (`armed`, `held`, `idle`), the end of the pipe means that the
+//! agent is gone. Lines and the end arrive in order, so an agent that wrote `held` and then died has been
+//! understood: nothing needs an answer.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::cgroup::Cgroup;
+use super::signals::Tree;
+use super::{Means, SuperviseError};
+
+/// How to run this program's helpers: a command to which `watchdog …` or `exec-in …` is appended, usually `pmemhad`.
+#[derive(Clone, Debug)]
+pub struct Helper {
+    /// Program and leading arguments.
+    pub argv: Vec<OsString>,
+}
+
+impl Helper {
+    pub(super) fn command(&self) -> Command {
+        let mut argv = self.argv.iter();
+        let mut command = Command::new(argv.next().map_or(std::ffi::OsStr::new("pmemhad"), |p| p));
+        command.args(argv);
+        command
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    helper: Helper,
+    child: Child,
+}
+
+impl Watchdog {
+    pub fn start(helper: Helper, means: &Means) -> Result<Self, SuperviseError> {
+        let child = Self::spawn(&helper, means)?;
+        Ok(Self { helper, child })
+    }
+
+    pub fn helper(&self) -> &Helper {
+        &self.helper
+    }
+
+    /// From here on the agent's death thaws. Replaces a watchdog that somebody has killed.
+    pub fn arm(&mut self, means: &Means) -> Result<(), SuperviseError> {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            self.child = Self::spawn(&self.helper, means)?;
+        }
+        self.tell("armed")
+    }
+
+    pub fn tell(&mut self, line: &str) -> Result<(), SuperviseError> {
+        let Some(pipe) = &mut self.child.stdin else { return Ok(()) };
+        pipe.write_all(format!("{line}\n").as_bytes())
+            .map_err(|e| SuperviseError::system("telling the watchdog of a frozen application", e))
+    }
+
+    fn spawn(helper: &Helper, means: &Means) -> Result<Child, SuperviseError> {
+        let mut command = helper.command();
+        command.arg("watchdog");
+        match means {
+            Means::Cgroup(cgroup) => command.arg(cgroup.kind()).arg(cgroup.dir()),
+            Means::Tree(_) => command.arg("signals").arg("-"),
+        };
+        // A group of its own: what ends the agent's group must not end this.
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|e| SuperviseError::system(format!("starting the watchdog ({command:?})"), e))?;
+        if let (Means::Tree(tree), Some(pipe)) = (means, &mut child.stdin) {
+            for pid in tree.members() {
+                writeln!(pipe, "pid {pid}").map_err(|e| SuperviseError::system("telling the watchdog", e))?;
+            }
+        }
+        Ok(child)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // The end of the pipe ends the child; waiting leaves no zombie.
+        drop(self.child.stdin.take());
+        if let Err(e) = self.child.wait() {
+            tracing::warn!("waiting for the watchdog of a frozen application: {e}");
+        }
+    }
+}
+
+/// What the process `HELPER watchdog KIND DIR` does with its standard input; returns when the agent is gone.
+pub fn watch(kind: &str, dir: &Path, agent: impl BufRead) -> io::Result<()> {
+    let mut armed = false;
+    let mut tree = Tree::default();
+    for line in agent.lines() {
+        match line?.as_str() {
+            "armed" => armed = true,
+            "held" | "idle" => armed = false,
+            other => {
+                if let Some(pid) = other.strip_prefix("pid ").and_then(|p| p.parse().ok()) {
+                    tree.add(pid);
+                }
+            }
+        }
+    }
+    if !armed {
+        return Ok(());
+    }
+    match kind {
+        "signals" => tree.resume(),
+        kind => Cgroup::existing(dir, kind == "cgroup2").thaw(),
+    }
+    .map_err(io::Error::other)
+}

@@ -1,0 +1,153 @@
+//! Machines that break one rule each: the check is worth something only if it finds every one of them.
+
+use pmemha::failover::{
+    Action, Answer, Application, Event, Phase, Policy, Request, Round, Stage, Standing, State, step,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// AC back after the trigger: thaws without the heir's word.
+    ThawsWithoutCancelled,
+    /// The heir answers `cancelled` and does not store it.
+    CancelledNotDurable,
+    /// The heir promotes on a `saved` of a round that it has cancelled.
+    ForgetsCancelled,
+    /// Triggers of older generations are taken for present ones.
+    IgnoresGeneration,
+    /// The trigger goes out before giving up is stored.
+    TriggerBeforePersist,
+    /// The application is not held frozen when the trigger goes out.
+    NotHeld,
+    /// A rebooted owner starts at once.
+    ReturnedStartsAtOnce,
+    /// A rebooted heir goes on with its old mandate.
+    RebootedHeirGoesOn,
+    /// Answers to an earlier life of the agent count.
+    LifeIgnored,
+    /// An attempt that was called off after the trigger is used again.
+    AttemptReused,
+    /// An agent that finds the application running after giving up sends the trigger as it is stored.
+    TriggersWhileRunning,
+    /// A tail reported for an earlier attempt counts for the present one.
+    LateTailCounts,
+    /// The heir grants a cancel although it has been promoted.
+    CancelAfterPromotion,
+}
+
+pub const ALL: [Bug; 13] = [
+    Bug::ThawsWithoutCancelled,
+    Bug::CancelledNotDurable,
+    Bug::ForgetsCancelled,
+    Bug::IgnoresGeneration,
+    Bug::TriggerBeforePersist,
+    Bug::NotHeld,
+    Bug::ReturnedStartsAtOnce,
+    Bug::RebootedHeirGoesOn,
+    Bug::LifeIgnored,
+    Bug::AttemptReused,
+    Bug::TriggersWhileRunning,
+    Bug::LateTailCounts,
+    Bug::CancelAfterPromotion,
+];
+
+impl Bug {
+    pub fn step(self, policy: &Policy, state: &State, event: &Event) -> (State, Vec<Action>) {
+        let mut state = state.clone();
+        let mut event = event.clone();
+        let mut policy = policy.clone();
+        self.distort(&mut policy, &mut state, &mut event);
+        let (mut next, mut actions) = step(&policy, &state, &event);
+        match self {
+            Bug::CancelledNotDurable => {
+                if actions.iter().any(|a| matches!(a, Action::Reply(Answer::Cancelled { .. }))) {
+                    // The memory says cancelled, the disk does not: pretend that it was stored.
+                    actions.retain(|a| !matches!(a, Action::Persist(_)));
+                }
+            }
+            Bug::TriggerBeforePersist => {
+                if let [Action::Persist(_), ..] = actions.as_slice()
+                    && actions.iter().any(|a| matches!(a, Action::Send(Request::Saved { .. })))
+                {
+                    actions.rotate_left(1);
+                }
+            }
+            Bug::NotHeld => actions.retain(|a| *a != Action::HoldFrozen),
+            Bug::AttemptReused => {
+                if matches!(next.durable.standing, Standing::Owner { .. }) && next.phase == Phase::Running {
+                    next.attempt = 0;
+                }
+            }
+            Bug::CancelAfterPromotion => {
+                if let Event::Request(Request::Cancel { round }) = &event
+                    && state.durable.generation == round.generation.next()
+                {
+                    actions = vec![Action::Reply(Answer::Cancelled { round: *round })];
+                    next = state;
+                }
+            }
+            _ => {}
+        }
+        (next, actions)
+    }
+
+    fn distort(self, policy: &mut Policy, state: &mut State, event: &mut Event) {
+        match self {
+            Bug::ThawsWithoutCancelled => {
+                if *event == Event::PowerBack
+                    && matches!(state.phase, Phase::HandingOver | Phase::HandedOver | Phase::Cancelling)
+                {
+                    *event = Event::Answer(Answer::Cancelled { round: state.round() });
+                }
+            }
+            Bug::ForgetsCancelled => {
+                if let Standing::Standby { cancelled } = &mut state.durable.standing {
+                    *cancelled = None;
+                }
+            }
+            Bug::IgnoresGeneration => {
+                let generation = state.durable.generation;
+                if let Event::Request(Request::Saved { round, .. }) = event
+                    && round.generation < generation
+                {
+                    *round = Round { generation, attempt: round.attempt };
+                }
+            }
+            Bug::ReturnedStartsAtOnce => {
+                if matches!(event, Event::Recovered { .. })
+                    && matches!(state.durable.standing, Standing::Owner { .. })
+                {
+                    if let Standing::Owner { stage, .. } = &mut state.durable.standing {
+                        *stage = Stage::Placed;
+                    }
+                    state.durable.boot = policy.boot;
+                }
+            }
+            Bug::RebootedHeirGoesOn => {
+                if matches!(event, Event::Recovered { .. })
+                    && matches!(state.durable.standing, Standing::Triggered { .. })
+                {
+                    state.durable.boot = policy.boot;
+                }
+            }
+            Bug::LifeIgnored => {
+                if let Event::Answer(Answer::Follows { life }) = event {
+                    *life = state.life;
+                }
+            }
+            Bug::TriggersWhileRunning => {
+                if let Event::Recovered { application, .. } = event
+                    && matches!(state.durable.standing, Standing::GivenUp { .. })
+                    && *application == Application::Running
+                {
+                    *application = Application::Frozen;
+                }
+            }
+            Bug::LateTailCounts => {
+                if let Event::TailDurable { round, .. } = event {
+                    *round = state.round();
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! Two nodes, their machines and disks, the network between them: everything the state machine runs in.
+//!
+//! The network is the strongest adversary that stays finite: a message once sent may arrive at any later time, any
+//! number of times, in any order, or never.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use pmemha::failover::{
+    Action, Answer, Application, BootId, Durable, Event, Mains, Mandate, NodeName, OnDeath, Patience, Phase,
+    Policy, Request, Round, Saved, Standing, State, Trigger, step,
+};
+use pmemha::types::{Generation, Lsn};
+
+use crate::bugs::Bug;
+
+/// What may still go wrong in a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Budget {
+    /// Agent processes killed, between any two actions.
+    pub agent_crashes: u8,
+    /// Machines cut from power, between any two actions.
+    pub machine_crashes: u8,
+    /// Changes of external power at the first node.
+    pub flips: u8,
+    /// The same at the second.
+    pub flips_second: u8,
+    /// Deaths of the application.
+    pub deaths: u8,
+    /// Operator's commands.
+    pub operator: u8,
+    /// Promotions by force, given only while the other machine is off.
+    pub force: u8,
+    /// Images found wrong.
+    pub bad_images: u8,
+    /// Syncs of a demoted node.
+    pub syncs: u8,
+}
+
+/// Everything that does not change in a run.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub trigger: Trigger,
+    pub on_death: OnDeath,
+    pub budget: Budget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Packet {
+    Request(Request),
+    Answer(Answer),
+}
+
+/// An operation that an action began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pending {
+    Freeze(Round),
+    Kill,
+    Ship(Round),
+    Revoke(Round),
+    Verify(Round),
+    Place,
+    Start,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The machine has power.
+    pub on: bool,
+    /// Counts boots.
+    pub boot: u8,
+    /// Counts lives of the agent.
+    pub life: u64,
+    /// The disk.
+    pub stored: Durable,
+    /// The agent's memory, while it lives.
+    pub state: Option<State>,
+    /// What the application really does.
+    pub application: Application,
+    /// The watchdog leaves it frozen.
+    pub held: bool,
+    pub pending: BTreeSet<Pending>,
+    /// Round whose tail the heir holds completely: the application has not run since.
+    pub complete: Option<Round>,
+    pub mains: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub nodes: [Node; 2],
+    /// Everything ever sent, with its addressee.
+    pub sent: BTreeSet<(usize, Packet)>,
+    pub budget: Budget,
+}
+
+/// Something that may happen next.
+#[derive(Clone, Debug)]
+pub enum Move {
+    /// An event at a node's agent, and how many of the actions it leads to are done before `Cut`.
+    Event(usize, Event, Option<(usize, Cut)>),
+    Finish(usize, Pending),
+    Deliver(usize, Packet),
+    Flip(usize),
+    Death(usize),
+    Crash(usize, Cut),
+    PowerOn(usize),
+    Restart(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    Agent,
+    Machine,
+}
+
+pub fn policy(setting: &Setting, node: usize, boot: u8) -> Policy {
+    let names = ["alpha", "beta"].map(|n| NodeName(n.into()));
+    Policy {
+        node: names[node].clone(),
+        heir: Some(names[1 - node].clone()),
+        on_death: setting.on_death,
+        trigger: setting.trigger,
+        start_limit: 2,
+        patience: Patience::default(),
+        boot: BootId([boot; 16]),
+    }
+}
+
+impl World {
+    /// The first node runs the application, the second follows with a complete image.
+    pub fn new(setting: &Setting) -> Self {
+        let node = |i: usize, stored: Durable, application| {
+            Node {
+                on: true,
+                boot: 1,
+                life: 0,
+                stored,
+                state: None,
+                application,
+                held: false,
+                pending: BTreeSet::new(),
+                complete: None,
+                mains: true,
+                // The index only names the node in the policy.
+            }
+            .started(setting, i)
+        };
+        let owner = Durable::first_owner(&policy(setting, 0, 1), Generation(1));
+        let mut standby = Durable::first_standby(&policy(setting, 1, 1), Generation(1));
+        standby.standing = Standing::Standby { cancelled: None };
+        let nodes = [node(0, owner, Application::Running), node(1, standby, Application::Gone)];
+        World { nodes, sent: BTreeSet::new(), budget: setting.budget.clone() }
+    }
+
+    /// Everything that may happen now.
+    pub fn moves(&self) -> Vec<Move> {
+        let mut moves = Vec::new();
+        for i in 0..2 {
+            let node = &self.nodes[i];
+            if !node.on {
+                moves.push(Move::PowerOn(i));
+                continue;
+            }
+            if node.application == Application::Running && self.budget.deaths > 0 {
+                moves.push(Move::Death(i));
+            }
+            if self.flips(i) > 0 {
+                moves.push(Move::Flip(i));
+            }
+            self.push_crashes(&mut moves, i);
+            let Some(state) = &node.state else {
+                moves.push(Move::Restart(i));
+                continue;
+            };
+            moves.extend(node.pending.iter().map(|&p| Move::Finish(i, p)));
+            moves.extend(
+                self.sent.iter().filter(|(to, _)| *to == i).map(|(_, p)| Move::Deliver(i, p.clone())),
+            );
+            for event in self.spontaneous(i, state) {
+                moves.push(Move::Event(i, event, None));
+            }
+        }
+        let mut cuts = Vec::new();
+        for m in &moves {
+            let Some((i, event)) = self.event_of(m) else { continue };
+            let mut kinds = Vec::new();
+            if self.budget.agent_crashes > 0 {
+                kinds.push(Cut::Agent);
+            }
+            if self.budget.machine_crashes > 0 {
+                kinds.push(Cut::Machine);
+            }
+            // A cut before any action is a crash without the event.
+            let actions = self.actions(i, &event).1.len();
+            for done in 1..actions {
+                cuts.extend(kinds.iter().map(|&cut| Move::Event(i, event.clone(), Some((done, cut)))));
+            }
+        }
+        moves.extend(cuts);
+        moves
+    }
+
+    fn push_crashes(&self, moves: &mut Vec<Move>, i: usize) {
+        if self.budget.agent_crashes > 0 && self.nodes[i].state.is_some() {
+            moves.push(Move::Crash(i, Cut::Agent));
+        }
+        if self.budget.machine_crashes > 0 {
+            moves.push(Move::Crash(i, Cut::Machine));
+        }
+    }
+
+    fn flips(&self, i: usize) -> u8 {
+        [self.budget.flips, self.budget.flips_second][i]
+    }
+
+    fn spontaneous(&self, i: usize, state: &State) -> Vec<Event> {
+        let mut events = Vec::new();
+        let node = &self.nodes[i];
+        let other = &self.nodes[1 - i];
+        match (node.mains, state.mains) {
+            (true, Mains::Online) | (false, Mains::Lost) => {}
+            (true, _) => events.push(Event::PowerBack),
+            (false, _) => events.push(Event::PowerLost),
+        }
+        if patient(state.phase) {
+            events.push(Event::Timeout);
+        }
+        if self.budget.operator > 0 {
+            events.push(Event::OperatorLastGasp);
+            events.push(Event::OperatorCancel);
+            events.push(Event::OperatorPromote { force: false });
+        }
+        if self.budget.force > 0 && !other.on {
+            events.push(Event::OperatorPromote { force: true });
+        }
+        if self.budget.bad_images > 0 {
+            events.extend(node.pending.iter().filter_map(|p| match *p {
+                Pending::Verify(round) => Some(Event::ImageFailed { round }),
+                _ => None,
+            }));
+        }
+        if state.phase == Phase::Demoted
+            && self.budget.syncs > 0
+            && other.state.as_ref().is_some_and(|s| s.phase == Phase::Running)
+        {
+            events.push(Event::Synced { generation: other.stored.generation });
+        }
+        events
+    }
+
+    /// The event that a move hands to an agent, without what happens around it.
+    fn event_of(&self, m: &Move) -> Option<(usize, Event)> {
+        match m {
+            Move::Event(i, event, None) => Some((*i, event.clone())),
+            Move::Finish(i, pending) => Some((*i, self.finished(*i, *pending))),
+            Move::Deliver(i, Packet::Request(r)) => Some((*i, Event::Request(r.clone()))),
+            Move::Deliver(i, Packet::Answer(a)) => Some((*i, Event::Answer(a.clone()))),
+            _ => None,
+        }
+    }
+
+    fn finished(&self, i: usize, pending: Pending) -> Event {
+        match pending {
+            Pending::Freeze(round) => Event::FreezeDone { round },
+            Pending::Kill => Event::ApplicationDied,
+            Pending::Ship(round) => Event::TailDurable { round, saved: Saved { lsn: Lsn(64), digest: 7 } },
+            Pending::Revoke(round) => Event::Revoked { round },
+            Pending::Verify(round) => Event::ImageVerified { round },
+            Pending::Place => Event::FilesPlaced,
+            Pending::Start if self.nodes[i].application == Application::Gone => Event::ApplicationDied,
+            Pending::Start => Event::ApplicationStarted,
+        }
+    }
+
+    fn actions(&self, i: usize, event: &Event) -> (State, Vec<Action>) {
+        let node = &self.nodes[i];
+        let setting = setting();
+        let bug = BUG.get();
+        let state = node.state.as_ref().expect("only living agents hear events");
+        let policy = policy(&setting, i, node.boot);
+        match bug {
+            None => step(&policy, state, event),
+            Some(bug) => bug.step(&policy, state, event),
+        }
+    }
+
+    /// The world after `m`; None if the move cannot happen (a tail cannot reach a dead heir).
+    pub fn after(&self, m: &Move) -> Option<World> {
+        let mut world = self.clone();
+        match m {
+            Move::Event(i, event, cut) => {
+                world.spend(event);
+                world.prepare(*i, event);
+                match cut {
+                    None => world.handle(*i, event),
+                    Some((done, cut)) => {
+                        let (_, actions) = world.actions(*i, event);
+                        actions.into_iter().take(*done).for_each(|a| world.perform(*i, a));
+                        world.crash(*i, *cut);
+                    }
+                }
+            }
+            Move::Finish(i, pending) => {
+                if matches!(pending, Pending::Ship(_)) && world.nodes[1 - i].state.is_none() {
+                    return None;
+                }
+                let event = world.finished(*i, *pending);
+                world.prepare(*i, &event);
+                world.handle(*i, &event);
+            }
+            Move::Deliver(i, _) => {
+                let (_, event) = self.event_of(m).expect("a delivery is an event");
+                world.handle(*i, &event);
+            }
+            Move::Flip(i) => {
+                let left = if *i == 0 { &mut world.budget.flips } else { &mut world.budget.flips_second };
+                *left -= 1;
+                world.nodes[*i].mains ^= true;
+            }
+            Move::Death(i) => {
+                world.budget.deaths -= 1;
+                world.nodes[*i].application = Application::Gone;
+                if world.nodes[*i].state.is_some() {
+                    world.handle(*i, &Event::ApplicationDied);
+                }
+            }
+            Move::Crash(i, cut) => world.crash(*i, *cut),
+            Move::PowerOn(i) => {
+                world.nodes[*i].on = true;
+                world.nodes[*i].boot += 1;
+            }
+            Move::Restart(i) => world.restart(*i),
+        }
+        world.forget();
+        Some(world)
+    }
+
+    /// Answers that nobody heeds any more, by numbers that only grow, are dropped: fewer worlds, none of them lost.
+    /// A machine with a planted bug may heed them.
+    fn forget(&mut self) {
+        if BUG.get().is_some() {
+            return;
+        }
+        let nodes = &self.nodes;
+        self.sent.retain(|(to, packet)| {
+            let node = &nodes[*to];
+            let attempt = match node.stored.standing {
+                Standing::GivenUp { attempt, .. } => attempt,
+                // Given up again, it will be under a higher number.
+                Standing::Owner { attempt, .. } => attempt + 1,
+                _ => 0,
+            };
+            let present = Round { generation: node.stored.generation, attempt };
+            match packet {
+                Packet::Answer(
+                    Answer::Accepted { round }
+                    | Answer::Cancelled { round }
+                    | Answer::Unable { round }
+                    | Answer::Refused { round }
+                    | Answer::Doubt { round, .. },
+                ) => *round >= present,
+                Packet::Answer(Answer::Follows { life }) => *life >= node.life,
+                Packet::Answer(Answer::Fenced { generation }) => *generation >= present.generation,
+                _ => true,
+            }
+        });
+    }
+
+    fn spend(&mut self, event: &Event) {
+        let left = match event {
+            Event::OperatorPromote { force: true } => &mut self.budget.force,
+            Event::OperatorLastGasp | Event::OperatorCancel | Event::OperatorPromote { .. } => {
+                &mut self.budget.operator
+            }
+            Event::ImageFailed { .. } => &mut self.budget.bad_images,
+            Event::Synced { .. } => &mut self.budget.syncs,
+            _ => return,
+        };
+        *left -= 1;
+    }
+
+    /// What an operation has done to the world by the time it is reported.
+    fn prepare(&mut self, i: usize, event: &Event) {
+        let node = &mut self.nodes[i];
+        match event {
+            Event::FreezeDone { round } => {
+                node.pending.remove(&Pending::Freeze(*round));
+                if node.application == Application::Running {
+                    node.application = Application::Frozen;
+                }
+            }
+            Event::ApplicationDied => {
+                node.pending.retain(|p| !matches!(p, Pending::Kill | Pending::Start | Pending::Freeze(_)));
+                node.application = Application::Gone;
+                node.held = false;
+            }
+            Event::TailDurable { round, .. } => {
+                node.pending.remove(&Pending::Ship(*round));
+                node.complete = (node.application != Application::Running).then_some(*round);
+            }
+            Event::Revoked { round } => _ = node.pending.remove(&Pending::Revoke(*round)),
+            Event::ImageVerified { round } | Event::ImageFailed { round } => {
+                node.pending.remove(&Pending::Verify(*round));
+            }
+            Event::FilesPlaced => _ = node.pending.remove(&Pending::Place),
+            Event::ApplicationStarted => _ = node.pending.remove(&Pending::Start),
+            _ => {}
+        }
+    }
+
+    pub fn handle(&mut self, i: usize, event: &Event) {
+        let (next, actions) = self.actions(i, event);
+        actions.into_iter().for_each(|a| self.perform(i, a));
+        self.nodes[i].state = Some(next);
+    }
+
+    fn perform(&mut self, i: usize, action: Action) {
+        let node = &mut self.nodes[i];
+        match action {
+            Action::Persist(durable) => {
+                self.check_promotion(i, &durable);
+                self.nodes[i].stored = durable;
+            }
+            Action::Freeze { round } => {
+                node.held = false;
+                node.pending.retain(|p| !matches!(p, Pending::Freeze(_)));
+                node.pending.insert(Pending::Freeze(round));
+            }
+            Action::Thaw { .. } => {
+                node.held = false;
+                node.pending.retain(|p| !matches!(p, Pending::Freeze(_)));
+                if node.application == Application::Frozen {
+                    node.run();
+                }
+            }
+            Action::HoldFrozen => node.held = true,
+            Action::Kill => _ = node.pending.insert(Pending::Kill),
+            Action::ShipTail { round } => {
+                node.pending.retain(|p| !matches!(p, Pending::Ship(_)));
+                node.pending.insert(Pending::Ship(round));
+            }
+            // Ignored by whoever hears it.
+            Action::Reply(Answer::Noted { .. }) => {}
+            Action::Send(request) => _ = self.sent.insert((1 - i, Packet::Request(request))),
+            Action::Reply(answer) => _ = self.sent.insert((1 - i, Packet::Answer(answer))),
+            Action::Revoke { round } => _ = node.pending.insert(Pending::Revoke(round)),
+            Action::Verify { round, .. } => _ = node.pending.insert(Pending::Verify(round)),
+            Action::Readmit => {
+                node.pending.retain(|p| !matches!(p, Pending::Revoke(_) | Pending::Verify(_)));
+            }
+            Action::PlaceFiles => _ = node.pending.insert(Pending::Place),
+            Action::StartApplication { .. } => {
+                node.run();
+                node.pending.insert(Pending::Start);
+            }
+            Action::Prepare | Action::Report(_) | Action::Alarm(_) => {}
+        }
+    }
+
+    /// A promotion by `saved` holds everything: the source's application has not run since its tail was shipped.
+    fn check_promotion(&self, i: usize, durable: &Durable) {
+        if let Standing::Triggered { round, mandate: Mandate::Saved(_), .. } = self.nodes[i].stored.standing
+            && matches!(durable.standing, Standing::Owner { .. })
+            && self.nodes[1 - i].complete != Some(round)
+        {
+            VIOLATION.set(Some("promoted an image that lacks what the source wrote later"));
+        }
+    }
+
+    pub fn crash(&mut self, i: usize, cut: Cut) {
+        let node = &mut self.nodes[i];
+        node.state = None;
+        node.pending.clear();
+        match cut {
+            Cut::Agent => {
+                self.budget.agent_crashes = self.budget.agent_crashes.saturating_sub(1);
+                if !node.held && node.application == Application::Frozen {
+                    node.run();
+                }
+            }
+            Cut::Machine => {
+                self.budget.machine_crashes = self.budget.machine_crashes.saturating_sub(1);
+                node.on = false;
+                node.application = Application::Gone;
+                node.held = false;
+            }
+        }
+    }
+
+    pub fn restart(&mut self, i: usize) {
+        let setting = setting();
+        self.nodes[i].fresh_agent(&setting, i);
+        let event = Event::Recovered { application: self.nodes[i].application, life: self.nodes[i].life };
+        self.handle(i, &event);
+    }
+
+    /// What is wrong with this world, if anything.
+    pub fn violation(&self) -> Option<&'static str> {
+        if let Some(found) = VIOLATION.take() {
+            return Some(found);
+        }
+        if self.nodes.iter().all(|n| n.application == Application::Running) {
+            return Some("two writers");
+        }
+        if self.nodes.iter().all(|n| n.state.as_ref().is_some_and(State::admits_application)) {
+            return Some("both nodes admit the application");
+        }
+        if BUG.get().is_some() {
+            // A bug has to be found by what it leads to.
+            return None;
+        }
+        let diverged = |n: &Node| n.state.as_ref().is_some_and(|s| s.durable != n.stored);
+        self.nodes.iter().any(diverged).then_some("an agent acts on a state that is not stored")
+    }
+}
+
+impl Node {
+    fn started(mut self, setting: &Setting, i: usize) -> Self {
+        self.fresh_agent(setting, i);
+        let event = Event::Recovered { application: self.application, life: self.life };
+        let state = self.state.take().expect("just made");
+        let (next, _) = step(&policy(setting, i, self.boot), &state, &event);
+        self.state = Some(next);
+        self
+    }
+
+    fn fresh_agent(&mut self, setting: &Setting, i: usize) {
+        self.life += 1;
+        let machine = pmemha::failover::Machine::new(policy(setting, i, self.boot), self.stored.clone());
+        self.state = Some(machine.state().clone());
+    }
+
+    fn run(&mut self) {
+        self.application = Application::Running;
+        self.complete = None;
+    }
+}
+
+/// Whether a timeout can be due in `phase`.
+pub fn patient(phase: Phase) -> bool {
+    let setting = setting();
+    policy(&setting, 0, 1).patience(phase).is_some()
+}
+
+thread_local! {
+    /// The setting under exploration.
+    pub static SETTING: RefCell<Option<Rc<Setting>>> = const { RefCell::new(None) };
+    /// The planted bug, if any.
+    pub static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
+    static VIOLATION: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// The setting under exploration.
+pub fn setting() -> Rc<Setting> {
+    SETTING.with(|s| s.borrow().clone()).expect("set by the explorer")
+}
