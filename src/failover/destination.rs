@@ -46,11 +46,12 @@ impl Turn<'_> {
         };
         let known = self.next.durable.generation;
         if asked < known || (asked == known && self.is_source()) {
-            return self.reply(Answer::Fenced { generation: known });
+            return self.reply(Answer::Fenced { generation: known, owned: self.is_source() });
         }
         if asked > known {
             self.follow(request, asked);
         }
+        self.drop_doubtful_word();
         match request {
             Request::Ask { life, .. } => self.asked(*life),
             Request::SaveStarted { round, heir, trigger } => {
@@ -80,18 +81,21 @@ impl Turn<'_> {
         }
     }
 
+    /// The source lives after all, and nothing has been done yet on the word that it does not.
+    fn drop_doubtful_word(&mut self) {
+        if let (Standing::Triggered { round, cancelled, .. }, Phase::Doubtful) =
+            (&self.next.durable.standing, self.next.phase)
+            && round.attempt == UNTRIGGERED
+        {
+            self.next.durable.standing = Standing::Standby { cancelled: *cancelled };
+            self.next.phase = Phase::Standby;
+            self.act(Action::Readmit);
+            self.report(Note::PromotionCancelled);
+        }
+    }
+
     fn asked(&mut self, life: u64) {
         match self.next.durable.standing {
-            // The source lives after all, and nothing has been done on the word that it does not.
-            Standing::Triggered { round, cancelled, .. }
-                if round.attempt == UNTRIGGERED && self.next.phase == Phase::Doubtful =>
-            {
-                self.next.durable.standing = Standing::Standby { cancelled };
-                self.next.phase = Phase::Standby;
-                self.reply(Answer::Follows { life });
-                self.act(Action::Readmit);
-                self.report(Note::PromotionCancelled);
-            }
             Standing::Triggered { round, .. } => self.answer_progress(round),
             _ => self.reply(Answer::Follows { life }),
         }

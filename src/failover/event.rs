@@ -100,6 +100,8 @@ pub enum Answer {
     Fenced {
         /// The generation.
         generation: Generation,
+        /// Whether it is ours; else we only follow it, and it may be the asker's own.
+        owned: bool,
     },
     /// Not for us: another node is named, or we have no image.
     Refused {

@@ -13,6 +13,7 @@ mod machine;
 mod source;
 mod state;
 pub mod supervise;
+pub mod timeline;
 
 pub use event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 pub use machine::{Hands, Machine, step};

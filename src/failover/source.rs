@@ -352,9 +352,11 @@ impl Turn<'_> {
         let given_up = !self.owns();
         let round = self.next.round();
         match *answer {
-            Answer::Fenced { generation }
+            Answer::Fenced { generation, owned }
                 if generation > self.next.durable.generation
-                    || generation == self.next.durable.generation && self.next.phase == Phase::Returned =>
+                    || owned
+                        && generation == self.next.durable.generation
+                        && self.next.phase == Phase::Returned =>
             {
                 self.demote(generation)
             }

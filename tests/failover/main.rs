@@ -4,6 +4,7 @@
 
 mod bugs;
 mod explore;
+mod table;
 mod world;
 
 use pmemha::failover::{OnDeath, Trigger};
@@ -11,7 +12,7 @@ use pmemha::failover::{OnDeath, Trigger};
 use explore::explore;
 use world::{Budget, Setting};
 
-/// More states than any setting here has; a setting that outgrows it would eat the machine's memory.
+/// More states than any setting here has: one that outgrows it fails. The search for a bug ends there.
 const LIMIT: usize = 200_000;
 
 fn settings() -> Vec<(&'static str, Setting)> {
@@ -85,6 +86,7 @@ fn two_nodes_never_both_write_and_a_delivered_trigger_ends_with_a_running_heir()
             found.fair_runs,
             began.elapsed().as_secs_f64()
         );
+        assert!(found.states < LIMIT, "{name}: not explored to its end");
         if let Some(violation) = found.violation {
             panic!("{name}: {violation}");
         }
@@ -99,5 +101,27 @@ fn every_planted_bug_is_found() {
             .find_map(|(name, s)| explore(&s, Some(bug), LIMIT, false).violation.map(|v| (name, v)));
         let (name, violation) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
         println!("{bug:?}: {} ({name})", violation.lines().next().unwrap_or_default());
+    }
+}
+
+/// `PMEMHA_UPDATE_DOCS=1` rewrites the tables.
+#[test]
+fn the_tables_of_the_documentation_are_the_machine_s() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/failover.md");
+    let written = std::fs::read_to_string(path).unwrap();
+    let mut made = written.clone();
+    for (role, table) in table::tables() {
+        let (begin, end) = (format!("<!-- table: {role} -->\n"), format!("<!-- end: {role} -->"));
+        let (before, rest) = made.split_once(&begin).unwrap_or_else(|| panic!("no {begin:?} in {path}"));
+        let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no {end:?} in {path}"));
+        made = format!("{before}{begin}\n{table}\n{end}{after}");
+    }
+    if std::env::var_os("PMEMHA_UPDATE_DOCS").is_some() {
+        std::fs::write(path, &made).unwrap();
+    } else {
+        assert!(
+            made == written,
+            "docs/failover.md has drifted from the machine: PMEMHA_UPDATE_DOCS=1 rewrites it"
+        );
     }
 }

@@ -361,7 +361,7 @@ impl World {
                     | Answer::Doubt { round, .. },
                 ) => *round >= present,
                 Packet::Answer(Answer::Follows { life }) => *life >= node.life,
-                Packet::Answer(Answer::Fenced { generation }) => *generation >= present.generation,
+                Packet::Answer(Answer::Fenced { generation, .. }) => *generation >= present.generation,
                 _ => true,
             }
         });
@@ -484,6 +484,9 @@ impl World {
                 node.on = false;
                 node.application = Application::Gone;
                 node.held = false;
+                // Connections to a machine end with it, and a request never changes to a new one. (Nor do
+                // answers; they are left to come late, which is stricter.)
+                self.sent.retain(|(to, packet)| *to != i || !matches!(packet, Packet::Request(_)));
             }
         }
     }

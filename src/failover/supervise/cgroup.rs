@@ -47,11 +47,21 @@ pub fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     found.into_iter().map(|(_, hierarchy)| hierarchy).collect()
 }
 
-/// One application's group; the directory is removed with it when it is empty.
+/// One application's group; whoever created it removes the directory when it is empty by then.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     dir: PathBuf,
     v2: bool,
+    created: bool,
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if self.created {
+            // Refused while processes are inside, which is right: the next agent finds them there.
+            _ = fs::remove_dir(&self.dir);
+        }
+    }
 }
 
 impl Cgroup {
@@ -63,12 +73,12 @@ impl Cgroup {
         let dir = root.join(PARENT).join(name);
         fs::create_dir_all(&dir)
             .map_err(|e| SuperviseError::system(format!("creating control group {}", dir.display()), e))?;
-        Ok(Self { dir, v2 })
+        Ok(Self { dir, v2, created: true })
     }
 
     /// The group that a watchdog was told of.
     pub fn existing(dir: &Path, v2: bool) -> Self {
-        Self { dir: dir.into(), v2 }
+        Self { dir: dir.into(), v2, created: false }
     }
 
     pub fn kind(&self) -> &'static str {

@@ -1,0 +1,221 @@
+//! Supervision of real processes: nothing of a frozen application executes, a dead agent leaves it running unless
+//! ownership was given up, and no process escapes.
+//!
+//! This program is its own helper: the tests start it again as watchdog, `exec-in` and agent.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pmemha::failover::supervise::{
+    Application, Exit, Helper, Hierarchy, StartCommand, Supervisor, exec_in, hierarchies, watch,
+};
+
+/// Long enough for any step on a loaded machine; nothing waits this long when all is well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Carries the arguments of a helper to the test `helper`, which plays it.
+const ROLE: &str = "PMEMHA_TEST_HELPER";
+
+fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// A shell that turns the helper's arguments into an environment variable for this program.
+fn helper_command() -> Helper {
+    let exe = std::env::current_exe().unwrap();
+    let script = format!(
+        "{ROLE}=$(printf '%s\\n' \"$@\") exec {} --exact helper --nocapture --quiet >/dev/null",
+        exe.display()
+    );
+    // `exec-in` must keep its standard output: the command it becomes may write there.
+    let script = script.replace(">/dev/null", "");
+    Helper { argv: ["/bin/sh", "-c", &script, "sh"].map(OsString::from).to_vec() }
+}
+
+#[test]
+fn helper() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let args: Vec<&str> = role.lines().collect();
+    match args[0] {
+        "watchdog" => watch(args[1], Path::new(args[2]), std::io::stdin().lock()).unwrap(),
+        "exec-in" => {
+            let argv: Vec<OsString> = args[4..].iter().map(OsString::from).collect();
+            panic!("{}", exec_in(Path::new(args[1]), args[2], &argv));
+        }
+        "agent" => agent(&args[1..]),
+        other => panic!("unknown role {other}"),
+    }
+}
+
+/// Plays an agent that freezes the process given to it, perhaps gives up ownership, and waits to be killed.
+fn agent(args: &[&str]) {
+    let [means, name, pid, hold] = args else { panic!("{args:?}") };
+    let mut application = Application::new(name, hierarchy(means).as_ref(), helper_command()).unwrap();
+    application.add(pid.parse().unwrap()).unwrap();
+    application.freeze(deadline()).unwrap();
+    if *hold == "held" {
+        application.hold_frozen().unwrap();
+    }
+    println!("frozen");
+    std::io::stdin().lock().read_to_end(&mut Vec::new()).unwrap();
+}
+
+fn hierarchy(means: &str) -> Option<Hierarchy> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let fits = |h: &Hierarchy| match h {
+        Hierarchy::V2(_) => means == "cgroup2",
+        Hierarchy::V1(_) => means == "cgroup1",
+    };
+    hierarchies(&mounts).into_iter().find(fits)
+}
+
+/// Every means that this machine has; signals always.
+fn all_means() -> Vec<&'static str> {
+    ["cgroup2", "cgroup1", "signals"]
+        .into_iter()
+        .filter(|m| *m == "signals" || hierarchy(m).is_some())
+        .collect()
+}
+
+fn unique(test: &str, means: &str) -> String {
+    format!("test-{test}-{means}-{}", std::process::id())
+}
+
+/// A program that forks all the time, each child counting in a file of its own.
+fn forker(dir: &Path) -> StartCommand {
+    let script = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); \
+                  (j=0; while [ $j -lt 50 ]; do j=$((j+1)); echo x >>$0/beat; done) & \
+                  [ $((i % 8)) = 0 ] && wait; done; wait";
+    StartCommand {
+        argv: ["/bin/sh", "-c", script, dir.to_str().unwrap()].map(OsString::from).to_vec(),
+        ..StartCommand::default()
+    }
+}
+
+fn beats(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("beat")).map_or(0, |m| m.len())
+}
+
+/// Waits until the program has done more.
+fn beats_past(dir: &Path, before: u64) -> bool {
+    let end = deadline();
+    while Instant::now() < end {
+        if beats(dir) > before {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+#[test]
+fn nothing_executes_while_frozen_though_it_forks_and_all_goes_on_when_thawed() {
+    for means in all_means() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut application =
+            Application::new(&unique("forks", means), hierarchy(means).as_ref(), helper_command()).unwrap();
+        assert_eq!(application.means(), means);
+        let mut started = application.start(&forker(dir.path())).unwrap();
+        let mut slowest = Duration::ZERO;
+        for _ in 0..20 {
+            assert!(beats_past(dir.path(), beats(dir.path())), "{means}: does not run");
+            let began = Instant::now();
+            application.freeze(deadline()).unwrap();
+            slowest = slowest.max(began.elapsed());
+            assert!(application.is_frozen().unwrap());
+            let before = beats(dir.path());
+            // The time in which a process that escaped would show itself; the promise is of absence.
+            std::thread::sleep(Duration::from_millis(10));
+            assert_eq!(beats(dir.path()), before, "{means}: something wrote while frozen");
+            application.thaw().unwrap();
+        }
+        println!("{means}: frozen within {slowest:?}");
+        application.freeze(deadline()).unwrap();
+        application.kill().unwrap();
+        assert!(application.members().unwrap().is_empty());
+        assert_eq!(started.wait().unwrap(), Exit::Killed(9));
+    }
+}
+
+#[test]
+fn a_dead_agent_leaves_the_application_running_unless_ownership_was_given_up() {
+    for (means, hold) in all_means().into_iter().flat_map(|m| [(m, "armed"), (m, "held")]) {
+        let dir = tempfile::tempdir().unwrap();
+        let command = forker(dir.path());
+        // Not a descendant of the agent, so that only the freezer decides.
+        let mut child =
+            Command::new(&command.argv[0]).args(&command.argv[1..]).process_group(0).spawn().unwrap();
+        assert!(beats_past(dir.path(), 0));
+        let name = unique(hold, means);
+        let helper = helper_command();
+        let mut agent = Command::new(&helper.argv[0])
+            .args(&helper.argv[1..])
+            .args(["agent", means, &name, &child.id().to_string(), hold])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let told = BufReader::new(agent.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(told.into_iter().any(|l| l.contains("frozen")), "{means}: the agent froze nothing");
+        let before = beats(dir.path());
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        let mut after = Application::new(&name, hierarchy(means).as_ref(), helper_command()).unwrap();
+        after.add(child.id()).unwrap();
+        if hold == "armed" {
+            assert!(beats_past(dir.path(), before), "{means}: not thawed after the agent's death");
+        } else {
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(after.is_frozen().unwrap(), "{means}: thawed although ownership was given up");
+        }
+        after.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_command_starts_inside_its_group_with_its_directory_and_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    for means in all_means() {
+        let mut application =
+            Application::new(&unique("start", means), hierarchy(means).as_ref(), helper_command()).unwrap();
+        let out = dir.path().join(means);
+        let command = StartCommand {
+            argv: ["/bin/sh", "-c", "pwd >$OUT; cat /proc/self/cgroup >>$OUT"].map(OsString::from).to_vec(),
+            env: vec![("OUT".into(), out.clone().into())],
+            directory: Some(PathBuf::from("/usr")),
+            ..StartCommand::default()
+        };
+        let mut started = application.start(&command).unwrap();
+        assert_eq!(started.wait().unwrap(), Exit::Clean);
+        let said = std::fs::read_to_string(out).unwrap();
+        assert!(said.starts_with("/usr\n"), "{said}");
+        assert!(means == "signals" || said.contains(&unique("start", means)), "{said}");
+    }
+}
+
+#[test]
+fn stopping_asks_first_and_kills_at_the_deadline() {
+    for means in all_means() {
+        for (script, exit) in [
+            ("trap 'exit 0' TERM; echo x >>$0/beat; while :; do sleep 0.01; done", Exit::Clean),
+            ("trap '' TERM; echo x >>$0/beat; while :; do sleep 0.01; done", Exit::Killed(9)),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut application =
+                Application::new(&unique("stop", means), hierarchy(means).as_ref(), helper_command())
+                    .unwrap();
+            let argv = ["/bin/sh", "-c", script, dir.path().to_str().unwrap()].map(OsString::from).to_vec();
+            let mut started = application.start(&StartCommand { argv, ..StartCommand::default() }).unwrap();
+            assert!(beats_past(dir.path(), 0));
+            let patience = if exit == Exit::Clean { PATIENCE } else { Duration::from_millis(50) };
+            application.stop(Instant::now() + patience).unwrap();
+            assert_eq!(started.wait().unwrap(), exit, "{means}");
+            assert!(application.members().unwrap().is_empty());
+        }
+    }
+}
