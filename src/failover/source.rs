@@ -18,11 +18,7 @@ impl Turn<'_> {
                     self.begin_gasp(Cause::Power);
                 }
             }
-            Event::PowerBack => {
-                if self.next.cause == Cause::Power {
-                    self.call_off();
-                }
-            }
+            Event::PowerBack if self.next.cause == Cause::Power => self.call_off(),
             Event::OperatorLastGasp => {
                 if matches!(phase, Phase::Running | Phase::Starting | Phase::Stopped) {
                     self.begin_gasp(Cause::Operator);
@@ -341,6 +337,18 @@ impl Turn<'_> {
         }
     }
 
+    /// The heir's promise may be older than a reboot of ours, and a promotion by force may lie between: ask.
+    fn returned_by_heir(&mut self) {
+        if self.next.log_lost {
+            let attempt = self.next.attempt;
+            self.next.durable.standing = Standing::Owner { attempt, stage: Stage::Begun };
+            self.next.phase = Phase::Returned;
+            self.ask();
+        } else {
+            self.take_back(self.next.attempt);
+        }
+    }
+
     fn take_back(&mut self, attempt: u32) {
         self.next.attempt = attempt;
         self.next.durable.standing = Standing::Owner { attempt, stage: Stage::Begun };
@@ -367,7 +375,7 @@ impl Turn<'_> {
                 self.next.phase = Phase::HandedOver;
                 self.report(Note::HandedOver);
             }
-            Answer::Cancelled { round: of } if given_up && of == round => self.take_back(round.attempt),
+            Answer::Cancelled { round: of } if given_up && of == round => self.returned_by_heir(),
             Answer::Unable { round: of } | Answer::Refused { round: of } if given_up && of == round => {
                 if matches!(self.next.phase, Phase::HandingOver | Phase::HandedOver) {
                     self.alarm(Alarm::HeirUnable);

@@ -416,6 +416,7 @@ impl World {
     }
 
     fn perform(&mut self, i: usize, action: Action) {
+        let reachable = self.nodes[1 - i].on;
         let node = &mut self.nodes[i];
         match action {
             Action::Persist(durable) => {
@@ -442,6 +443,8 @@ impl World {
             }
             // Ignored by whoever hears it.
             Action::Reply(Answer::Noted { .. }) => {}
+            // No connection to a machine that is off.
+            Action::Send(_) if !reachable => {}
             Action::Send(request) => _ = self.sent.insert((1 - i, Packet::Request(request))),
             Action::Reply(answer) => _ = self.sent.insert((1 - i, Packet::Answer(answer))),
             Action::Revoke { round } => _ = node.pending.insert(Pending::Revoke(round)),
