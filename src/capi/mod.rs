@@ -24,6 +24,9 @@ pub use region::*;
 pub use session::*;
 pub use status::*;
 
+/// The header as generated from this build; `include/pmemha.h` must equal it.
+pub const HEADER: &str = include_str!(concat!(env!("OUT_DIR"), "/pmemha.h"));
+
 /// Version of this header. Within one major version programs keep working, compiled or not.
 pub const PMEMHA_MAJOR_VERSION: c_uint = 0;
 /// Raised when something is added.

@@ -128,6 +128,8 @@ pub unsafe extern "C" fn pmemha_close(session: *mut *mut pmemha_session) -> pmem
         close_regions_of(handle.addr());
         // SAFETY: as above.
         unsafe { put(session, std::ptr::null_mut()) };
+        // Any prefix of the records is a legal state, so the last ones need no drain of the program's.
+        live.appender().drain();
         Ok(live.goodbye(None)?)
     })
 }

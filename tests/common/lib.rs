@@ -4,6 +4,7 @@
 //! Everything cleans up after itself when dropped, a panicking test included.
 
 pub mod dirs;
+pub mod install;
 pub mod node;
 pub mod programs;
 pub mod test_agent;
