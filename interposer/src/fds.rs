@@ -154,6 +154,11 @@ fn find_out(fd: c_int) -> Meaning {
             if facts.links == 0 || !state::session_likely() {
                 return Meaning::Unknown;
             }
+            if reads_only(borrowed) {
+                // Of interest only if the file is protected by another descriptor, which may come later.
+                let known = guard::slow(|| file::by_identity(&facts.identity)).flatten();
+                return known.map_or(Meaning::Unknown, Meaning::File);
+            }
             let found = guard::slow(|| state::protect(borrowed, &facts, path_of(borrowed).as_deref(), false));
             match found.flatten() {
                 Some(file) => FILE + u32::from(file.region.0),
@@ -165,6 +170,11 @@ fn find_out(fd: c_int) -> Meaning {
     };
     note(fd, word);
     known(fd)
+}
+
+fn reads_only(fd: BorrowedFd<'_>) -> bool {
+    use rustix::fs::OFlags;
+    rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags & OFlags::RWMODE == OFlags::RDONLY)
 }
 
 /// The program closes all descriptors of a range.

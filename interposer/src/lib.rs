@@ -13,6 +13,7 @@
 //! | [`writing`] | write, pwrite, writev, copy_file_range, splice, sendfile |
 //! | [`sizing`] | ftruncate, fallocate |
 //! | [`names`] | rename, unlink, link |
+//! | [`stdio`] | fopen, fdopen, freopen |
 //! | [`process`] | fork, exec, exit |
 //!
 //! [`real`] finds the real functions, [`guard`] tells the program's calls from ours, [`fds`] and [`file`] know what is
@@ -31,5 +32,6 @@ mod real;
 mod report;
 mod sizing;
 mod state;
+mod stdio;
 mod sync;
 mod writing;

@@ -54,7 +54,8 @@ fn look(name: &Path, explicit: bool) -> Option<&'static File> {
     if facts.sort != Sort::Regular || !(explicit || state::session()?.protects(name)) {
         return None;
     }
-    let opened = open_again(name, OFlags::RDONLY).ok()?;
+    // The agent takes only descriptors that may write as the right to protect.
+    let opened = open_again(name, OFlags::RDWR).ok()?;
     state::protect(opened.as_fd(), &facts, Some(name), explicit)
 }
 

@@ -62,12 +62,17 @@ pub struct MapTable {
     /// Readers that may hold a snapshot.
     readers: AtomicUsize,
     /// Snapshots that a reader may still hold, and the lock of the writers.
-    retired: Mutex<Vec<Box<Snapshot>>>,
+    retired: Mutex<Vec<Retired>>,
 }
 
 struct Snapshot {
     version: u64,
     spans: Vec<Span>,
+}
+
+/// A snapshot that is no longer current, at the address where a reader may still look.
+struct Retired {
+    _snapshot: Box<Snapshot>,
 }
 
 /// Versions are unique over all tables, so that one thread-local entry serves them all.
@@ -165,7 +170,7 @@ impl MapTable {
         self.exchange(spans, &mut retired);
     }
 
-    fn exchange(&self, spans: Vec<Span>, retired: &mut Vec<Box<Snapshot>>) {
+    fn exchange(&self, spans: Vec<Span>, retired: &mut Vec<Retired>) {
         let version = NEXT_VERSION.fetch_add(1, Ordering::Relaxed);
         let new = Box::into_raw(Box::new(Snapshot { version, spans }));
         // SeqCst with the reader's count: whoever counts itself after this swap sees the new snapshot.
@@ -173,7 +178,7 @@ impl MapTable {
         self.version.store(version, Ordering::Release);
         if !old.is_null() {
             // SAFETY: `old` came from `Box::into_raw` here and left `current` by the swap above.
-            retired.push(unsafe { Box::from_raw(old) });
+            retired.push(Retired { _snapshot: unsafe { Box::from_raw(old) } });
         }
         if self.readers.load(Ordering::SeqCst) == 0 {
             retired.clear();
@@ -190,7 +195,7 @@ impl MapTable {
         result
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Box<Snapshot>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Retired>> {
         self.retired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

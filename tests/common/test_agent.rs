@@ -66,6 +66,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     regions: BTreeMap<(u64, u64), RegionId>,
+    /// The number that was given out last.
+    last: u16,
     images: BTreeMap<RegionId, Vec<u8>>,
     names: BTreeMap<RegionId, String>,
     requests: Vec<Request>,
@@ -133,6 +135,12 @@ impl TestAgent {
         let name = file.to_string_lossy();
         let (region, _) = state.names.iter().find(|(_, n)| **n == name).expect("a region of that name");
         state.images[region].clone()
+    }
+
+    /// The names of all regions, once everything published by now has been applied.
+    pub fn names(&self) -> Vec<String> {
+        self.caught_up();
+        self.shared.state().names.values().cloned().collect()
     }
 
     /// Acknowledges up to `level` from now on; [`Level::Local`] acknowledges nothing.
@@ -280,8 +288,11 @@ impl Shared {
         }
         let len = if len == 0 { stat.st_size as u64 } else { len };
         let mut state = self.state();
-        let next = RegionId(state.regions.len() as u16 + 1);
+        let next = RegionId(state.last + 1);
         let region = *state.regions.entry((stat.st_dev, stat.st_ino)).or_insert(next);
+        if region == next {
+            state.last = next.0;
+        }
         drop(state);
         if region == next {
             let payload = RegionPayload { size: len, mode: 0o600, reserved: 0 };
@@ -291,7 +302,10 @@ impl Shared {
             assert!(created.is_ok(), "the ring of a test is never full at this point");
             // The content that is there already, as a first sync would bring it.
             let mut content = vec![0u8; len as usize];
-            let read = rustix::io::pread(&fd, &mut content, 0).expect("read the file");
+            // Anew, since the client's descriptor may be write-only.
+            let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+            let file = std::fs::File::open(link).expect("open the file behind the descriptor");
+            let read = rustix::io::pread(&file, &mut content, 0).expect("read the file");
             for (i, page) in
                 content[..read].chunks(4096).enumerate().filter(|(_, p)| p.iter().any(|b| *b != 0))
             {
@@ -345,15 +359,43 @@ impl State {
                 self.images.insert(region, vec![0; size as usize]);
                 self.names.insert(region, String::from_utf8(name.to_vec()).expect("a name in UTF-8"));
             }
-            Kind::Data => {
+            Kind::Zero => {
+                let count = u64::from_le_bytes(payload[..8].try_into().expect("eight bytes")) as usize;
                 let image = self.images.get_mut(&region).expect("a region that exists");
-                let start = offset as usize;
+                let start = image.len().min(offset as usize);
+                let end = image.len().min(start + count);
+                image[start..end].fill(0);
+            }
+            Kind::RegionResize => {
+                self.images.get_mut(&region).expect("a region that exists").resize(offset as usize, 0);
+            }
+            Kind::RegionRename => {
+                let name = String::from_utf8(payload).expect("a name in UTF-8");
+                let replaced = self.names.iter().find(|(r, n)| **n == name && **r != region).map(|(r, _)| *r);
+                replaced.into_iter().for_each(|r| self.forget(r));
+                self.names.insert(region, name);
+            }
+            Kind::RegionUnlink => self.forget(region),
+            Kind::Data => {
+                let Some(image) = self.images.get_mut(&region) else {
+                    // Written through a descriptor of a file that has lost its name.
+                    return;
+                };
+                let start = image.len().min(offset as usize);
                 // A line may reach past the region's end.
                 let end = image.len().min(start + payload.len());
                 image[start..end].copy_from_slice(&payload[..end - start]);
             }
             _ => {}
         }
+    }
+}
+
+impl State {
+    fn forget(&mut self, region: RegionId) {
+        self.images.remove(&region);
+        self.names.remove(&region);
+        self.regions.retain(|_, r| *r != region);
     }
 }
 

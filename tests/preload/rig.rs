@@ -1,0 +1,80 @@
+//! A test agent, a directory of protected files, and programs under the library.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use pmemha::log::{OnFull, Policy};
+use pmemha_testkit::dirs::in_memory;
+use pmemha_testkit::programs::{compile, preload};
+use pmemha_testkit::test_agent::{Setup, TestAgent};
+
+pub struct Rig {
+    pub agent: TestAgent,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    /// All files of the directory are protected, but for those that end in `.tmp`.
+    pub fn new() -> Rig {
+        let dir = in_memory();
+        let protect = vec![format!("{}/**/*[!p]", dir.path().display())];
+        // The test agent knows no first sync, so a gap would never be closed: programs wait for room.
+        let policy =
+            Policy { on_full: OnFull::Block, block_limit: Duration::from_secs(30), ..Policy::default() };
+        let mut setup = Setup { protect, policy, ..Setup::default() };
+        setup.spec.ring_bytes = RING;
+        Rig { agent: TestAgent::with(setup), dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `program`, to be run under the library.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        command
+            .env("LD_PRELOAD", preload())
+            .env("PMEMHA_SOCKET", self.agent.socket())
+            .env("PMEM_IS_PMEM_FORCE", "1")
+            .current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs one of the steps to its end, which must be a good one and a silent one.
+    pub fn run_step(&self, way: &str) {
+        let mut command = self.command(steps());
+        self.finish(command.arg(way).arg(self.path("file")));
+    }
+
+    /// Runs `command` to its end, which must be a good one; the library must not complain.
+    pub fn finish(&self, command: &mut Command) -> String {
+        let output = command.output().expect("the program starts");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{command:?}: {}\n{out}\n{err}", output.status);
+        assert!(!err.contains("pmemha["), "the library complains: {err}");
+        out.into_owned()
+    }
+
+    /// The image of `name` is the file, byte for byte.
+    pub fn assert_same(&self, name: &str) {
+        assert!(!self.agent.log().is_ahead(), "the ring was too small for this test");
+        let (image, file) = (self.agent.image(&self.path(name)), std::fs::read(self.path(name)).unwrap());
+        assert_eq!(image.len(), file.len(), "sizes of image and file");
+        let differs = (0..file.len()).find(|i| image[*i] != file[*i]);
+        if let Some(at) = differs {
+            let count = (0..file.len()).filter(|i| image[*i] != file[*i]).count();
+            panic!("{name}: {count} bytes differ, the first at {at}: {} != {}", image[at], file[at]);
+        }
+    }
+}
+
+/// Room for all that the largest program here writes at once.
+const RING: u64 = 64 << 20;
+
+pub fn steps() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| compile("preload-steps", &["preload/steps.c"], &["-lpmem", "-lpmem2", "-lpthread"]))
+}

@@ -1,0 +1,362 @@
+/*
+ * Small programs that make bytes durable, each in one way. They know nothing of pmemha.
+ *
+ *     steps WAY FILE
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <libpmem.h>
+#include <libpmem2.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE 4096
+#define SIZE (64 * PAGE)
+
+#define CHECK(x) do { if (!(x)) { perror(#x); exit(3); } } while (0)
+
+static const char *path;
+
+static int create(size_t size)
+{
+	int fd = open(path, O_RDWR | O_CREAT, 0600);
+	CHECK(fd >= 0);
+	CHECK(ftruncate(fd, size) == 0);
+	return fd;
+}
+
+static char *map(int fd, size_t size)
+{
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(p != MAP_FAILED);
+	return p;
+}
+
+static void fill(char *p, size_t len, int seed)
+{
+	for (size_t i = 0; i < len; i++)
+		p[i] = (char)(i * 31 + seed);
+}
+
+static char *map_pmem(void)
+{
+	size_t len;
+	int is_pmem;
+	char *p = pmem_map_file(path, SIZE, PMEM_FILE_CREATE, 0600, &len, &is_pmem);
+	CHECK(p && is_pmem);
+	return p;
+}
+
+static void flush_and_drain(void)
+{
+	char *p = map_pmem();
+	fill(p + 100, 5000, 1);
+	pmem_flush(p + 100, 5000);
+	pmem_drain();
+	p[20000] = 7;
+	pmem_persist(p + 20000, 1);
+	p[30000] = 8;
+	pmem_deep_persist(p + 30000, 1);
+	p[40000] = 9;
+	CHECK(pmem_msync(p + 40000, 1) == 0);
+}
+
+static void copies(void)
+{
+	static char from[3 * PAGE];
+	char *p = map_pmem();
+	fill(from, sizeof(from), 3);
+	pmem_memcpy_persist(p + 10, from, 100);
+	pmem_memcpy_persist(p + PAGE + 7, from, sizeof(from));
+	pmem_memmove_persist(p + PAGE + 60, p + PAGE + 7, 2 * PAGE);
+	pmem_memset_persist(p + 10 * PAGE + 3, 0x5a, 2 * PAGE);
+	pmem_memcpy_nodrain(p + 20 * PAGE, from, 700);
+	pmem_memset_nodrain(p + 21 * PAGE, 1, 70);
+	pmem_drain();
+	pmem_memcpy(p + 22 * PAGE, from, 4000, PMEM_F_MEM_NONTEMPORAL);
+	pmem_memcpy(p + 23 * PAGE, from, 4000, PMEM_F_MEM_TEMPORAL);
+	pmem_memcpy(p + 24 * PAGE, from, 4000, PMEM_F_MEM_NOFLUSH);
+	pmem_persist(p + 24 * PAGE, 4000);
+}
+
+/* Bytes that are copied with NOFLUSH and never flushed: the image must not have them. */
+static void noflush(void)
+{
+	char *p = map_pmem();
+	pmem_memset_persist(p, 1, 64);
+	pmem_memset(p + PAGE, 2, 64, PMEM_F_MEM_NOFLUSH);
+	pmem_drain();
+	_exit(0);
+}
+
+static void private_mapping(void)
+{
+	int fd = create(SIZE);
+	char *p = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	CHECK(p != MAP_FAILED);
+	memset(p, 7, 64);
+	pmem_persist(p, 64);
+}
+
+static void libpmem2(void)
+{
+	struct pmem2_config *cfg;
+	struct pmem2_source *src;
+	struct pmem2_map *map2;
+	static char from[2 * PAGE];
+	int fd = create(SIZE);
+	CHECK(pmem2_config_new(&cfg) == 0 && pmem2_source_from_fd(&src, fd) == 0);
+	CHECK(pmem2_config_set_required_store_granularity(cfg, PMEM2_GRANULARITY_PAGE) == 0);
+	CHECK(pmem2_map_new(&map2, cfg, src) == 0);
+	char *p = pmem2_map_get_address(map2);
+	fill(from, sizeof(from), 9);
+	fill(p, 1000, 4);
+	pmem2_get_persist_fn(map2)(p, 1000);
+	fill(p + PAGE, 1000, 5);
+	pmem2_get_flush_fn(map2)(p + PAGE, 1000);
+	pmem2_get_drain_fn(map2)();
+	pmem2_get_memcpy_fn(map2)(p + 2 * PAGE + 9, from, sizeof(from), 0);
+	pmem2_get_memmove_fn(map2)(p + 2 * PAGE, p + 2 * PAGE + 9, 3000, 0);
+	pmem2_get_memset_fn(map2)(p + 8 * PAGE, 3, 5000, 0);
+	fill(p + 12 * PAGE, 100, 6);
+	CHECK(pmem2_deep_flush(map2, p + 12 * PAGE, 100) == 0);
+	CHECK(pmem2_map_delete(&map2) == 0);
+	pmem2_source_delete(&src);
+	pmem2_config_delete(&cfg);
+}
+
+static void msyncs(void)
+{
+	int fd = create(SIZE);
+	char *p = map(fd, SIZE);
+	fill(p + 3 * PAGE, 100, 1);
+	CHECK(msync(p, SIZE, MS_SYNC) == 0);
+	fill(p + 9 * PAGE, 2 * PAGE, 2);
+	CHECK(fsync(fd) == 0);
+	fill(p + 20 * PAGE, 10, 3);
+	CHECK(fdatasync(fd) == 0);
+	/* stored through one mapping, synced through another */
+	char *q = map(fd, SIZE);
+	fill(q + 30 * PAGE, 10, 4);
+	CHECK(msync(p + 30 * PAGE, PAGE, MS_SYNC) == 0);
+	fill(p + 40 * PAGE, 10, 5);
+	CHECK(munmap(p, SIZE) == 0);
+	CHECK(fsync(fd) == 0);
+}
+
+/* The second half of the file lies over the middle of the first mapping. */
+static void overlay(void)
+{
+	int fd = create(SIZE);
+	char *p = map(fd, 8 * PAGE);
+	CHECK(mmap(p + 2 * PAGE, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 32 * PAGE) != MAP_FAILED);
+	for (int i = 0; i < 8; i++)
+		p[i * PAGE + 5] = (char)(i + 1);
+	pmem_persist(p, 8 * PAGE);
+}
+
+static void growth(void)
+{
+	int fd = create(4 * PAGE);
+	char *p = map(fd, 4 * PAGE);
+	fill(p, 4 * PAGE, 1);
+	CHECK(ftruncate(fd, 16 * PAGE) == 0);
+	p = mremap(p, 4 * PAGE, 16 * PAGE, MREMAP_MAYMOVE);
+	CHECK(p != MAP_FAILED);
+	fill(p + 10 * PAGE, PAGE, 2);
+	CHECK(msync(p, 16 * PAGE, MS_SYNC) == 0);
+	CHECK(posix_fallocate(fd, 0, 20 * PAGE) == 0);
+	CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, PAGE, PAGE) == 0);
+	CHECK(truncate(path, 18 * PAGE + 5) == 0);
+	CHECK(fsync(fd) == 0);
+}
+
+static void writes(void)
+{
+	char buf[9000];
+	fill(buf, sizeof(buf), 1);
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	CHECK(fd >= 0);
+	CHECK(write(fd, buf, 5000) == 5000 && write(fd, buf, 77) == 77);
+	CHECK(pwrite(fd, buf, 9000, 20000) == 9000);
+	struct iovec iov[2] = { { buf, 100 }, { buf + 50, 200 } };
+	CHECK(writev(fd, iov, 2) == 300 && pwritev(fd, iov, 2, 40000) == 300);
+	CHECK(pwritev2(fd, iov, 2, 50000, RWF_DSYNC) == 300);
+	int other = dup(fd);
+	CHECK(lseek(other, 60000, SEEK_SET) == 60000 && write(other, buf, 10) == 10);
+	CHECK(dup2(other, 200) == 200 && write(200, buf, 10) == 10);
+	int in = open(path, O_RDONLY);
+	off_t from = 0;
+	CHECK(lseek(fd, 70000, SEEK_SET) == 70000 && sendfile(fd, in, &from, 500) == 500);
+	loff_t a = 0, b = 80000;
+	CHECK(copy_file_range(in, &a, fd, &b, 600, 0) == 600);
+	int pipes[2];
+	loff_t c = 90000;
+	CHECK(pipe(pipes) == 0 && write(pipes[1], buf, 700) == 700);
+	CHECK(splice(pipes[0], NULL, fd, &c, 700, 0) == 700);
+	CHECK(close(fd) == 0);
+	fd = open(path, O_WRONLY | O_APPEND);
+	CHECK(write(fd, "appended", 8) == 8 && pwrite(fd, "twice", 5, 3) == 5);
+	CHECK(fsync(fd) == 0);
+}
+
+static void stdio(void)
+{
+	FILE *f = fopen(path, "w+");
+	CHECK(f);
+	for (int i = 0; i < 3000; i++)
+		fprintf(f, "line %d of many\n", i);
+	CHECK(fseek(f, 1000, SEEK_SET) == 0 && fputs("overwritten", f) >= 0);
+	CHECK(fflush(f) == 0 && fsync(fileno(f)) == 0);
+	char line[32];
+	rewind(f);
+	CHECK(fgets(line, sizeof(line), f) && strcmp(line, "line 0 of many\n") == 0);
+	CHECK(fclose(f) == 0);
+	f = fopen(path, "a");
+	CHECK(f && fputs("at the end", f) >= 0);
+	/* left to exit */
+}
+
+static void replace(void)
+{
+	char temporary[4096];
+	snprintf(temporary, sizeof(temporary), "%s.new.tmp", path);
+	for (int i = 0; i < 3; i++) {
+		int fd = open(temporary, O_WRONLY | O_CREAT | O_EXCL, 0600);
+		char buf[300];
+		memset(buf, 'a' + i, sizeof(buf));
+		CHECK(fd >= 0 && write(fd, buf, sizeof(buf)) == sizeof(buf) && fsync(fd) == 0);
+		CHECK(close(fd) == 0 && rename(temporary, path) == 0);
+	}
+	char other[4096];
+	snprintf(other, sizeof(other), "%s.gone", path);
+	int fd = open(other, O_WRONLY | O_CREAT, 0600);
+	CHECK(fd >= 0 && write(fd, "x", 1) == 1 && close(fd) == 0 && unlink(other) == 0);
+	sync();
+}
+
+static void forks(void)
+{
+	char *p = map_pmem();
+	for (int i = 0; i < 4; i++) {
+		pid_t child = fork();
+		CHECK(child >= 0);
+		if (child == 0) {
+			fill(p + i * PAGE, 500, i);
+			pmem_persist(p + i * PAGE, 500);
+			_exit(0);
+		}
+		int status;
+		CHECK(waitpid(child, &status, 0) == child && status == 0);
+	}
+	fill(p + 9 * PAGE, 500, 9);
+	pmem_persist(p + 9 * PAGE, 500);
+	if (vfork() == 0)
+		_exit(0);
+	fill(p + 10 * PAGE, 500, 10);
+	pmem_persist(p + 10 * PAGE, 500);
+}
+
+static char *shared;
+
+static void on_signal(int sig)
+{
+	static volatile int count;
+	(void)sig;
+	shared[32 * PAGE + 64 * (count % 64)] = (char)count;
+	count = count + 1;
+	pmem_persist(shared + 32 * PAGE, PAGE);
+}
+
+static void signals(void)
+{
+	shared = map_pmem();
+	struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+	pid_t me = getpid(), child = fork();
+	if (child == 0) {
+		for (int i = 0; i < 2000; i++)
+			kill(me, SIGUSR1);
+		_exit(0);
+	}
+	int status;
+	for (uint64_t i = 0; waitpid(child, &status, WNOHANG) == 0; i++) {
+		memcpy(shared + 8 * (i % 1000), &i, 8);
+		pmem_persist(shared + 8 * (i % 1000), 8);
+	}
+	pmem_persist(shared, SIZE);
+}
+
+static void *thread(void *arg)
+{
+	char *p = shared + (uintptr_t)arg * 8 * PAGE;
+	for (int i = 0; i < 3000; i++) {
+		fill(p + (i % 100) * 300, 300, i);
+		pmem_persist(p + (i % 100) * 300, 300);
+	}
+	return NULL;
+}
+
+static void threads(void)
+{
+	pthread_t t[4];
+	shared = map_pmem();
+	for (uintptr_t i = 0; i < 4; i++)
+		CHECK(pthread_create(&t[i], NULL, thread, (void *)i) == 0);
+	for (int i = 0; i < 4; i++)
+		CHECK(pthread_join(t[i], NULL) == 0);
+}
+
+/* Stored and never synced: a clean exit leaves it in the page cache. */
+static void left_at_exit(void)
+{
+	char *p = map(create(SIZE), SIZE);
+	fill(p + 5 * PAGE, 100, 1);
+}
+
+/* Standard output is the protected file, opened by the parent, before the library was there. */
+static void inherited(void)
+{
+	CHECK(write(STDOUT_FILENO, "inherited", 9) == 9 && fdatasync(STDOUT_FILENO) == 0);
+}
+
+static void execs(void)
+{
+	char *p = map(create(SIZE), SIZE);
+	fill(p, 100, 1);
+	execvp("true", (char *[]){ "true", NULL });
+	CHECK(0);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		void (*run)(void);
+	} ways[] = {
+		{ "flush", flush_and_drain }, { "copies", copies }, { "noflush", noflush },
+		{ "private", private_mapping }, { "libpmem2", libpmem2 }, { "msync", msyncs },
+		{ "overlay", overlay }, { "growth", growth }, { "writes", writes }, { "stdio", stdio },
+		{ "replace", replace }, { "fork", forks }, { "signals", signals }, { "threads", threads },
+		{ "exit", left_at_exit }, { "inherited", inherited }, { "exec", execs },
+	};
+	CHECK(argc == 3);
+	path = argv[2];
+	for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+		if (strcmp(argv[1], ways[i].name) == 0) {
+			ways[i].run();
+			return 0;
+		}
+	}
+	return 4;
+}
