@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | [`clock`] | wall-clock times for people and machines |
 //! | [`config`] | the TOML file, checked as a whole, with messages that name line, key and remedy |
+//! | [`context`] | what every part of the agent shares |
 //! | [`control`] | the channel between agents |
+//! | [`daemon`] | the agent as a whole: start, serve, finish |
 //! | [`events`] | the numbered event stream |
 //! | [`group`] | a group at its source: log, regions, processes; what a controller does |
 //! | [`source`] | a group's stream at its source: the link, kept up |
@@ -12,6 +14,7 @@
 //! | [`fabrics`] | the networks of this node |
 //! | [`ownership`] | who owns a group: drives the state machine of `failover` |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
+//! | [`local`] | controller of a group that is shipped nowhere |
 //! | [`sessions`] | the Unix socket: applications and operators |
 //! | [`state`] | what must outlive the agent |
 //! | [`status`] | the document of `pmemha status`, and its text |
@@ -19,12 +22,15 @@
 
 pub mod clock;
 pub mod config;
+pub mod context;
 pub mod control;
+pub mod daemon;
 pub mod events;
 pub mod fabrics;
 pub mod fdstore;
 pub mod group;
 pub mod holder;
+pub mod local;
 pub mod ownership;
 pub mod sessions;
 pub mod source;

@@ -1,11 +1,13 @@
 //! `pmemhad`: the agent of a node. `pmemhad(8)` documents it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
 use pmemha::agent::config::{Config, DEFAULT_FILE};
+use pmemha::agent::daemon::{Daemon, FINISH_WITHIN, Stop};
 use pmemha::agent::holder;
 
 /// The agent that keeps this node's persistent memory safe on another machine.
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
         Some(Command::Hold { socket }) => {
             holder::serve(&socket).map_err(|e| Failure::software(e.to_string()))
         }
-        None => check(&arguments.config),
+        None => serve(&arguments.config),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,8 +55,36 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(file: &std::path::Path) -> Result<(), Failure> {
-    let config = Config::load(file).map_err(|e| Failure { code: EX_CONFIG, message: e.to_string() })?;
+/// Runs the agent until SIGTERM, SIGINT or an operator's shutdown.
+fn serve(file: &Path) -> Result<(), Failure> {
+    let config = load(file)?;
+    start_tracing();
+    let program = std::env::current_exe().map_err(|e| Failure::software(e.to_string()))?;
+    let (stop, stopped) = Stop::new();
+    let on_signal = stop.clone();
+    ctrlc::set_handler(move || on_signal.tell()).map_err(|e| Failure::software(e.to_string()))?;
+    let daemon = Daemon::start(config, &program, stop).map_err(|e| Failure::software(e.to_string()))?;
+    tracing::info!(socket = %daemon.socket().display(), "pmemhad is ready");
+    daemon.run(&stopped);
+    for left in daemon.finish(Instant::now() + FINISH_WITHIN) {
+        eprintln!("pmemhad: left undone: {left}");
+    }
+    Ok(())
+}
+
+/// Diagnostics to standard error; PMEMHA_LOG chooses what (`pmemha=debug`), as tracing's filters do.
+fn start_tracing() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PMEMHA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+fn load(file: &Path) -> Result<Config, Failure> {
+    Config::load(file).map_err(|e| Failure { code: EX_CONFIG, message: e.to_string() })
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
+    let config = load(file)?;
     println!(
         "{}: node {}, {} peers, {} groups, {} replicas: nothing wrong",
         file.display(),

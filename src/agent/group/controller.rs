@@ -69,3 +69,13 @@ pub enum Ending {
     /// It died: what its launcher said of it, or that it vanished without a word.
     Died(String),
 }
+
+impl Ending {
+    /// For events and messages.
+    pub fn word(&self) -> &str {
+        match self {
+            Ending::Exited => "exited",
+            Ending::Died(how) => how,
+        }
+    }
+}

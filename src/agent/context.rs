@@ -1,0 +1,29 @@
+//! What every part of the agent shares: made once at start by the daemon, handed to the groups' controllers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::config::Config;
+use super::events::Events;
+use super::holder::FdKeeper;
+use super::state::StateDir;
+use crate::fabric::tls::TlsIdentity;
+
+/// The agent's common ground. Immutable; its parts synchronise themselves.
+pub struct Context {
+    /// The checked configuration.
+    pub config: Config,
+    /// What must outlive the agent.
+    pub states: Arc<StateDir>,
+    /// Who keeps log regions.
+    pub keeper: Box<dyn FdKeeper>,
+    /// The event stream.
+    pub events: Events,
+    /// This node's certificates; present whenever the configuration has a peer to talk to.
+    pub tls: Option<TlsIdentity>,
+    /// The `pmemhad` program, for helper processes.
+    pub program: PathBuf,
+    /// When the agent started.
+    pub started: Instant,
+}

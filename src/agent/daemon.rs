@@ -1,0 +1,241 @@
+//! The agent as a whole: start, serve, finish.
+//!
+//! [`Daemon::start`] takes the state directory, finds what an earlier agent left, and serves; nothing that it does
+//! before the last step is visible to applications, so a start that fails changes nothing. [`Daemon::finish`] stops
+//! accepting, has every group bring out what is published within a deadline, and says what is left.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use sd_notify::NotifyState;
+use serde_json::json;
+
+use super::clock::WallTime;
+use super::config::{self, Config};
+use super::context::Context;
+use super::events::Events;
+use super::fdstore::FdStore;
+use super::group::{Controller, GroupError};
+use super::holder::{FdKeeper, Holder, KeeperError};
+use super::local::Local;
+use super::sessions::{Access, Node, Sessions};
+use super::state::{StateDir, StateError};
+use super::status::{NodeStatus, Status};
+use crate::fabric::tls::{TlsError, TlsIdentity};
+use crate::session::socket::{Listener, SocketError};
+
+/// How long finishing may take: below the 90 s after which systemd kills a service.
+pub const FINISH_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often systemd's watchdog is answered at most; a third of what a unit usually sets.
+const WATCHDOG: Duration = Duration::from_secs(5);
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Its state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Log regions cannot be kept.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// Its certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The socket cannot be opened.
+    #[error("{0}; another agent may use this runtime_dir")]
+    Socket(#[from] SocketError),
+    /// A group cannot be opened.
+    #[error("group `{group}`: {source}")]
+    Group {
+        /// Which.
+        group: String,
+        /// Why.
+        source: GroupError,
+    },
+    /// The configuration asks for what this machine does not have.
+    #[error("{0}")]
+    Machine(String),
+    /// The system refused.
+    #[error("cannot {what} {}: {source}", path.display())]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// Tells a running agent to finish: the handler of SIGTERM, and operators' sessions.
+#[derive(Clone, Debug)]
+pub struct Stop(Sender<()>);
+
+impl Stop {
+    /// A stop and where it arrives.
+    pub fn new() -> (Stop, Receiver<()>) {
+        let (tell, told) = channel();
+        (Stop(tell), told)
+    }
+
+    /// The agent is to finish; may be called any number of times.
+    pub fn tell(&self) {
+        // The agent is finishing already if nobody listens.
+        let _ = self.0.send(());
+    }
+}
+
+/// A running agent.
+pub struct Daemon {
+    parts: Arc<Parts>,
+    sessions: Sessions,
+    socket: PathBuf,
+}
+
+/// What sessions see of the agent.
+struct Parts {
+    context: Arc<Context>,
+    access: Access,
+    controllers: Vec<Arc<dyn Controller>>,
+    stop: Mutex<Stop>,
+}
+
+impl Daemon {
+    /// Starts everything that `config` asks for. `program` is the `pmemhad` to start helpers with.
+    pub fn start(config: Config, program: &Path, stop: Stop) -> Result<Daemon, DaemonError> {
+        let states = Arc::new(StateDir::open(&config.node.state_dir)?);
+        make_runtime_dir(&config.node.runtime_dir)?;
+        let owner = rustix::process::geteuid().as_raw();
+        let access = Access::new(&config, owner).map_err(DaemonError::Machine)?;
+        let tls = config.tls.as_ref().map(|t| TlsIdentity::load(&t.ca, &t.cert, &t.key)).transpose()?;
+        let context = Arc::new(Context {
+            keeper: keeper(&config, program)?,
+            states,
+            events: Events::new(),
+            tls,
+            program: program.into(),
+            started: Instant::now(),
+            config,
+        });
+        let controllers = start_groups(&context)?;
+        let parts = Arc::new(Parts { context, access, controllers, stop: Mutex::new(stop) });
+        let socket = parts.context.config.socket();
+        let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
+            .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
+        let node = &parts.context.config.node.name;
+        parts.context.events.emit(None, "agent_started", json!({ "node": node, "pid": std::process::id() }));
+        Ok(Daemon { parts, sessions, socket })
+    }
+
+    /// Where applications and operators reach it.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Serves until `stop` arrives, telling systemd that it is alive.
+    pub fn run(&self, stop: &Receiver<()>) {
+        notify(&[NotifyState::Ready]);
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(WATCHDOG) {
+            notify(&[NotifyState::Watchdog]);
+        }
+        notify(&[NotifyState::Stopping]);
+    }
+
+    /// Stops accepting, has every group bring out what it can by `deadline`, and returns what is left, a sentence each.
+    pub fn finish(self, deadline: Instant) -> Vec<String> {
+        drop(self.sessions);
+        // Whoever connects from here on finds no agent instead of one that does not answer.
+        if let Err(error) = fs::remove_file(&self.socket) {
+            tracing::warn!(%error, socket = %self.socket.display(), "the socket could not be removed");
+        }
+        let controllers = &self.parts.controllers;
+        thread::scope(|scope| {
+            let finishing: Vec<_> =
+                controllers.iter().map(|c| scope.spawn(move || c.finish(deadline))).collect();
+            let outcome = finishing.into_iter().zip(controllers).filter_map(|(thread, controller)| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Some(format!("group `{}`: stopping failed", controller.name())))
+            });
+            outcome.collect()
+        })
+    }
+}
+
+impl Node for Parts {
+    fn access(&self) -> &Access {
+        &self.access
+    }
+
+    fn controllers(&self) -> &[Arc<dyn Controller>] {
+        &self.controllers
+    }
+
+    fn events(&self) -> &Events {
+        &self.context.events
+    }
+
+    fn status(&self, sessions: usize) -> Status {
+        let node = &self.context.config.node;
+        Status {
+            as_of: WallTime::now().to_string(),
+            node: NodeStatus {
+                name: node.name.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                pid: std::process::id(),
+                uptime_s: self.context.started.elapsed().as_secs(),
+                listen: node.listen.map(|a| a.to_string()),
+                sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+            },
+            power: None,
+            groups: self.controllers.iter().map(|c| c.report()).collect(),
+        }
+    }
+
+    fn shutdown(&self) {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner).tell();
+    }
+}
+
+fn start_groups(context: &Arc<Context>) -> Result<Vec<Arc<dyn Controller>>, DaemonError> {
+    let start = |group: &config::Group| -> Result<Arc<dyn Controller>, DaemonError> {
+        let failed = |source| DaemonError::Group { group: group.name.clone(), source };
+        Ok(Local::start(context, group).map_err(failed)?)
+    };
+    context.config.groups.iter().map(start).collect()
+}
+
+fn keeper(config: &Config, program: &Path) -> Result<Box<dyn FdKeeper>, KeeperError> {
+    Ok(match config.node.keeper {
+        config::Keeper::Systemd => Box::new(FdStore::from_environment()?),
+        config::Keeper::Holder => {
+            Box::new(Holder::find_or_start(&config.node.runtime_dir.join(HOLDER_SOCKET), program)?)
+        }
+    })
+}
+
+fn make_runtime_dir(dir: &Path) -> Result<(), DaemonError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.map_err(|source| DaemonError::System {
+        what: "make the runtime directory",
+        path: dir.into(),
+        source,
+    })
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::warn!(%error, "systemd cannot be told");
+    }
+}
+
+/// The holder's socket in the runtime directory.
+pub const HOLDER_SOCKET: &str = "holder.sock";
+
+/// Anyone may connect; credentials decide.
+const SOCKET_MODE: u32 = 0o666;

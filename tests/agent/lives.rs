@@ -1,0 +1,90 @@
+//! The agent's own lives: start, SIGTERM, SIGKILL, refusals to start.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Child;
+
+use pmemha::session::wire::{Reply, Request};
+
+use crate::bench::Bench;
+
+/// What an agent that does not start says, and its exit code.
+fn refusal(mut child: Child) -> (Option<i32>, String) {
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.wait().unwrap().code(), said)
+}
+
+#[test]
+fn log_regions_and_applications_outlive_an_agent_that_is_killed() {
+    let bench = Bench::new();
+    let first = bench.start();
+    let client = bench.connect();
+    let Reply::Welcome { generation, group_id, session, .. } = client.hello("db") else { panic!() };
+    let pool = bench.pool("a.pool", 1 << 20);
+    let protect = Request::Protect { len: 0, explicit: false };
+    let Reply::Protected { region, .. } = client.ask_with(&protect, Some(&pool)) else { panic!() };
+    first.kill();
+
+    let _second = bench.start();
+    let client = bench.connect();
+    let Reply::Welcome { generation: g, group_id: id, session: s, .. } = client.hello("db") else { panic!() };
+    assert_eq!((g, id), (generation, group_id), "the same log");
+    assert!(s > session, "session numbers are not used twice");
+    let Reply::Protected { region: r, .. } = client.ask_with(&protect, Some(&pool)) else { panic!() };
+    assert_eq!(r, region);
+    assert_eq!(bench.connect().status()["groups"][0]["generation"], generation.0);
+}
+
+#[test]
+fn sigterm_finishes_and_leaves_neither_socket_nor_failure() {
+    let bench = Bench::new();
+    let agent = bench.start();
+    assert!(matches!(bench.connect().hello("db"), Reply::Welcome { .. }));
+    let (code, said) = agent.terminate();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!bench.socket().exists());
+}
+
+#[test]
+fn an_operators_shutdown_does_what_sigterm_does() {
+    let bench = Bench::new();
+    let mut agent = bench.start();
+    assert_eq!(bench.connect().ask(&Request::Shutdown {}), Reply::Ok {});
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_second_agent_on_the_same_state_is_told_of_the_first() {
+    let bench = Bench::new();
+    let first = bench.start();
+    let (code, said) = refusal(bench.spawn());
+    assert_eq!(code, Some(70));
+    assert!(said.contains(&format!("pid {}", first.child.id())) && said.contains("state_dir"), "{said}");
+    assert!(matches!(bench.connect().hello("db"), Reply::Welcome { .. }), "the first serves on");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_explained() {
+    let bench = Bench::with("log_sise = \"1MiB\"");
+    let (code, said) = refusal(bench.spawn());
+    assert_eq!(code, Some(78));
+    assert!(said.contains("conf:9: group[0].log_sise") && said.contains("`log_size`"), "{said}");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_made_is_named() {
+    let bench = Bench::new();
+    std::fs::write(bench.path("state"), b"a file stands here").unwrap();
+    let (code, said) = refusal(bench.spawn());
+    assert_eq!(code, Some(70));
+    assert!(said.contains(bench.path("state").to_str().unwrap()), "{said}");
+}
+
+#[test]
+fn anyone_may_connect_and_nobody_else_can_read_state() {
+    let bench = Bench::new();
+    let _agent = bench.start();
+    let mode = |name: &str| std::fs::metadata(bench.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("run/pmemhad.sock"), mode("state"), mode("run/holder.sock")), (0o666, 0o700, 0o600));
+}
