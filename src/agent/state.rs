@@ -40,6 +40,8 @@ pub struct GroupState {
     pub generation: Generation,
     /// Next region number.
     pub next_region: u16,
+    /// First session number that no agent has given out or reserved.
+    pub next_session: u32,
     /// The files that this generation protects.
     pub regions: Vec<RegionState>,
 }
@@ -184,6 +186,7 @@ mod tests {
             id: GroupId([7; 16]),
             generation: Generation(generation),
             next_region: 2,
+            next_session: 1,
             regions: vec![RegionState {
                 region: RegionId(1),
                 path: "/mnt/pmem/a".into(),

@@ -56,6 +56,8 @@ struct Inner {
     next_bit: u64,
     processes: BTreeMap<u32, Process>,
     next_session: u32,
+    /// Session numbers below are this agent's to give out: the state on disk says so.
+    reserved_sessions: u32,
 }
 
 impl Group {
@@ -189,6 +191,7 @@ impl Group {
             id: self.id,
             generation: self.generation,
             next_region: inner.next_region,
+            next_session: inner.reserved_sessions,
             regions,
         };
         Ok(self.states.save(self.name(), STATE_FILE, &state)?)

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::process::{first_session, none};
+use super::process::none;
 use super::region::share;
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::config::{self, OnFull};
@@ -71,7 +70,6 @@ impl Group {
             (_, known) => make_log(config, states, keeper, generation, known)?,
         };
         log.set_policy(policy(config));
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let group = Group {
             config: config.clone(),
             id: state.id,
@@ -87,7 +85,8 @@ impl Group {
                 next_region: state.next_region,
                 next_bit: 0,
                 processes: none(),
-                next_session: first_session(seconds),
+                next_session: state.next_session,
+                reserved_sessions: state.next_session,
             }),
         };
         group.bury_dead_appenders();
@@ -150,7 +149,14 @@ fn make_log(
 ) -> Result<(GroupState, OwnedFd, Arc<LogRegion>), GroupError> {
     let next = known.as_ref().map_or(lowest, |s| s.generation.next().max(lowest)).max(Generation(1));
     let id = known.as_ref().map_or_else(random_id, |s| Ok(s.id))?;
-    let state = GroupState { version: VERSION, id, generation: next, next_region: 1, regions: Vec::new() };
+    let state = GroupState {
+        version: VERSION,
+        id,
+        generation: next,
+        next_region: 1,
+        next_session: AGENT_SESSION + 1,
+        regions: Vec::new(),
+    };
     // The generation is used up before the log exists: two logs never share one.
     states.save(&config.name, STATE_FILE, &state)?;
     let (fd, log) = LogRegion::create(&LogSpec {

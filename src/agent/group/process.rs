@@ -26,6 +26,13 @@ impl Group {
         let mut inner = self.lock();
         let session = inner.next_session;
         inner.next_session = session.checked_add(1).unwrap_or(AGENT_SESSION + 1);
+        if session >= inner.reserved_sessions {
+            inner.reserved_sessions = session.saturating_add(SESSION_BLOCK);
+            if let Err(error) = self.save(&inner) {
+                // The number is still new; it might be given out again only after a restart.
+                tracing::warn!(group = self.name(), %error, "session numbers could not be reserved");
+            }
+        }
         let pid = process.pid;
         inner.processes.insert(session, process);
         (self.notify)(Notice::ProcessAttached { pid });
@@ -88,11 +95,9 @@ impl Group {
     }
 }
 
-/// The first session number of an agent's life: later than any that its predecessors gave out, as long as fewer
-/// than one process a second attaches on average, since numbers count from the clock.
-pub(super) fn first_session(unix_seconds: u64) -> u32 {
-    (unix_seconds as u32).max(AGENT_SESSION + 1)
-}
+/// Session numbers that an agent reserves on disk at a time, so that no number is given out twice in a log's life and
+/// attaching seldom writes.
+pub(super) const SESSION_BLOCK: u32 = 1 << 12;
 
 /// No processes.
 pub(super) fn none() -> BTreeMap<u32, Process> {

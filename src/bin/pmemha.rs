@@ -1,2 +1,0 @@
-//! `pmemha`: the operator's command.
-fn main() {}

@@ -1,0 +1,135 @@
+//! `pmemha init`: an authority, a certificate and a commented configuration for each node.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use pmemha::agent::config::Config;
+use pmemha::fabric::tls::{make_authority, make_node_certificate};
+
+use crate::failure::{CANT_CREATE, Failure, SOFTWARE, USAGE};
+use crate::output::print;
+
+/// `pmemha init`
+#[derive(Args)]
+pub struct Init {
+    /// Directory to make; a subdirectory for each node goes to that node as /etc/pmemha
+    #[arg(default_value = "pmemha-init")]
+    dir: PathBuf,
+    /// A node as NAME=HOST:PORT; give it once or twice
+    #[arg(long = "node", value_name = "NAME=HOST:PORT", default_values = ["alpha=127.0.0.1:7475", "beta=127.0.0.1:7476"])]
+    nodes: Vec<String>,
+    /// Where the nodes will have their configuration
+    #[arg(long, value_name = "DIR", default_value = "/etc/pmemha")]
+    install: PathBuf,
+}
+
+struct Node {
+    name: String,
+    address: String,
+}
+
+impl Init {
+    pub fn execute(self) -> Result<(), Failure> {
+        let nodes = self.nodes.iter().map(|n| parse_node(n)).collect::<Result<Vec<_>, _>>()?;
+        if nodes.len() > 2 {
+            return Err(Failure::new(USAGE, "at most two nodes: a source and its destination"));
+        }
+        let create = |what: &Path| {
+            let what = what.display().to_string();
+            move |e: std::io::Error| {
+                Failure::new(CANT_CREATE, format!("{what}: {e}; name a directory that does not exist yet"))
+            }
+        };
+        fs::DirBuilder::new().mode(0o700).create(&self.dir).map_err(create(&self.dir))?;
+        let tls = |e| Failure::new(SOFTWARE, format!("{e}"));
+        let authority = make_authority().map_err(tls)?;
+        let ca = self.dir.join("ca.pem");
+        authority.write(&ca, &self.dir.join("ca.key")).map_err(tls)?;
+        for node in &nodes {
+            let dir = self.dir.join(&node.name);
+            fs::create_dir(&dir).map_err(create(&dir))?;
+            fs::copy(&ca, dir.join("ca.pem")).map_err(create(&dir))?;
+            let certificate = make_node_certificate(&authority, &node.name).map_err(tls)?;
+            certificate.write(&dir.join("node.pem"), &dir.join("node.key")).map_err(tls)?;
+            let file = dir.join("pmemhad.conf");
+            let text = configuration(&self.install, node, nodes.iter().find(|n| n.name != node.name));
+            Config::parse(&text, &file).map_err(|e| Failure::new(USAGE, e))?;
+            fs::write(&file, text).map_err(create(&file))?;
+            print(&format!(
+                "{}: copy it to {} of node {}\n",
+                dir.display(),
+                self.install.display(),
+                node.name
+            ))?;
+        }
+        print(&format!(
+            "{}: keep it off the nodes, it makes certificates for new ones\n\
+             Then: edit [[group]] in pmemhad.conf, `pmemhad check`, and start pmemhad on each node.\n",
+            self.dir.join("ca.key").display()
+        ))
+    }
+}
+
+fn parse_node(text: &str) -> Result<Node, Failure> {
+    let (name, address) = text.split_once('=').ok_or_else(|| {
+        Failure::new(USAGE, format!("--node {text}: write NAME=HOST:PORT, such as alpha=10.0.0.1:7475"))
+    })?;
+    Ok(Node { name: name.into(), address: address.into() })
+}
+
+/// A configuration with every key that most nodes need, the others commented out.
+fn configuration(install: &Path, node: &Node, other: Option<&Node>) -> String {
+    let install = install.display();
+    let name = &node.name;
+    let port = node.address.rsplit_once(':').map_or("7475", |(_, port)| port);
+    let listen =
+        if node.address.starts_with("127.") { node.address.clone() } else { format!("0.0.0.0:{port}") };
+    let mut text = format!(
+        "# pmemhad.conf(5) describes every key. `pmemhad check FILE` says what is wrong.\n\n\
+         [node]\n\
+         name = \"{name}\"                     # as in the certificate\n\
+         listen = \"{listen}\"      # where the other node reaches this one\n\
+         # state_dir = \"/var/lib/pmemha\"\n\
+         # runtime_dir = \"/run/pmemha\"\n\n\
+         [tls]\n\
+         ca = \"{install}/ca.pem\"\n\
+         cert = \"{install}/node.pem\"\n\
+         key = \"{install}/node.key\"\n\n\
+         # [power]\n\
+         # source = \"file\"\n\
+         # path = \"/run/power/online\"        # 1 on line power, 0 on battery\n"
+    );
+    let Some(other) = other else {
+        text.push_str(
+            "\n[[group]]\nname = \"example\"\nprotect = [\"/mnt/pmem/example/*.pool\"]\n# destinations = [\"beta\"]\n",
+        );
+        return text;
+    };
+    let (other, address) = (&other.name, &other.address);
+    text.push_str(&format!(
+        "\n[[peer]]\n\
+         name = \"{other}\"\n\
+         address = \"{address}\"\n\n\
+         # The application that runs here, and where it is kept safe.\n\
+         [[group]]\n\
+         name = \"from-{name}\"\n\
+         protect = [\"/mnt/pmem/{name}/*.pool\"]\n\
+         destinations = [\"{other}\"]\n\
+         # users = [\"postgres\"]             # who may attach besides root\n\
+         # log_size = \"64MiB\"\n\
+         # commit = \"received\"              # every drain waits: local, received, durable, applied\n\
+         # on_death = \"failover\"            # or restart, none\n\
+         # command = [\"/usr/bin/program\"]   # started and supervised by pmemhad\n\n\
+         # The other node's application, kept safe here.\n\
+         [[replica]]\n\
+         group = \"from-{other}\"\n\
+         from = [\"{other}\"]\n\
+         dir = \"/var/lib/pmemha-replica/from-{other}\"\n\
+         # paths = {{ \"/mnt/pmem/{other}\" = \"/mnt/pmem/{other}\" }}\n\
+         # start = [\"/usr/bin/program\"]     # after a promotion\n"
+    ));
+    text
+}

@@ -1,0 +1,61 @@
+//! `pmemha`: the operator's command. `pmemha(1)` documents it.
+
+mod agent;
+mod failure;
+mod init;
+mod operate;
+mod output;
+mod private;
+mod run;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+/// Keeps programs' persistent memory safe on another machine.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The agent's socket
+    #[arg(long, global = true, env = "PMEMHA_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make certificates and a commented configuration for one or two nodes
+    Init(init::Init),
+    /// Start a program with its files protected
+    Run(run::Run),
+    /// Show how every group is
+    Status(watch::Status),
+    /// Follow what happens, a JSON object a line
+    Events(watch::Events),
+    /// Bring everything to the destination and hand the group over, now
+    LastGasp(operate::LastGasp),
+    /// Make this node the owner of a group
+    Promote(operate::Promote),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let agent = agent::Agent::new(arguments.socket);
+    let done: Result<u8, Failure> = match arguments.command {
+        Command::Init(init) => init.execute().map(|()| 0),
+        Command::Run(run) => run.execute(&agent),
+        Command::Status(status) => status.execute(&agent).map(|()| 0),
+        Command::Events(events) => events.execute(&agent).map(|()| 0),
+        Command::LastGasp(gasp) => gasp.execute(&agent).map(|()| 0),
+        Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.report(),
+    }
+}

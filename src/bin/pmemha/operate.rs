@@ -1,0 +1,44 @@
+//! What an operator tells the agent to do with a group.
+
+use clap::Args;
+
+use pmemha::session::wire::{Reply, Request};
+
+use crate::agent::{Agent, unexpected};
+use crate::failure::Failure;
+
+/// `pmemha last-gasp`
+#[derive(Args)]
+pub struct LastGasp {
+    /// The group
+    group: String,
+}
+
+impl LastGasp {
+    pub fn execute(self, agent: &Agent) -> Result<(), Failure> {
+        done(agent.ask(&Request::LastGasp { group: Some(self.group) })?)
+    }
+}
+
+/// `pmemha promote`
+#[derive(Args)]
+pub struct Promote {
+    /// The group
+    group: String,
+    /// My word that the source is dead: what it had not yet made durable here is lost
+    #[arg(long)]
+    force: bool,
+}
+
+impl Promote {
+    pub fn execute(self, agent: &Agent) -> Result<(), Failure> {
+        done(agent.ask(&Request::Promote { group: self.group, force: self.force })?)
+    }
+}
+
+fn done(reply: Reply) -> Result<(), Failure> {
+    match reply {
+        Reply::Ok {} => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
