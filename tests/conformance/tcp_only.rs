@@ -32,6 +32,7 @@ fn is_shown_out(mut socket: TcpStream) {
 #[test]
 fn a_guessed_token_is_shown_out_without_an_answer() {
     let rig = tcp_plain();
+    let _open = rig.right.offer().unwrap();
     let mut socket = dial(&*rig.right);
     socket.write_all(Hello::new([7; 32]).as_bytes()).unwrap();
     is_shown_out(socket);
@@ -115,6 +116,17 @@ fn a_token_alone_does_not_open_an_encrypted_fabric() {
         matches!(refused, FabricError::Protocol { .. }) && refused.to_string().contains("encrypt"),
         "{refused}"
     );
+}
+
+#[test]
+fn a_token_is_used_up_by_the_first_who_shows_it() {
+    let rig = tcp_plain();
+    let offer = rig.right.offer().unwrap();
+    let first = Node { end: rig.left.connect(&offer.address(), soon()).unwrap() };
+    assert!(rig.left.connect(&offer.address(), soon()).is_err());
+    let right = Node { end: offer.accept(soon()).unwrap() };
+    drop(first);
+    right.closed();
 }
 
 /// Garbage after a good start ends the connection with an error that says what it was.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use pmemha::fabric::{FabricError, RemoteAccess};
 
-use crate::rig::{Rig, content, eventually, fill, pattern, write};
+use crate::rig::{PATIENCE, Rig, content, eventually, fill, pattern, write};
 
 /// Each write carries a counter to two places; the peer must never see the second ahead of the first.
 pub fn writes_land_in_the_order_of_posting(rig: &Rig) {
@@ -19,8 +19,15 @@ pub fn writes_land_in_the_order_of_posting(rig: &Rig) {
                 from.memory().u64(at).store(round, Ordering::Relaxed);
                 // Small and large in turns: they travel differently.
                 let len = if round % 50 == 0 { 100_000 } else { 8 };
-                left.write_patiently((&from, at, len), (to.key(), 4096), round);
-                left.write_patiently((&from, at, 8), (to.key(), 0), round);
+                let pair = [
+                    write((&from, at, len), (to.key(), 4096), None),
+                    write((&from, at, 8), (to.key(), 0), Some(round)),
+                ];
+                while let Err(refused) = left.end.write(&pair) {
+                    assert!(matches!(refused, FabricError::Busy { .. }), "{refused}");
+                    left.end.wait(PATIENCE);
+                    left.end.poll(&mut Vec::new());
+                }
             }
         });
         let mut seen = 0;
@@ -53,10 +60,14 @@ pub fn gathered_batches_complete_by_their_last(rig: &Rig) {
     let (left, right) = rig.pair();
     let from = left.memory(64 * 100, RemoteAccess::Local);
     let to = right.memory(64 * 100, RemoteAccess::Write);
+    let under = left.memory(64 * 100, RemoteAccess::Local);
     fill(&from, 1);
-    let batch: Vec<_> = (0..100)
-        .map(|i| write((&from, i * 64, 64), (to.key(), i as u64 * 64), (i == 99).then_some(7)))
-        .collect();
+    fill(&under, 2);
+    // What the first one writes lies under what the others write: order shows in the end.
+    let mut batch = vec![write((&under, 0, 6400), (to.key(), 0), None)];
+    batch.extend(
+        (0..100).map(|i| write((&from, i * 64, 64), (to.key(), i as u64 * 64), (i == 99).then_some(7))),
+    );
     left.end.write(&batch).unwrap();
     assert_eq!(left.successes(1), [7]);
     assert!(content(&to) == pattern(6400, 1));
