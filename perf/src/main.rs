@@ -1,5 +1,6 @@
 //! `pmemha-perf`: what pmemha costs and how fast it is, its peers in the same run.
 
+mod append;
 mod tcp;
 
 use clap::{Parser, Subcommand};
@@ -14,12 +15,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    /// A capture beside memcpy and CLWB
+    Append(append::Options),
     /// The tcp fabric beside iperf3
     Tcp(tcp::Options),
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     match Cli::parse().what {
+        What::Append(options) => append::run(&options),
         What::Tcp(options) => tcp::run(&options),
     }
 }
