@@ -5,4 +5,5 @@ pub mod flush;
 pub mod identity;
 pub mod mapped_file;
 pub mod memory;
+pub mod sampling;
 pub mod table;
