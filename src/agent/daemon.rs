@@ -22,6 +22,8 @@ use super::fdstore::FdStore;
 use super::group::{Controller, GroupError};
 use super::holder::{FdKeeper, Holder, KeeperError};
 use super::local::Local;
+use super::power_watch::PowerWatch;
+use super::roles::{Roles, RolesError};
 use super::sessions::{Access, Node, Sessions};
 use super::state::{StateDir, StateError};
 use super::status::{NodeStatus, Status};
@@ -57,6 +59,9 @@ pub enum DaemonError {
         /// Why.
         source: GroupError,
     },
+    /// A group that is shared with another node cannot be started.
+    #[error(transparent)]
+    Roles(#[from] RolesError),
     /// The configuration asks for what this machine does not have.
     #[error("{0}")]
     Machine(String),
@@ -102,6 +107,9 @@ struct Parts {
     context: Arc<Context>,
     access: Access,
     controllers: Vec<Arc<dyn Controller>>,
+    _power: Option<PowerWatch>,
+    /// Keeps listening for other agents.
+    _roles: Roles,
     stop: Mutex<Stop>,
 }
 
@@ -122,8 +130,25 @@ impl Daemon {
             started: Instant::now(),
             config,
         });
-        let controllers = start_groups(&context)?;
-        let parts = Arc::new(Parts { context, access, controllers, stop: Mutex::new(stop) });
+        let roles = Roles::start(&context)?;
+        let mut controllers = start_groups(&context)?;
+        controllers.extend(roles.controllers());
+        let power = context.config.power.as_ref().map(|power| {
+            PowerWatch::start(&power.path, controllers.clone()).map_err(|source| DaemonError::System {
+                what: "watch power at",
+                path: power.path.clone(),
+                source,
+            })
+        });
+        let power = power.transpose()?;
+        let parts = Arc::new(Parts {
+            context,
+            access,
+            controllers,
+            _power: power,
+            _roles: roles,
+            stop: Mutex::new(stop),
+        });
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
@@ -207,7 +232,7 @@ fn start_groups(context: &Arc<Context>) -> Result<Vec<Arc<dyn Controller>>, Daem
         let failed = |source| DaemonError::Group { group: group.name.clone(), source };
         Ok(Local::start(context, group).map_err(failed)?)
     };
-    context.config.groups.iter().map(start).collect()
+    context.config.groups.iter().filter(|g| g.destinations.is_empty()).map(start).collect()
 }
 
 fn keeper(config: &Config, program: &Path) -> Result<Box<dyn FdKeeper>, KeeperError> {

@@ -9,6 +9,10 @@
 //! | [`daemon`] | the agent as a whole: start, serve, finish |
 //! | [`events`] | the numbered event stream |
 //! | [`group`] | a group at its source: log, regions, processes; what a controller does |
+//! | [`roles`], [`role`] | the groups shared with other nodes; one of them, as source or destination |
+//! | [`messenger`] | the way to the other node for who owns a group |
+//! | [`application`] | a group's application: frozen, thawed, killed, started |
+//! | [`power_watch`] | tells the groups of external power |
 //! | [`source`] | a group's stream at its source: the link, kept up |
 //! | [`standby`] | a group's image at its destination |
 //! | [`fabrics`] | the networks of this node |
@@ -20,6 +24,7 @@
 //! | [`status`] | the document of `pmemha status`, and its text |
 //! | [`users`] | users of the configuration as the numbers that the kernel knows |
 
+pub mod application;
 pub mod clock;
 pub mod config;
 pub mod context;
@@ -31,7 +36,11 @@ pub mod fdstore;
 pub mod group;
 pub mod holder;
 pub mod local;
+pub mod messenger;
 pub mod ownership;
+pub mod power_watch;
+pub mod role;
+pub mod roles;
 pub mod sessions;
 pub mod source;
 pub mod standby;

@@ -128,7 +128,10 @@ impl Ownership {
 impl Drop for Ownership {
     fn drop(&mut self) {
         let _ = self.teller.0.send(Input::Stop);
-        if let Some(thread) = self.thread.take() {
+        // The last to let go may be the thread itself, which then simply ends.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
             let _ = thread.join();
         }
     }

@@ -29,7 +29,7 @@ use crate::ship::gasp::{self, GaspError, Tail};
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
 use crate::ship::space::Space;
 use crate::ship::status::ShipStatus;
-use crate::ship::sync::{SyncRegion, SyncSource, Syncer};
+use crate::ship::sync::{Requester, SyncRegion, SyncSource, Syncer};
 use crate::types::{Durability, Generation, Lsn};
 
 /// A connection must stand within this time.
@@ -47,6 +47,9 @@ const PONG_WITHIN: Duration = Duration::from_secs(5);
 /// Time between beats; the log's readers take ten times that for death.
 const BEAT: Duration = Duration::from_millis(100);
 
+/// How often [`Source::finish`] looks.
+const FINISH_LOOK: Duration = Duration::from_millis(2);
+
 /// Which consumer of the ring the destination is.
 const DESTINATION: usize = 0;
 
@@ -60,8 +63,8 @@ pub struct SourceSetup {
     pub identity: Arc<TlsIdentity>,
     /// How it reaches others.
     pub fabrics: Arc<Fabrics>,
-    /// Hears that the destination knows of a newer generation.
-    pub superseded: Box<dyn Fn(Generation) + Send + Sync>,
+    /// Hears that the destination knows of a generation that ours is not above, and whether it owns it.
+    pub superseded: Box<dyn Fn(Generation, bool) + Send + Sync>,
     /// Number that spreads attempts to reconnect.
     pub chance: fn() -> u32,
 }
@@ -129,9 +132,30 @@ impl Source {
         Ok(source)
     }
 
-    /// A file with content became a region: only a copy that begins now protects it.
-    pub fn region_added(&self) {
-        self.shared.syncer.request();
+    /// For whoever learns of regions with content: only a copy that begins then protects them.
+    pub fn copies(&self) -> Requester {
+        self.shared.syncer.requester()
+    }
+
+    /// Waits until everything published is durable at the destination; what is missing at the deadline, as a sentence.
+    pub fn finish(&self, deadline: Instant) -> Option<String> {
+        let published = self.shared.setup.group.log().published();
+        loop {
+            let ship = self.shared.ship.view();
+            if ship.counts && ship.durable >= published {
+                return None;
+            }
+            if !self.shared.link().connected {
+                return Some(
+                    "no destination is connected: what the log holds is on this machine only".into(),
+                );
+            }
+            if Instant::now() >= deadline {
+                let missing = published.since(ship.durable);
+                return Some(format!("{missing} bytes of the log are not durable at the destination"));
+            }
+            self.shared.sleep(FINISH_LOOK);
+        }
     }
 
     /// Brings everything published to the destination. The application must not run.
@@ -217,12 +241,12 @@ impl Shared {
         };
         drop(link);
         if let LinkError::Control(ControlError::Refused {
-            reason: Refusal::StaleGeneration | Refusal::Active,
+            reason: reason @ (Refusal::StaleGeneration | Refusal::Active),
             generation,
             ..
         }) = error
         {
-            (self.setup.superseded)(*generation);
+            (self.setup.superseded)(*generation, *reason == Refusal::Active);
         }
     }
 

@@ -1,5 +1,6 @@
 //! `pmemhad`: the agent of a node. `pmemhad(8)` documents it.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use clap::{Parser, Subcommand};
 use pmemha::agent::config::{Config, DEFAULT_FILE};
 use pmemha::agent::daemon::{Daemon, FINISH_WITHIN, Stop};
 use pmemha::agent::holder;
+use pmemha::failover::supervise;
 
 /// The agent that keeps this node's persistent memory safe on another machine.
 #[derive(Parser)]
@@ -35,6 +37,23 @@ enum Command {
         #[arg(long)]
         socket: PathBuf,
     },
+    /// Thaw a frozen application should the agent die (started by the agent)
+    Watchdog {
+        /// What stops its processes
+        kind: String,
+        /// Its control group
+        dir: PathBuf,
+    },
+    /// Become a command inside a control group (started by the agent)
+    ExecIn {
+        /// File that takes the pid
+        procs: PathBuf,
+        /// uid:gid, or - for the agent's own
+        user: String,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        argv: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -43,6 +62,11 @@ fn main() -> ExitCode {
         Some(Command::Check { file }) => check(&file),
         Some(Command::Hold { socket }) => {
             holder::serve(&socket).map_err(|e| Failure::software(e.to_string()))
+        }
+        Some(Command::Watchdog { kind, dir }) => supervise::watch(&kind, &dir, std::io::stdin().lock())
+            .map_err(|e| Failure::software(e.to_string())),
+        Some(Command::ExecIn { procs, user, argv }) => {
+            Err(Failure::software(supervise::exec_in(&procs, &user, &argv).to_string()))
         }
         None => serve(&arguments.config),
     };

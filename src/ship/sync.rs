@@ -2,7 +2,7 @@
 //!
 //! `SyncBegin`, a creation a region, the pages that are not zero, `SyncEnd`, all as records among the application's own
 //! (`docs/architecture.md`, section 1). One thread a group does it whenever a destination needs it: it is told so by
-//! [`Syncer::request`], and sees for itself that the application runs ahead of the log. It never takes more than half of
+//! [`Requester::request`], and sees for itself that the application runs ahead of the log. It never takes more than half of
 //! the ring, and starts anew when told to while it runs.
 
 use std::io;
@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub trait SyncSource: Send + Sync {
     /// The agent's appender of the group's log.
     fn appender(&self) -> &Appender;
-    /// The regions as of now. One that is added later is told of by its own record, or by [`Syncer::request`].
+    /// The regions as of now. One that is added later is told of by its own record, or by [`Requester::request`].
     fn regions(&self) -> io::Result<Vec<SyncRegion>>;
 }
 
@@ -72,6 +72,18 @@ pub struct SyncView {
 pub struct Syncer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Asks a [`Syncer`] for copies; never blocks, and may be dropped anywhere.
+pub struct Requester(Arc<Shared>);
+
+impl Requester {
+    /// Every region is to be copied, beginning after this call; one under way starts anew.
+    pub fn request(&self) {
+        *lock(&self.0.wanted) += 1;
+        self.0.busy.store(true, SeqCst);
+        self.0.asked.notify_all();
+    }
 }
 
 struct Shared {
@@ -126,11 +138,14 @@ impl Syncer {
         Ok(Syncer { shared, thread: Some(thread) })
     }
 
-    /// Every region is to be copied, beginning after this call; one under way starts anew.
+    /// See [`Requester::request`].
     pub fn request(&self) {
-        *lock(&self.shared.wanted) += 1;
-        self.shared.busy.store(true, SeqCst);
-        self.shared.asked.notify_all();
+        self.requester().request();
+    }
+
+    /// For whoever asks for copies without keeping the thread alive.
+    pub fn requester(&self) -> Requester {
+        Requester(self.shared.clone())
     }
 
     /// Whether records are being taken: without, a gap cannot be closed.

@@ -1,0 +1,189 @@
+//! Two agents and one application: what is written at the source is at the destination, whatever happens between.
+
+mod rig;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use pmemha::agent::status::DestinationState;
+use pmemha::types::Level;
+use rig::{App, Pair, SOON, check_prefix, eventually, image_file};
+
+#[test]
+fn what_is_written_during_and_after_the_first_sync_is_in_the_image() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    let mut lsn = app.write();
+    let end = Instant::now() + SOON;
+    while pair.alpha.status().destinations[0].state != DestinationState::Streaming {
+        lsn = app.write();
+        assert!(Instant::now() < end, "{:#?}", pair.alpha.status());
+    }
+    for _ in 0..20_000 {
+        lsn = app.write();
+    }
+    pair.alpha.await_status("the last write is applied", |s| s.destinations[0].lsn_applied >= lsn);
+    for level in [Level::Received, Level::Durable, Level::Applied] {
+        app.wait(lsn, level);
+    }
+    pair.beta.stop();
+    assert_eq!(check_prefix(&image_file(&pair.beta)), app.next);
+}
+
+#[test]
+fn content_from_before_the_protection_is_in_the_image() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let old = {
+        let mut app = App::start(&pair.alpha, 0);
+        for _ in 0..1000 {
+            app.write();
+        }
+        app.next
+    };
+    pair.alpha.stop();
+    // A fresh source that knows nothing: the file's bytes are in no log.
+    fs::remove_dir_all(pair.alpha.path("state")).unwrap();
+    fs::create_dir(pair.alpha.path("state")).unwrap();
+    pair.beta.stop();
+    for dir in ["state", "replica"] {
+        fs::remove_dir_all(pair.beta.path(dir)).unwrap();
+        fs::create_dir(pair.beta.path(dir)).unwrap();
+    }
+    pair.beta.start();
+    pair.alpha.start();
+    let mut app = App::start(&pair.alpha, old);
+    pair.await_streaming();
+    let lsn = app.write();
+    app.wait(lsn, Level::Applied);
+    pair.beta.stop();
+    assert_eq!(check_prefix(&image_file(&pair.beta)), old + 1);
+}
+
+#[test]
+fn a_destination_that_is_away_never_blocks_and_catches_up() {
+    let mut pair = Pair::start("64KiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    for round in 0..3 {
+        pair.beta.stop();
+        let mut slowest = Duration::ZERO;
+        // Several times the ring: the application goes ahead.
+        for _ in 0..5_000 {
+            let began = Instant::now();
+            app.write();
+            slowest = slowest.max(began.elapsed());
+        }
+        assert!(slowest < Duration::from_secs(1), "a write took {slowest:?} without a destination");
+        assert!(app.appender().log().is_ahead());
+        pair.beta.start();
+        eventually("the application is back on the log", || !app.appender().log().is_ahead());
+        let lsn = app.write();
+        app.wait(lsn, Level::Applied);
+        pair.beta.stop();
+        assert_eq!(check_prefix(&image_file(&pair.beta)), app.next, "round {round}");
+        pair.beta.start();
+        pair.await_streaming();
+    }
+}
+
+#[test]
+fn a_source_agent_that_restarts_resumes_from_the_ring() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    let before = image_file(&pair.beta);
+    for _ in 0..5 {
+        for _ in 0..1000 {
+            app.write();
+        }
+        pair.alpha.stop();
+        let mut lsn = app.write();
+        for _ in 0..1000 {
+            lsn = app.write();
+        }
+        pair.alpha.start();
+        pair.await_streaming();
+        app.wait(lsn, Level::Applied);
+    }
+    assert_eq!(image_file(&pair.beta), before, "no copy was made anew");
+    pair.beta.stop();
+    assert_eq!(check_prefix(&before), app.next);
+}
+
+#[test]
+fn at_any_instant_the_image_is_a_prefix() {
+    let mut pair = Pair::start("256KiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    let mut known = 0;
+    for round in 0..10 {
+        for n in 0..500 * (round % 3 + 1) {
+            let lsn = app.write();
+            if n == 100 {
+                app.wait(lsn, Level::Durable);
+                known = app.next;
+            }
+        }
+
+        pair.beta.stop();
+        let have = check_prefix(&image_file(&pair.beta));
+        assert!(have >= known, "acknowledged {known}, the image ends at {have}");
+        pair.beta.start();
+        pair.await_streaming();
+    }
+}
+
+#[test]
+fn a_last_gasp_moves_the_application_with_all_its_bytes() {
+    let mut pair = Pair::new(
+        "1MiB",
+        "",
+        "start = [\"/bin/sh\", \"-c\", \"touch @/started; while [ ! -e @/end ]; do sleep 0.1; done\"]",
+    );
+    let started = pair.beta.path("started");
+    pair.beta.substitute("@", &pair.beta.path("").display().to_string());
+    pair.beta.start();
+    pair.alpha.start();
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    for _ in 0..5000 {
+        app.write();
+    }
+    pair.alpha.controller().last_gasp().unwrap();
+    pair.beta.await_status("beta owns the group", |s| s.state == "running");
+    eventually("the application runs at beta", || started.exists());
+    assert_eq!(check_prefix(&pair.beta.files().join("data")), app.next);
+    assert_eq!(pair.beta.status().generation.0, 2);
+    pair.alpha.await_status("alpha has stepped down", |s| s.state == "demoted");
+    assert!(pair.alpha.attach().is_err());
+    assert!(pair.beta.attach().is_ok());
+
+    // The old source comes back, and asks before it runs anything.
+    pair.alpha.stop();
+    pair.alpha.start();
+    assert!(pair.alpha.attach().is_err());
+    assert_eq!(pair.alpha.status().state, "demoted");
+    fs::write(pair.beta.path("end"), "").unwrap();
+}
+
+#[test]
+fn an_operators_word_promotes_and_the_old_source_steps_down() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    let mut lsn = app.write();
+    for _ in 0..1000 {
+        lsn = app.write();
+    }
+    app.wait(lsn, Level::Durable);
+    let acknowledged = app.next;
+    pair.beta.controller().promote(false).unwrap();
+    pair.alpha.stop();
+    assert!(pair.beta.attach().is_err(), "promoted without anyone's word");
+    pair.beta.controller().promote(true).unwrap();
+    pair.beta.await_status("beta owns the group", |s| s.generation.0 == 2 && pair.beta.attach().is_ok());
+    assert_eq!(check_prefix(&pair.beta.files().join("data")), acknowledged);
+    pair.alpha.start();
+    pair.alpha.await_status("alpha has stepped down", |s| s.state == "demoted");
+    assert!(pair.alpha.attach().is_err());
+}
