@@ -166,7 +166,7 @@ impl Link {
             });
         }
         state.expected = Some(welcome.identity);
-        state.up = Some(Guarded::new(connection).map_err(|e| unreachable(e.into()))?);
+        state.up = Some(Guarded::new(connection).map_err(unreachable)?);
         state.down_until = None;
         Ok(welcome)
     }
