@@ -20,6 +20,8 @@ pub enum Failure {
 
 /// The arguments do not fit together.
 pub const USAGE: u8 = 64;
+/// Input data is wrong: an archive that cannot be read.
+pub const DATA: u8 = 65;
 /// No agent answers.
 pub const UNAVAILABLE: u8 = 69;
 /// An internal or system failure.

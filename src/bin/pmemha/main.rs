@@ -3,6 +3,7 @@
 mod agent;
 mod failure;
 mod init;
+mod log;
 mod operate;
 mod output;
 mod private;
@@ -41,6 +42,8 @@ enum Command {
     LastGasp(operate::LastGasp),
     /// Make this node the owner of a group
     Promote(operate::Promote),
+    /// Read an archive: list its records, or build the files of any moment
+    Log(log::Log),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Events(events) => events.execute(&agent).map(|()| 0),
         Command::LastGasp(gasp) => gasp.execute(&agent).map(|()| 0),
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
+        Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -1,0 +1,86 @@
+//! `pmemha log`: what an archive holds, and the files as they were at any of its moments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use pmemha::replica::archive::{self, Out};
+use pmemha::types::Lsn;
+
+use crate::failure::{CANT_CREATE, DATA, Failure};
+use crate::output::{json_line, print};
+
+/// `pmemha log`
+#[derive(Args)]
+pub struct Log {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List an archive's records
+    List {
+        /// The archive
+        dir: PathBuf,
+        /// A JSON object a line: lsn, time, bytes, region and more
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build the files as they were at an LSN
+    Replay {
+        /// The archive
+        dir: PathBuf,
+        /// All records that end at or below it are in the result
+        #[arg(long, value_name = "LSN")]
+        to: u64,
+        /// File to make, or a directory that exists for a group of several files
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+impl Log {
+    pub fn execute(self) -> Result<(), Failure> {
+        match self.command {
+            Command::List { dir, json } => list(&dir, json),
+            Command::Replay { dir, to, out } => replay(&dir, Lsn(to), out),
+        }
+    }
+}
+
+fn list(dir: &std::path::Path, as_json: bool) -> Result<(), Failure> {
+    let wrong = |e| Failure::new(DATA, e);
+    for entry in archive::list(dir).map_err(wrong)? {
+        let entry = entry.map_err(wrong)?;
+        if as_json {
+            json_line(&entry)?;
+            continue;
+        }
+        let region = entry.region.map_or("-".into(), |r| r.to_string());
+        let kind = format!("{:?}", entry.kind);
+        print(&format!("{:>16} {:>10} {region:>6} {kind}\n", entry.lsn, entry.bytes))?;
+    }
+    Ok(())
+}
+
+fn replay(dir: &std::path::Path, to: Lsn, out: PathBuf) -> Result<(), Failure> {
+    // Drawn on standard error, and only on a terminal.
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left") {
+        bar.set_style(style);
+    }
+    let out = if out.is_dir() { Out::Dir(out) } else { Out::File(out) };
+    let replayed = archive::replay(dir, to, &out, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let replayed = replayed.map_err(|e| {
+        let code = if matches!(e, archive::ArchiveError::Io { .. }) { CANT_CREATE } else { DATA };
+        Failure::new(code, e)
+    })?;
+    json_line(&json!({ "records": replayed.records, "at": replayed.at, "regions": replayed.regions }))
+}
