@@ -2,6 +2,7 @@
 
 mod archive;
 mod crash;
+mod follow;
 mod hostile;
 mod oracle;
 mod promotion;
