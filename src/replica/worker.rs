@@ -1,6 +1,6 @@
 //! The thread that follows the landing ring of an attached source and acknowledges.
 //!
-//! It polls while records come. When none has come for [`POLL`], it announces in the acknowledgement cell that it sleeps,
+//! It polls while records come. When none has come for `POLL`, it announces in the acknowledgement cell that it sleeps,
 //! looks once more, and sleeps in [`Endpoint::wait`]. A source that sees the bit and has shipped more than the cell's
 //! `durable` sends an immediate; so whichever of the two writes is seen first, nobody waits for ever.
 //!
