@@ -4,6 +4,8 @@ use pmemha::failover::{
     Action, Answer, Application, Event, Phase, Policy, Request, Round, Stage, Standing, State, step,
 };
 
+use crate::world::Budget;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// AC back after the trigger: thaws without the heir's word.
@@ -24,8 +26,6 @@ pub enum Bug {
     RebootedHeirGoesOn,
     /// Answers to an earlier life of the agent count.
     LifeIgnored,
-    /// An attempt that was called off after the trigger is used again.
-    AttemptReused,
     /// An agent that finds the application running after giving up sends the trigger as it is stored.
     TriggersWhileRunning,
     /// A tail reported for an earlier attempt counts for the present one.
@@ -34,7 +34,7 @@ pub enum Bug {
     CancelAfterPromotion,
 }
 
-pub const ALL: [Bug; 13] = [
+pub const ALL: [Bug; 12] = [
     Bug::ThawsWithoutCancelled,
     Bug::CancelledNotDurable,
     Bug::ForgetsCancelled,
@@ -44,13 +44,31 @@ pub const ALL: [Bug; 13] = [
     Bug::ReturnedStartsAtOnce,
     Bug::RebootedHeirGoesOn,
     Bug::LifeIgnored,
-    Bug::AttemptReused,
     Bug::TriggersWhileRunning,
     Bug::LateTailCounts,
     Bug::CancelAfterPromotion,
 ];
 
 impl Bug {
+    /// The least that has to go wrong for the bug to show.
+    pub fn budget(self) -> Budget {
+        let none = Budget::default();
+        match self {
+            Bug::ThawsWithoutCancelled | Bug::ForgetsCancelled | Bug::CancelAfterPromotion => {
+                Budget { flips: 2, ..none }
+            }
+            Bug::NotHeld => Budget { agent_crashes: 1, flips: 1, ..none },
+            Bug::CancelledNotDurable | Bug::TriggerBeforePersist | Bug::TriggersWhileRunning => {
+                Budget { agent_crashes: 1, flips: 2, ..none }
+            }
+            Bug::LateTailCounts => Budget { flips: 3, ..none },
+            Bug::IgnoresGeneration
+            | Bug::ReturnedStartsAtOnce
+            | Bug::RebootedHeirGoesOn
+            | Bug::LifeIgnored => Budget { machine_crashes: 2, flips: 1, force: 1, ..none },
+        }
+    }
+
     pub fn step(self, policy: &Policy, state: &State, event: &Event) -> (State, Vec<Action>) {
         let mut state = state.clone();
         let mut event = event.clone();
@@ -72,11 +90,6 @@ impl Bug {
                 }
             }
             Bug::NotHeld => actions.retain(|a| *a != Action::HoldFrozen),
-            Bug::AttemptReused => {
-                if matches!(next.durable.standing, Standing::Owner { .. }) && next.phase == Phase::Running {
-                    next.attempt = 0;
-                }
-            }
             Bug::CancelAfterPromotion => {
                 if let Event::Request(Request::Cancel { round }) = &event
                     && state.durable.generation == round.generation.next()

@@ -81,8 +81,8 @@ pub struct Node {
     /// The watchdog leaves it frozen.
     pub held: bool,
     pub pending: BTreeSet<Pending>,
-    /// Round whose tail the heir holds completely: the application has not run since.
-    pub complete: Option<Round>,
+    /// Rounds whose tail the heir holds completely: the application has not run since.
+    pub complete: BTreeSet<Round>,
     pub mains: bool,
 }
 
@@ -140,9 +140,8 @@ impl World {
                 application,
                 held: false,
                 pending: BTreeSet::new(),
-                complete: None,
+                complete: BTreeSet::new(),
                 mains: true,
-                // The index only names the node in the policy.
             }
             .started(setting, i)
         };
@@ -397,7 +396,9 @@ impl World {
             }
             Event::TailDurable { round, .. } => {
                 node.pending.remove(&Pending::Ship(*round));
-                node.complete = (node.application != Application::Running).then_some(*round);
+                if node.application != Application::Running {
+                    node.complete.insert(*round);
+                }
             }
             Event::Revoked { round } => _ = node.pending.remove(&Pending::Revoke(*round)),
             Event::ImageVerified { round } | Event::ImageFailed { round } => {
@@ -438,7 +439,6 @@ impl World {
             Action::HoldFrozen => node.held = true,
             Action::Kill => _ = node.pending.insert(Pending::Kill),
             Action::ShipTail { round } => {
-                node.pending.retain(|p| !matches!(p, Pending::Ship(_)));
                 node.pending.insert(Pending::Ship(round));
             }
             // Ignored by whoever hears it.
@@ -465,7 +465,7 @@ impl World {
     fn check_promotion(&self, i: usize, durable: &Durable) {
         if let Standing::Triggered { round, mandate: Mandate::Saved(_), .. } = self.nodes[i].stored.standing
             && matches!(durable.standing, Standing::Owner { .. })
-            && self.nodes[1 - i].complete != Some(round)
+            && !self.nodes[1 - i].complete.contains(&round)
         {
             VIOLATION.set(Some("promoted an image that lacks what the source wrote later"));
         }
@@ -539,7 +539,7 @@ impl Node {
 
     fn run(&mut self) {
         self.application = Application::Running;
-        self.complete = None;
+        self.complete.clear();
     }
 }
 
