@@ -211,6 +211,8 @@ impl Supervisor for Application {
             }
             // Again after a while: a process may have forked between listing and killing.
             if self.wait_empty(deadline.min(Instant::now() + KILL_PATIENCE / 10))? {
+                // Nothing is left to thaw. A watchdog that is dead is replaced at the next freeze.
+                _ = self.watchdog.tell("idle");
                 return Ok(());
             }
         }
