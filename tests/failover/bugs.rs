@@ -76,11 +76,11 @@ impl Bug {
         self.distort(&mut policy, &mut state, &mut event);
         let (mut next, mut actions) = step(&policy, &state, &event);
         match self {
-            Bug::CancelledNotDurable => {
-                if actions.iter().any(|a| matches!(a, Action::Reply(Answer::Cancelled { .. }))) {
-                    // The memory says cancelled, the disk does not: pretend that it was stored.
-                    actions.retain(|a| !matches!(a, Action::Persist(_)));
-                }
+            Bug::CancelledNotDurable
+                if actions.iter().any(|a| matches!(a, Action::Reply(Answer::Cancelled { .. }))) =>
+            {
+                // The memory says cancelled, the disk does not: pretend that it was stored.
+                actions.retain(|a| !matches!(a, Action::Persist(_)));
             }
             Bug::TriggerBeforePersist => {
                 if let [Action::Persist(_), ..] = actions.as_slice()
@@ -105,12 +105,11 @@ impl Bug {
 
     fn distort(self, policy: &mut Policy, state: &mut State, event: &mut Event) {
         match self {
-            Bug::ThawsWithoutCancelled => {
+            Bug::ThawsWithoutCancelled
                 if *event == Event::PowerBack
-                    && matches!(state.phase, Phase::HandingOver | Phase::HandedOver | Phase::Cancelling)
-                {
-                    *event = Event::Answer(Answer::Cancelled { round: state.round() });
-                }
+                    && matches!(state.phase, Phase::HandingOver | Phase::HandedOver | Phase::Cancelling) =>
+            {
+                *event = Event::Answer(Answer::Cancelled { round: state.round() });
             }
             Bug::ForgetsCancelled => {
                 if let Standing::Standby { cancelled } = &mut state.durable.standing {
@@ -125,22 +124,20 @@ impl Bug {
                     *round = Round { generation, attempt: round.attempt };
                 }
             }
-            Bug::ReturnedStartsAtOnce => {
+            Bug::ReturnedStartsAtOnce
                 if matches!(event, Event::Recovered { .. })
-                    && matches!(state.durable.standing, Standing::Owner { .. })
-                {
-                    if let Standing::Owner { stage, .. } = &mut state.durable.standing {
-                        *stage = Stage::Placed;
-                    }
-                    state.durable.boot = policy.boot;
+                    && matches!(state.durable.standing, Standing::Owner { .. }) =>
+            {
+                if let Standing::Owner { stage, .. } = &mut state.durable.standing {
+                    *stage = Stage::Placed;
                 }
+                state.durable.boot = policy.boot;
             }
-            Bug::RebootedHeirGoesOn => {
+            Bug::RebootedHeirGoesOn
                 if matches!(event, Event::Recovered { .. })
-                    && matches!(state.durable.standing, Standing::Triggered { .. })
-                {
-                    state.durable.boot = policy.boot;
-                }
+                    && matches!(state.durable.standing, Standing::Triggered { .. }) =>
+            {
+                state.durable.boot = policy.boot;
             }
             Bug::LifeIgnored => {
                 if let Event::Answer(Answer::Follows { life }) = event {
