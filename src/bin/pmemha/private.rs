@@ -1,10 +1,12 @@
-//! An agent for one run: source and destination in one `pmemhad`, over loopback, stopped when the program has ended.
+//! Agents for one run: a source and a destination on this machine, over loopback, stopped when the program has ended.
+//!
+//! Two processes, since a node has one role in a group.
 
-use std::fmt::Write as _;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,8 +19,11 @@ use pmemha::session::wire::Request;
 use crate::agent::Agent;
 use crate::failure::{CANT_CREATE, Failure, SOFTWARE};
 
-/// Name of the node in its certificate and configuration.
-const NODE: &str = "local";
+/// Node of the agent that the program attaches to.
+const SOURCE: &str = "source";
+
+/// Node of the agent that keeps the copy.
+const COPY: &str = "copy";
 
 /// Name of the group.
 pub const GROUP: &str = "run";
@@ -38,59 +43,107 @@ pub struct Wanted<'a> {
     pub commit: &'a str,
 }
 
-/// The agent. Dropped without [`Private::stop`], it is killed.
+/// The agents. Dropped without [`Private::stop`], they are killed.
 pub struct Private {
+    dir: PathBuf,
+    // In the order in which they are stopped: the source brings out what it has while the copy still listens.
+    source: Member,
+    copy: Member,
+}
+
+/// One of the agents, killed when dropped.
+struct Member {
     dir: PathBuf,
     child: Child,
     agent: Agent,
 }
 
 impl Private {
-    /// Starts it, with its state in the new directory `dir`, and waits until it serves.
+    /// Starts both, with their state in the new directory `dir`, and waits until they serve.
     pub fn start(dir: &Path, wanted: &Wanted<'_>) -> Result<Private, Failure> {
-        let create = |e: std::io::Error| Failure::new(CANT_CREATE, format!("{}: {e}", dir.display()));
-        fs::DirBuilder::new().mode(0o700).create(dir).map_err(create)?;
+        make_dir(dir)?;
         let tls = |e| Failure::new(SOFTWARE, format!("{e}"));
         let authority = make_authority().map_err(tls)?;
-        authority.write(&dir.join("ca.pem"), &dir.join("ca.key")).map_err(tls)?;
-        let certificate = make_node_certificate(&authority, NODE).map_err(tls)?;
-        certificate.write(&dir.join("node.pem"), &dir.join("node.key")).map_err(tls)?;
-        let conf = dir.join("pmemhad.conf");
-        fs::write(&conf, configuration(dir, wanted)?).map_err(create)?;
+        for node in [SOURCE, COPY] {
+            let home = dir.join(node);
+            make_dir(&home)?;
+            write(&home.join("ca.pem"), &authority.certificate)?;
+            let certificate = make_node_certificate(&authority, node).map_err(tls)?;
+            certificate.write(&home.join("node.pem"), &home.join("node.key")).map_err(tls)?;
+        }
+        let (near, far) = (free_port()?, free_port()?);
+        let conf = |node: &str, own, peer: &str, address| common(&dir.join(node), node, own, peer, address);
+        write(&dir.join(COPY).join(CONF), &(conf(COPY, far, SOURCE, near) + &replica_section(wanted)))?;
+        write(&dir.join(SOURCE).join(CONF), &(conf(SOURCE, near, COPY, far) + &group_section(wanted)))?;
+        let copy = Member::start(&dir.join(COPY))?;
+        let source = Member::start(&dir.join(SOURCE))?;
+        Ok(Private { dir: dir.into(), source, copy })
+    }
 
+    /// The source's agent, to speak to.
+    pub fn agent(&self) -> &Agent {
+        &self.source.agent
+    }
+
+    /// Has them finish, and removes what only they needed.
+    pub fn stop(mut self) -> Result<(), Failure> {
+        self.source.stop()?;
+        self.copy.stop()
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        self.source.end();
+        self.copy.end();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Member {
+    fn start(dir: &Path) -> Result<Member, Failure> {
         // The agent says READY=1 to its service manager, which is us.
         let notify = dir.join("notify");
-        let told = UnixDatagram::bind(&notify).map_err(create)?;
-        let log = fs::File::create(dir.join("pmemhad.log")).map_err(create)?;
+        let told = UnixDatagram::bind(&notify).map_err(Failure::system(notify.display()))?;
+        let log = dir.join(LOG);
+        let log = fs::File::create(&log).map_err(Failure::system(log.display()))?;
         let child = Command::new(pmemhad()?)
             .arg("--config")
-            .arg(&conf)
+            .arg(dir.join(CONF))
             .env("NOTIFY_SOCKET", &notify)
             .env_remove("LD_PRELOAD")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            // An interrupt from the terminal is for the program; the agents end after it.
+            .process_group(0)
             .spawn()
             .map_err(Failure::system("starting pmemhad"))?;
         let agent = Agent::new(Some(dir.join("run/pmemhad.sock")));
-        let mut private = Private { dir: dir.into(), child, agent };
-        private.await_ready(&told)?;
-        Ok(private)
+        let mut member = Member { dir: dir.into(), child, agent };
+        member.await_ready(&told).inspect_err(|_| member.end())?;
+        Ok(member)
     }
 
-    /// It, to speak to.
-    pub fn agent(&self) -> &Agent {
-        &self.agent
-    }
-
-    /// Has it finish, and removes what only it needed.
-    pub fn stop(mut self) -> Result<(), Failure> {
+    fn stop(&mut self) -> Result<(), Failure> {
         self.agent.ask(&Request::Shutdown {})?;
         let status = self.child.wait().map_err(Failure::system("waiting for pmemhad"))?;
         if status.success() {
             return Ok(());
         }
         Err(Failure::new(SOFTWARE, format!("the agent ended with {status}:\n{}", self.diagnostics())))
+    }
+
+    /// Ends the agent if it still runs, and the holder of its logs, which belong to this run only.
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let socket = self.dir.join("run").join(HOLDER_SOCKET);
+        if socket.exists()
+            && let Ok(holder) = Holder::find_or_start(&socket, Path::new("/nonexistent"))
+        {
+            let _ = holder.finish();
+        }
     }
 
     fn await_ready(&mut self, told: &UnixDatagram) -> Result<(), Failure> {
@@ -114,55 +167,57 @@ impl Private {
     }
 
     fn diagnostics(&self) -> String {
-        let log = fs::read_to_string(self.dir.join("pmemhad.log")).unwrap_or_default();
+        let log = fs::read_to_string(self.dir.join(LOG)).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(10)..].join("\n")
     }
 }
 
-impl Drop for Private {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // The logs that it keeps belong to this run only.
-        let socket = self.dir.join("run").join(HOLDER_SOCKET);
-        if socket.exists()
-            && let Ok(holder) = Holder::find_or_start(&socket, Path::new("/nonexistent"))
-        {
-            let _ = holder.finish();
-        }
-        let _ = fs::remove_dir_all(&self.dir);
-    }
+fn common(home: &Path, node: &str, own: SocketAddr, peer: &str, address: SocketAddr) -> String {
+    format!(
+        "[node]\nname = \"{node}\"\nstate_dir = {}\nruntime_dir = {}\nlisten = \"{own}\"\n\n\
+         [tls]\nca = {}\ncert = {}\nkey = {}\n\n\
+         [[peer]]\nname = \"{peer}\"\naddress = \"{address}\"\n\n",
+        quote(&home.join("state")),
+        quote(&home.join("run")),
+        quote(&home.join("ca.pem")),
+        quote(&home.join("node.pem")),
+        quote(&home.join("node.key")),
+    )
 }
 
-fn configuration(dir: &Path, wanted: &Wanted<'_>) -> Result<String, Failure> {
-    // Free at this moment; should another program take it before the agent does, the agent says so.
-    let port = TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .map_err(Failure::system("a free port"))?;
-    let quote = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
+fn group_section(wanted: &Wanted<'_>) -> String {
     let protect = serde_json::Value::from(wanted.protect.to_vec());
-    let mut text = format!(
-        "[node]\nname = \"{NODE}\"\nstate_dir = {}\nruntime_dir = {}\nlisten = \"{port}\"\n\n\
-         [tls]\nca = {}\ncert = {}\nkey = {}\n\n\
-         [[group]]\nname = \"{GROUP}\"\nprotect = {protect}\ndestinations = [\"{NODE}\"]\ncommit = \"{}\"\n",
-        quote(&dir.join("state")),
-        quote(&dir.join("run")),
-        quote(&dir.join("ca.pem")),
-        quote(&dir.join("node.pem")),
-        quote(&dir.join("node.key")),
-        wanted.commit,
-    );
-    if let Some(archive) = wanted.archive {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "archive = {{ dir = {} }}", quote(archive));
-    }
-    let _ = write!(
-        text,
-        "\n[[replica]]\ngroup = \"{GROUP}\"\nfrom = [\"{NODE}\"]\ndir = {}\nencrypt = false\n",
-        quote(wanted.image)
-    );
-    Ok(text)
+    let archive =
+        wanted.archive.map_or(String::new(), |dir| format!("archive = {{ dir = {} }}\n", quote(dir)));
+    format!(
+        "[[group]]\nname = \"{GROUP}\"\nprotect = {protect}\ndestinations = [\"{COPY}\"]\ncommit = \"{}\"\n{archive}",
+        wanted.commit
+    )
+}
+
+fn replica_section(wanted: &Wanted<'_>) -> String {
+    let image = quote(wanted.image);
+    format!("[[replica]]\ngroup = \"{GROUP}\"\nfrom = [\"{SOURCE}\"]\ndir = {image}\nencrypt = false\n")
+}
+
+/// A TOML string; JSON's are a subset.
+fn quote(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
+/// Free at this moment; should another program take it before the agent does, the agent says so.
+fn free_port() -> Result<SocketAddr, Failure> {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(Failure::system("a free port"))
+}
+
+fn make_dir(dir: &Path) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new().mode(0o700).create(dir);
+    made.map_err(|e| Failure::new(CANT_CREATE, format!("{}: {e}", dir.display())))
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(file, text).map_err(|e| Failure::new(CANT_CREATE, format!("{}: {e}", file.display())))
 }
 
 /// The agent's program: beside this one.
@@ -173,3 +228,6 @@ fn pmemhad() -> Result<PathBuf, Failure> {
 
 /// How often the agent's process is looked at while it starts.
 const LOOK: Duration = Duration::from_millis(100);
+
+const CONF: &str = "pmemhad.conf";
+const LOG: &str = "pmemhad.log";
