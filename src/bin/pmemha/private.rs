@@ -9,12 +9,14 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pmemha::agent::daemon::HOLDER_SOCKET;
 use pmemha::agent::holder::Holder;
+use pmemha::agent::sessions::LAUNCHER;
 use pmemha::fabric::tls::{make_authority, make_node_certificate};
-use pmemha::session::wire::Request;
+use pmemha::session::wire::{Request, VERSION};
 
 use crate::agent::Agent;
 use crate::failure::{CANT_CREATE, Failure, SOFTWARE};
@@ -77,7 +79,21 @@ impl Private {
         write(&dir.join(SOURCE).join(CONF), &(conf(SOURCE, near, COPY, far) + &group_section(wanted)))?;
         let copy = Member::start(&dir.join(COPY))?;
         let source = Member::start(&dir.join(SOURCE))?;
-        Ok(Private { dir: dir.into(), source, copy })
+        let private = Private { dir: dir.into(), source, copy };
+        private.await_admission()?;
+        Ok(private)
+    }
+
+    /// The source admits applications once it has heard from the copy that nobody else owns the group.
+    fn await_admission(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + READY_WITHIN;
+        let hello = Request::Hello { version: VERSION, group: Some(GROUP.into()), program: LAUNCHER.into() };
+        loop {
+            match self.agent().ask(&hello) {
+                Err(_) if Instant::now() < deadline => thread::sleep(LOOK),
+                answered => return answered.map(drop),
+            }
+        }
     }
 
     /// The source's agent, to speak to.
@@ -226,8 +242,8 @@ fn pmemhad() -> Result<PathBuf, Failure> {
     Ok(own.with_file_name("pmemhad"))
 }
 
-/// How often the agent's process is looked at while it starts.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often an agent is looked at while it starts.
+const LOOK: Duration = Duration::from_millis(20);
 
 const CONF: &str = "pmemhad.conf";
 const LOG: &str = "pmemhad.log";
