@@ -60,7 +60,7 @@ pub struct Sessions {
 }
 
 /// What all sessions share.
-pub(self) struct Shared {
+struct Shared {
     node: Arc<dyn Node>,
     stop: OwnedFd,
     stopping: AtomicBool,
