@@ -131,7 +131,9 @@ impl Role {
     /// The application as this agent finds it at its start.
     pub(super) fn running(&self) -> Life {
         let open = self.open().as_ref().map(|o| o.group.clone());
-        let processes = open.map(|g| g.appending()).unwrap_or_default();
+        let mut processes = open.map(|g| g.appending()).unwrap_or_default();
+        // An agent never freezes or kills the process that it is part of.
+        processes.retain(|p| p.pid != std::process::id());
         for process in &processes {
             self.application.order(Order::Adopt(process.pid));
         }
@@ -160,8 +162,8 @@ impl Role {
             }
             Notice::ProcessAttached { pid } => {
                 self.event("process_attached", json!({ "pid": pid }));
-                if let Some(pid) = pid {
-                    self.application.order(Order::Adopt(*pid));
+                if let Some(pid) = pid.filter(|pid| *pid != std::process::id()) {
+                    self.application.order(Order::Adopt(pid));
                 }
                 self.teller.tell(Event::ApplicationStarted);
             }

@@ -349,10 +349,13 @@ fn application(
     teller: Teller,
 ) -> Result<Application, RolesError> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(system("reading the mounts"))?;
+    // Two agents of one machine (a demo, a test) must not freeze each other's applications.
+    let dir = context.config.node.state_dir.as_os_str().as_encoded_bytes();
+    let unit = format!("{name}-{:08x}", crc32c::crc32c(dir));
     let helper = || Helper { argv: vec![context.program.clone().into()] };
     let mut made = Err(None);
     for hierarchy in hierarchies(&mounts).iter().map(Some).chain([None]) {
-        match supervise::Application::new(name, hierarchy, helper()) {
+        match supervise::Application::new(&unit, hierarchy, helper()) {
             Ok(means) => {
                 made = Ok(means);
                 break;

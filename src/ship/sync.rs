@@ -21,8 +21,11 @@ use crate::log::format::Kind;
 use crate::log::{Ahead, Appender, LogRegion, Owner, SleepDepth};
 use crate::types::{Lsn, PAGE, RegionId};
 
-/// Bytes looked at together: one record where no page of them is zero.
+/// Bytes looked at together: few records where no page of them is zero.
 const CHUNK: usize = 64 << 10;
+
+/// A chunk is at most this part of the ring, so that one fits whenever less than half is in use.
+const RING_SHARE: u64 = 8;
 
 /// How often the thread looks whether the application went ahead.
 const LOOK: Duration = Duration::from_millis(10);
@@ -273,11 +276,12 @@ impl Shared {
         let before = self.done.load(Relaxed);
         let read = |e: io::Error| Cut::Read(region.id, e);
         let mut at = 0;
-        let mut buf = vec![0; CHUNK];
+        let chunk = CHUNK.min((self.log().spec().ring_bytes / RING_SHARE) as usize);
+        let mut buf = vec![0; chunk];
         while let Some((start, end)) = extent(&region.file, at, region.len).map_err(read)? {
             at = start;
             while at < end {
-                let len = CHUNK.min((end - at) as usize);
+                let len = chunk.min((end - at) as usize);
                 self.copy_chunk(region, at, &mut buf[..len], wanted)?;
                 at += len as u64;
                 self.done.store(before + at, Relaxed);
