@@ -182,22 +182,28 @@ impl Role {
         }
     }
 
-    /// Looks whether a sync is complete while this node is demoted, until told to stop.
+    /// Looks at the image now and then, until told to stop.
     pub(super) fn watch_image(&self) {
         while !self.stop.load(Ordering::Acquire) {
             thread::park_timeout(LOOK);
-            let (Some(standby), Some(ownership)) = (&self.standby, self.ownership.get()) else { continue };
-            let durable = ownership.state().durable;
-            if !matches!(durable.standing, Standing::Demoted { .. }) {
-                continue;
-            }
-            if let Some(status) = standby.status()
-                && status.image == ImageHealth::Consistent
-                && status.generation == durable.generation
-            {
-                self.event("synced", json!({ "generation": status.generation, "lsn": status.applied }));
-                self.teller.tell(Event::Synced { generation: status.generation });
-            }
+            self.look_at_image();
+        }
+    }
+
+    /// Tells the machine if a sync has made this node one that could be promoted. Also called before a request of the other
+    /// node is handed in: it may know of the completed sync already.
+    pub(super) fn look_at_image(&self) {
+        let (Some(standby), Some(ownership)) = (&self.standby, self.ownership.get()) else { return };
+        let durable = ownership.state().durable;
+        if !matches!(durable.standing, Standing::Demoted { .. }) {
+            return;
+        }
+        if let Some(status) = standby.status()
+            && status.image == ImageHealth::Consistent
+            && status.generation == durable.generation
+        {
+            self.event("synced", json!({ "generation": status.generation, "lsn": status.applied }));
+            self.teller.tell(Event::Synced { generation: status.generation });
         }
     }
 

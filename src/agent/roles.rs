@@ -458,6 +458,7 @@ impl PeerSession for Visitor {
                     let text = format!("{group} is another group of the same name here");
                     return refused(Refusal::WrongGroup, Generation(0), text);
                 }
+                role.look_at_image();
                 match role.teller.ask(request, MACHINE_WITHIN) {
                     Some(reply) => Answer::Ownership { reply },
                     None => refused(

@@ -150,6 +150,7 @@ fn a_last_gasp_moves_the_application_with_all_its_bytes() {
         app.write();
     }
     pair.alpha.controller().last_gasp().unwrap();
+    pair.alpha.await_status("alpha has handed over", |s| s.state == "handed_over" || s.state == "demoted");
     pair.beta.await_status("beta owns the group", |s| s.state == "running");
     eventually("the application runs at beta", || started.exists());
     assert_eq!(check_prefix(&pair.beta.files().join("data")), app.next);
