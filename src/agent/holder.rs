@@ -7,7 +7,7 @@
 //!
 //! [`Holder`] is the agent's side, [`serve`] the process. One request a connection, answered in order of
 //! arrival; only the holder's own user and root are heard. Whatever a client sends costs one message of memory
-//! and [`REQUEST_WITHIN`].
+//! and two seconds.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};

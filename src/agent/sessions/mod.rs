@@ -3,7 +3,7 @@
 //! Anyone may connect; who may do what is decided by the credentials that the kernel vouches for ([`Access`]).
 //! Each session costs one thread, one message of memory and its share of [`MAX_SESSIONS`], whatever its client
 //! sends: garbage ends it, silence before the first request and a full receive queue end it after a time limit. A client passes descriptors,
-//! never paths. Used by the daemon; what a session does is in [`session`](self::session).
+//! never paths. Used by the daemon.
 
 mod access;
 mod events;
