@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn msync_of_nothing_mapped_is_an_error() {
         assert!(msync(PAGE..2 * PAGE).is_err());
-        let page = vec![0u8; 1];
+        let page = [0u8; 1];
         let at = page.as_ptr() as usize;
         msync(at..at + 1).unwrap();
     }

@@ -34,6 +34,7 @@ pub struct Pair {
 }
 
 /// What a pair of nodes shall be like.
+#[derive(Clone, Debug, Default)]
 pub struct PairOptions {
     /// Extra lines for `[[group]]` at the source.
     pub group: String,
@@ -41,12 +42,6 @@ pub struct PairOptions {
     pub replica: String,
     /// Whether data travels inside TLS.
     pub encrypt: bool,
-}
-
-impl Default for PairOptions {
-    fn default() -> Self {
-        PairOptions { group: String::new(), replica: String::new(), encrypt: false }
-    }
 }
 
 impl Pair {

@@ -197,6 +197,17 @@ mod tests {
         into: Arc<SharedMem>,
     }
 
+    /// Everything that the rooms above and the peer could see of a node.
+    #[derive(Debug, PartialEq)]
+    struct Outcome {
+        open: Vec<u8>,
+        into: Vec<u8>,
+        /// Numbers of completions, and whether they succeeded.
+        done: Vec<(u64, bool)>,
+        immediates: Vec<u32>,
+        frames: Vec<Frame>,
+    }
+
     impl Node {
         fn new() -> Node {
             let memory = || Arc::new(SharedMem::anonymous(BYTES).unwrap());
@@ -235,8 +246,7 @@ mod tests {
             self.lander.feed(bytes, &self.exchange, &gate)
         }
 
-        /// Everything that the rooms above and the peer could see of it.
-        fn outcome(&self) -> (Vec<u8>, Vec<u8>, Vec<(u64, bool)>, Vec<u32>, Vec<Frame>) {
+        fn outcome(&self) -> Outcome {
             use crate::fabric::Registration;
             let bytes = |memory: &SharedMem| {
                 let mut bytes = vec![0; BYTES];
@@ -249,7 +259,7 @@ mod tests {
             let done = done.into_iter().map(|c| (c.id, c.result.is_ok())).collect();
             let immediates = std::iter::from_fn(|| exchange.take_immediate()).collect();
             let frames = std::iter::from_fn(|| exchange.next_frame()).map(|(frame, _)| frame).collect();
-            (bytes(self.open.memory()), bytes(&self.into), done, immediates, frames)
+            Outcome { open: bytes(self.open.memory()), into: bytes(&self.into), done, immediates, frames }
         }
     }
 
@@ -278,7 +288,7 @@ mod tests {
     fn what_a_stream_means_is_what_it_says() {
         let mut node = Node::new();
         node.feed(&stream()).unwrap();
-        let (open, into, done, immediates, frames) = node.outcome();
+        let Outcome { open, into, done, immediates, frames } = node.outcome();
         assert!(
             open[8..98].iter().copied().eq(1..=90)
                 && open[..8] == [0; 8]
@@ -327,7 +337,7 @@ mod tests {
                 let fed = if direct { node.feed_direct(piece) } else { node.feed(piece) };
                 if fed.is_err() { break; }
             }
-            let (_, into, done, ..) = node.outcome();
+            let Outcome { into, done, .. } = node.outcome();
             prop_assert!(into[100..].iter().all(|b| *b == 0), "a reply landed past its read");
             prop_assert!(done.len() <= 2);
         }
