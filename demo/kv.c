@@ -1,15 +1,16 @@
 /*
  * A key-value service on libpmemobj's own map example (hashmap_tx). It knows nothing of pmemha.
  *
- *   kv POOL [INTERVAL_US]
+ *   kv POOL LINES [INTERVAL_US]
  *
- * Opens or creates POOL, checks every key that it finds, says so in one line
+ * Opens or creates POOL, checks every key that it finds, says so in one line appended to the file LINES
  *
  *   open KEYS HIGHEST DAMAGED
  *
- * and then inserts the keys from HIGHEST + 1 on, for ever: a line with the key once each insert has
- * returned. Stops at SIGTERM, closing the pool.
+ * and then inserts the keys from HIGHEST + 1 on: a line with the key once each insert has returned.
+ * When the pool is full it inserts no more and waits. Stops at SIGTERM, closing the pool.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <libpmemobj.h>
 #include <map.h>
@@ -22,7 +23,7 @@
 
 #include "ex_common.h"
 
-#define POOL_SIZE (64UL << 20)
+#define POOL_SIZE (256UL << 20)
 
 POBJ_LAYOUT_BEGIN(kv);
 POBJ_LAYOUT_ROOT(kv, struct root);
@@ -68,8 +69,10 @@ static int visit(uint64_t key, PMEMoid oid, void *arg)
 	return 0;
 }
 
-static void insert(PMEMobjpool *pop, struct map_ctx *ctx, TOID(struct map) map, uint64_t key)
+/* Whether there was room. */
+static int insert(PMEMobjpool *pop, struct map_ctx *ctx, TOID(struct map) map, uint64_t key)
 {
+	volatile int room = 1;
 	TX_BEGIN(pop)
 	{
 		TOID(struct value) v = TX_NEW(struct value);
@@ -81,19 +84,28 @@ static void insert(PMEMobjpool *pop, struct map_ctx *ctx, TOID(struct map) map, 
 	}
 	TX_ONABORT
 	{
-		fprintf(stderr, "kv: insert of key %" PRIu64 ": %s\n", key, pmemobj_errormsg());
-		exit(1);
+		room = 0;
+		if (pmemobj_tx_errno() != ENOMEM) {
+			fprintf(stderr, "kv: insert of key %" PRIu64 ": %s\n", key, pmemobj_errormsg());
+			exit(1);
+		}
 	}
 	TX_END
+	return room;
 }
 
 int main(int argc, char **argv)
 {
-	if (argc < 2) {
-		fprintf(stderr, "usage: kv POOL [INTERVAL_US]\n");
+	if (argc < 3) {
+		fprintf(stderr, "usage: kv POOL LINES [INTERVAL_US]\n");
 		return 2;
 	}
-	useconds_t interval = argc > 2 ? (useconds_t)atoi(argv[2]) : 0;
+	useconds_t interval = argc > 3 ? (useconds_t)atoi(argv[3]) : 0;
+	FILE *lines = fopen(argv[2], "a");
+	if (lines == NULL) {
+		perror(argv[2]);
+		return 1;
+	}
 	PMEMobjpool *pop = file_exists(argv[1]) == 0
 				   ? pmemobj_open(argv[1], POBJ_LAYOUT_NAME(kv))
 				   : pmemobj_create(argv[1], POBJ_LAYOUT_NAME(kv), POOL_SIZE, CREATE_MODE_RW);
@@ -113,17 +125,23 @@ int main(int argc, char **argv)
 
 	struct tally t = {0, 0, 0};
 	map_foreach(ctx, map, visit, &t);
-	printf("open %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", t.keys, t.highest, t.damaged);
-	fflush(stdout);
+	fprintf(lines, "open %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", t.keys, t.highest, t.damaged);
+	fflush(lines);
 
 	for (uint64_t key = t.highest + 1; !stop; key++) {
-		insert(pop, ctx, map, key);
-		printf("%" PRIu64 "\n", key);
-		fflush(stdout);
+		if (!insert(pop, ctx, map, key)) {
+			fprintf(stderr, "kv: the pool is full at key %" PRIu64 "\n", key);
+			while (!stop)
+				pause();
+			break;
+		}
+		fprintf(lines, "%" PRIu64 "\n", key);
+		fflush(lines);
 		if (interval != 0)
 			usleep(interval);
 	}
 	map_ctx_free(ctx);
 	pmemobj_close(pop);
+	fclose(lines);
 	return 0;
 }

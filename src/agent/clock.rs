@@ -1,6 +1,6 @@
 //! Wall-clock times as people and machines read them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
@@ -12,6 +12,24 @@ impl WallTime {
     /// This instant.
     pub fn now() -> WallTime {
         WallTime(SystemTime::now())
+    }
+
+    /// Reads what `Display` writes; none if it is anything else.
+    pub fn parse(text: &str) -> Option<WallTime> {
+        let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+        let mut date = date.splitn(3, '-').map(|n| n.parse::<u64>().ok());
+        let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+        let (clock, micros) = time.split_once('.')?;
+        let mut clock = clock.splitn(3, ':').map(|n| n.parse::<u64>().ok());
+        let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+        if !(1970..10_000).contains(&year) || !(1..=12).contains(&month) || micros.len() != 6 {
+            return None;
+        }
+        let days = days_since_epoch(year, month, day)?;
+        let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
+        let micros = seconds * 1_000_000 + micros.parse::<u64>().ok()?;
+        let parsed = WallTime(UNIX_EPOCH + Duration::from_micros(micros));
+        (parsed.to_string() == text).then_some(parsed)
     }
 }
 
@@ -45,10 +63,19 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// The inverse of [`civil`], for dates of its epoch and later.
+fn days_since_epoch(year: u64, month: u64, day: u64) -> Option<u64> {
+    let year = year - u64::from(month <= 2);
+    let year_of_era = year % 400;
+    let shifted_month = (month + 9) % 12;
+    let day_of_year = (153 * shifted_month + 2) / 5 + day.checked_sub(1)?;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    (year / 400 * 146_097 + day_of_era).checked_sub(719_468)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn times_read_as_date_says_them() {
@@ -60,9 +87,25 @@ mod tests {
             (1_735_689_599, "2024-12-31T23:59:59.000000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
         ] {
-            assert_eq!(WallTime(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), text);
+            let time = WallTime(UNIX_EPOCH + Duration::from_secs(seconds));
+            assert_eq!(time.to_string(), text);
+            assert_eq!(WallTime::parse(text), Some(time));
         }
         let micro = WallTime(UNIX_EPOCH + Duration::from_micros(1_500_001));
         assert_eq!(micro.to_string(), "1970-01-01T00:00:01.500001Z");
+    }
+    #[test]
+    fn what_is_no_time_is_not_read_as_one() {
+        for text in [
+            "",
+            "2025-01-01",
+            "2025-02-30T00:00:00.000000Z",
+            "2025-01-01T25:00:00.000000Z",
+            "2025-00-01T00:00:00.000000Z",
+            "2025-01-00T00:00:00.000000Z",
+            "2025-01-01T00:00:00Z",
+        ] {
+            assert_eq!(WallTime::parse(text), None, "{text}");
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! `pmemha`: the operator's command. `pmemha(1)` documents it.
 
 mod agent;
+mod demo;
 mod failure;
 mod init;
+mod local_agent;
 mod log;
 mod operate;
 mod output;
@@ -42,6 +44,8 @@ enum Command {
     LastGasp(operate::LastGasp),
     /// Make this node the owner of a group
     Promote(operate::Promote),
+    /// See a PMDK program outlive its machine, on this one
+    Demo(demo::Demo),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
 }
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Events(events) => events.execute(&agent).map(|()| 0),
         Command::LastGasp(gasp) => gasp.execute(&agent).map(|()| 0),
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
+        Command::Demo(demo) => demo.execute(),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {

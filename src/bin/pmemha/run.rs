@@ -130,7 +130,7 @@ fn forward_signals(child: &Child) -> Result<signal_hook::iterator::Handle, Failu
 }
 
 /// The preload library: named by PMEMHA_PRELOAD, beside this program, or in the lib directory next to it.
-fn find_preload() -> Result<PathBuf, Failure> {
+pub fn find_preload() -> Result<PathBuf, Failure> {
     if let Some(named) = std::env::var_os("PMEMHA_PRELOAD") {
         return absolute(Path::new(&named));
     }

@@ -1,0 +1,211 @@
+//! Agents that this command starts on this machine for its own purposes, each with a directory, certificates and free
+//! ports of its own. `run` (through `private`) and `demo` start two, which are each other's peers over loopback.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pmemha::agent::daemon::HOLDER_SOCKET;
+use pmemha::agent::holder::Holder;
+use pmemha::fabric::tls::{make_authority, make_node_certificate};
+use pmemha::session::wire::Request;
+
+use crate::agent::Agent;
+use crate::failure::{CANT_CREATE, Failure, SOFTWARE};
+
+/// A new agent serves within this time.
+pub const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often an agent is looked at while it starts.
+pub const LOOK: Duration = Duration::from_millis(20);
+
+/// Where an agent lives.
+pub struct Home {
+    dir: PathBuf,
+    node: &'static str,
+    address: SocketAddr,
+}
+
+/// Makes `dir` and in it a home for each node, with certificates of one authority.
+pub fn make_homes<const N: usize>(dir: &Path, nodes: [&'static str; N]) -> Result<[Home; N], Failure> {
+    make_dir(dir)?;
+    let tls = |e| Failure::new(SOFTWARE, format!("{e}"));
+    let authority = make_authority().map_err(tls)?;
+    let mut homes = Vec::with_capacity(N);
+    for node in nodes {
+        let home = Home { dir: dir.join(node), node, address: free_port()? };
+        make_dir(&home.dir)?;
+        write(&home.dir.join("ca.pem"), &authority.certificate)?;
+        let certificate = make_node_certificate(&authority, node).map_err(tls)?;
+        certificate.write(&home.dir.join("node.pem"), &home.dir.join("node.key")).map_err(tls)?;
+        homes.push(home);
+    }
+    Ok(homes.try_into().unwrap_or_else(|_| unreachable!("one home a node")))
+}
+
+impl Home {
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the configuration: the node itself, `peer`, and `rest`.
+    pub fn configure(&self, peer: &Home, rest: &str) -> Result<(), Failure> {
+        let dir = &self.dir;
+        let common = format!(
+            "[node]\nname = \"{}\"\nstate_dir = {}\nruntime_dir = {}\nlisten = \"{}\"\n\n\
+             [tls]\nca = {}\ncert = {}\nkey = {}\n\n\
+             [[peer]]\nname = \"{}\"\naddress = \"{}\"\n\n",
+            self.node,
+            quote(&dir.join("state")),
+            quote(&dir.join("run")),
+            self.address,
+            quote(&dir.join("ca.pem")),
+            quote(&dir.join("node.pem")),
+            quote(&dir.join("node.key")),
+            peer.node,
+            peer.address,
+        );
+        write(&dir.join(CONF), &(common + rest))
+    }
+}
+
+/// An agent, ended when dropped.
+pub struct LocalAgent {
+    dir: PathBuf,
+    child: Child,
+    agent: Agent,
+}
+
+impl LocalAgent {
+    /// Starts the agent of `home` and waits until it serves.
+    pub fn start(home: &Home) -> Result<LocalAgent, Failure> {
+        let dir = home.dir();
+        // The agent says READY=1 to its service manager, which is us.
+        let notify = dir.join("notify");
+        let told = UnixDatagram::bind(&notify).map_err(Failure::system(notify.display()))?;
+        let log = dir.join(LOG);
+        let log = fs::File::create(&log).map_err(Failure::system(log.display()))?;
+        let child = Command::new(pmemhad()?)
+            .arg("--config")
+            .arg(dir.join(CONF))
+            .env("NOTIFY_SOCKET", &notify)
+            .env_remove("LD_PRELOAD")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            // An interrupt from the terminal is for the program; the agents end after it.
+            .process_group(0)
+            .spawn()
+            .map_err(Failure::system("starting pmemhad"))?;
+        let agent = Agent::new(Some(dir.join("run/pmemhad.sock")));
+        let mut member = LocalAgent { dir: dir.into(), child, agent };
+        member.await_ready(&told).inspect_err(|_| member.end())?;
+        Ok(member)
+    }
+
+    /// Speaks to it.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// Has it finish.
+    pub fn stop(&mut self) -> Result<(), Failure> {
+        self.agent.ask(&Request::Shutdown {})?;
+        let status = self.child.wait().map_err(Failure::system("waiting for pmemhad"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Failure::new(SOFTWARE, format!("the agent ended with {status}:\n{}", self.diagnostics())))
+    }
+
+    /// Kills the agent as `kill -9` does: its holder lives on.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends the agent if it still runs, and the holder of its logs, which belong to this run only.
+    pub fn end(&mut self) {
+        self.kill();
+        let socket = self.dir.join("run").join(HOLDER_SOCKET);
+        if socket.exists()
+            && let Ok(holder) = Holder::find_or_start(&socket, Path::new("/nonexistent"))
+        {
+            let _ = holder.finish();
+        }
+    }
+
+    fn await_ready(&mut self, told: &UnixDatagram) -> Result<(), Failure> {
+        let deadline = Instant::now() + READY_WITHIN;
+        told.set_read_timeout(Some(LOOK)).map_err(Failure::system("waiting for pmemhad"))?;
+        let mut message = [0; 256];
+        while Instant::now() < deadline {
+            if let Ok(n) = told.recv(&mut message)
+                && message[..n].starts_with(b"READY=1")
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait().map_err(Failure::system("waiting for pmemhad"))? {
+                return Err(Failure::new(
+                    SOFTWARE,
+                    format!("the agent ended with {status} before it served:\n{}", self.diagnostics()),
+                ));
+            }
+        }
+        Err(Failure::new(SOFTWARE, format!("the agent does not serve:\n{}", self.diagnostics())))
+    }
+
+    /// The last lines that it said.
+    pub fn diagnostics(&self) -> String {
+        let log = fs::read_to_string(self.dir.join(LOG)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+}
+
+impl Drop for LocalAgent {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A TOML string; JSON's are a subset.
+pub fn quote(path: &Path) -> String {
+    serde_json::Value::from(path.to_string_lossy()).to_string()
+}
+
+/// Makes a directory that is not there yet, for this user alone.
+pub fn make_dir(dir: &Path) -> Result<(), Failure> {
+    let made = fs::DirBuilder::new().mode(0o700).create(dir);
+    made.map_err(|e| Failure::new(CANT_CREATE, format!("{}: {e}", dir.display())))
+}
+
+/// Writes a file.
+pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(file, text).map_err(|e| Failure::new(CANT_CREATE, format!("{}: {e}", file.display())))
+}
+
+/// Free at this moment; should another program take it before the agent does, the agent says so.
+fn free_port() -> Result<SocketAddr, Failure> {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(Failure::system("a free port"))
+}
+
+/// The agent's program: beside this one.
+fn pmemhad() -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe().map_err(Failure::system("finding pmemhad"))?;
+    Ok(own.with_file_name("pmemhad"))
+}
+
+const CONF: &str = "pmemhad.conf";
+const LOG: &str = "pmemhad.log";
