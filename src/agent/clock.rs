@@ -22,7 +22,8 @@ impl WallTime {
         let (clock, micros) = time.split_once('.')?;
         let mut clock = clock.splitn(3, ':').map(|n| n.parse::<u64>().ok());
         let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-        if !(1970..10_000).contains(&year) || !(1..=12).contains(&month) || micros.len() != 6 {
+        let sane = (1970..10_000).contains(&year) && (1..=12).contains(&month) && day <= 31;
+        if !sane || hour >= 24 || minute >= 60 || second >= 60 || micros.len() != 6 {
             return None;
         }
         let days = days_since_epoch(year, month, day)?;
