@@ -232,13 +232,6 @@ fn start_groups(context: &Arc<Context>) -> Result<Vec<Arc<dyn Controller>>, Daem
         let failed = |source| DaemonError::Group { group: group.name.clone(), source };
         Ok(Local::start(context, group).map_err(failed)?)
     };
-    if let Some(group) = context.config.groups.iter().find(|g| g.archive.is_some()) {
-        // Better no agent than one whose operator believes that it archives.
-        return Err(DaemonError::Machine(format!(
-            "group `{}`: this build writes no archives: remove `archive` from the configuration",
-            group.name
-        )));
-    }
     context.config.groups.iter().filter(|g| g.destinations.is_empty()).map(start).collect()
 }
 

@@ -1,9 +1,10 @@
-//! The controller of a group that is shipped nowhere: neither destination nor archive.
+//! The controller of a group that is shipped nowhere: without a destination, with or without an archive.
 //!
 //! Its application runs with a log that nobody reads, so that a destination can be configured later without a change to
-//! the application. Nothing is protected by it, and the status says so. One thread a group keeps the ring free, tells
-//! appenders that the agent lives, and buries the dead.
+//! the application. Nothing is protected from the loss of the machine, and the status says so. Without an archive one thread a
+//! group keeps the ring free, tells appenders that the agent lives, and buries the dead; with one, a [`Source`] does.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -15,9 +16,11 @@ use serde_json::json;
 use super::config;
 use super::context::Context;
 use super::group::{Controller, Group, GroupError, Notice, OpenGroup};
+use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
 use crate::log::region::boottime;
 use crate::log::{LinkState, LogRegion, SleepDepth};
+use crate::ship::sync::Requester;
 use crate::types::Generation;
 
 /// How often the agent says that it lives: a tenth of what appenders allow.
@@ -30,35 +33,62 @@ const AHEAD_PAUSE: Duration = Duration::from_millis(1);
 pub struct Local {
     group: Arc<Group>,
     stop: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    tender: Mutex<Option<Tender>>,
 }
+
+/// Who reads the log.
+enum Tender {
+    Thread(JoinHandle<()>),
+    /// Feeds the archive.
+    Source(Source),
+}
+
+/// Asks for copies of the regions once there is a source to make them. A lock of its own, since notices come under the group's.
+type Copies = Arc<Mutex<Option<Requester>>>;
 
 impl Local {
     /// Opens the group and starts its thread.
     pub fn start(context: &Arc<Context>, config: &config::Group) -> Result<Arc<Local>, GroupError> {
         let (name, events) = (config.name.clone(), context.clone());
+        let copies = Copies::default();
+        let for_notices = copies.clone();
         let group = Group::open(OpenGroup {
             config,
             states: &context.states,
             keeper: &*context.keeper,
             generation: Generation(1),
-            notify: Box::new(move |notice| tell(&events, &name, &notice)),
+            notify: Box::new(move |notice| {
+                if matches!(notice, Notice::RegionAdded { empty: false, .. })
+                    && let Some(copies) = &*for_notices.lock().unwrap_or_else(PoisonError::into_inner)
+                {
+                    copies.request();
+                }
+                tell(&events, &name, &notice);
+            }),
         })?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (for_thread, stopped) = (group.clone(), stop.clone());
-        let thread = thread::Builder::new()
-            .name("local".into())
-            .spawn(move || tend(&for_thread, &stopped))
-            .map_err(|source| GroupError::System { what: "starting a thread", source })?;
-        Ok(Arc::new(Local { group, stop, thread: Mutex::new(Some(thread)) }))
+        let tender = if config.archive.is_some() {
+            start_source(context, &group).map(Tender::Source)
+        } else {
+            let (group, stopped) = (group.clone(), stop.clone());
+            let thread = thread::Builder::new().name("local".into());
+            thread.spawn(move || tend(&group, &stopped)).map(Tender::Thread)
+        };
+        let tender = tender.map_err(|source| GroupError::System { what: "starting a thread", source })?;
+        if let Tender::Source(source) = &tender {
+            *copies.lock().unwrap_or_else(PoisonError::into_inner) = Some(source.copies());
+        }
+        Ok(Arc::new(Local { group, stop, tender: Mutex::new(Some(tender)) }))
     }
 
     fn halt(&self) {
         // Pairs with the load in `tend`.
         self.stop.store(true, Ordering::Release);
         self.group.log().wake_agent(SleepDepth::Nap);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let _ = thread.join();
+        match self.tender.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(Tender::Thread(thread)) => drop(thread.join()),
+            Some(Tender::Source(source)) => drop(source),
+            None => {}
         }
     }
 }
@@ -88,6 +118,10 @@ impl Controller for Local {
             regions: self.group.region_status(),
             log: Some(self.group.log_status()),
             destinations: Vec::new(),
+            archive: match &*self.tender.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(Tender::Source(source)) => source.archive_status(),
+                _ => None,
+            },
         }
     }
 
@@ -105,6 +139,17 @@ impl Controller for Local {
         self.halt();
         None
     }
+}
+
+fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source> {
+    let (context, name) = (context.clone(), group.name().to_owned());
+    Source::start(SourceSetup {
+        group: group.clone(),
+        destination: None,
+        event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
+        superseded: Box::new(|_, _| {}),
+        chance: || 0,
+    })
 }
 
 /// Keeps the ring free until told to stop.

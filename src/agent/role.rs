@@ -18,7 +18,7 @@ use super::fabrics::Fabrics;
 use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup};
 use super::messenger::Messenger;
 use super::ownership::{Deeds, Ownership, Teller};
-use super::source::{Source, SourceSetup};
+use super::source::{Destination, Source, SourceSetup};
 use super::standby::Standby;
 use super::status::{GroupStatus, Role as Part};
 use crate::fabric::tls::TlsIdentity;
@@ -98,11 +98,15 @@ impl Role {
             }),
         })?;
         let teller = self.teller.clone();
+        let (context, name) = (self.context.clone(), self.name.clone());
         let setup = SourceSetup {
             group: group.clone(),
-            peer: self.heir.clone(),
-            identity: self.identity.clone(),
-            fabrics: self.fabrics.clone(),
+            destination: self.heir.clone().map(|peer| Destination {
+                peer,
+                identity: self.identity.clone(),
+                fabrics: self.fabrics.clone(),
+            }),
+            event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
             superseded: Box::new(move |generation, owned| {
                 teller.tell(Event::Answer(Answer::Fenced { generation, owned }))
             }),
@@ -403,6 +407,7 @@ impl Controller for Arc<Role> {
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
             log: group.map(|g| g.log_status()),
             destinations: stream.into_iter().chain(image).collect(),
+            archive: open.as_ref().and_then(|(_, source)| source.archive_status()),
         }
     }
 

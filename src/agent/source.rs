@@ -12,25 +12,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::clock::WallTime;
 use super::config;
 use super::control::message::{Answer, Ask, ImageState, OpenGroup, Refusal, ReplicaReport};
 use super::control::{Client, ControlError, client::unexpected};
 use super::fabrics::Fabrics;
 use super::group::Group;
-use super::status::{DestinationState, DestinationStatus, Role, SyncStatus};
+use super::status::{ArchiveStatus, DestinationState, DestinationStatus, Role, SyncStatus};
 use crate::fabric::FabricError;
 use crate::fabric::tls::TlsIdentity;
 use crate::log::format::{Kind, MAX_NAME, RECORD_HEADER, RecordHeader};
 use crate::log::region::boottime;
-use crate::log::{Appender, Consumer, LinkState, LogRegion, Owner, SleepDepth};
+use crate::log::{Appender, Consumer, LinkState, Owner, SleepDepth};
+use crate::replica::archive::ArchiveConfig;
+use crate::ship::archiver::{Archiver, Archiving, News};
 use crate::ship::backoff::Backoff;
 use crate::ship::gasp::{self, GaspError, Tail};
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
 use crate::ship::space::Space;
 use crate::ship::status::ShipStatus;
 use crate::ship::sync::{Requester, SyncRegion, SyncSource, Syncer};
-use crate::types::{Durability, Generation, Lsn};
+use crate::types::{Durability, Generation};
 
 /// A connection must stand within this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -58,19 +62,29 @@ pub struct SourceSetup {
     /// The group.
     pub group: Arc<Group>,
     /// Its destination; without one the group is unprotected.
-    pub peer: Option<config::Peer>,
-    /// Who this node is.
-    pub identity: Arc<TlsIdentity>,
-    /// How it reaches others.
-    pub fabrics: Arc<Fabrics>,
+    pub destination: Option<Destination>,
+    /// Takes events: kind and detail.
+    pub event: Arc<dyn Fn(&str, serde_json::Value) + Send + Sync>,
     /// Hears that the destination knows of a generation that ours is not above, and whether it owns it.
     pub superseded: Box<dyn Fn(Generation, bool) + Send + Sync>,
     /// Number that spreads attempts to reconnect.
     pub chance: fn() -> u32,
 }
 
+/// Where a group is shipped to.
+pub struct Destination {
+    /// The node.
+    pub peer: config::Peer,
+    /// Who this node is.
+    pub identity: Arc<TlsIdentity>,
+    /// How it reaches others.
+    pub fabrics: Arc<Fabrics>,
+}
+
 /// The stream of one group; stopped on drop.
 pub struct Source {
+    // First to be stopped: it takes what is published while the rest still runs.
+    archiver: Option<Archiver>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -116,17 +130,19 @@ impl Source {
         let (group, name) = (setup.group.clone(), setup.group.name().to_owned());
         let shared = Arc::new(Shared {
             syncer: Syncer::start(&name, Arc::new(GroupRegions(group.clone())))?,
-            space: Space::new(group.log().clone(), usize::from(setup.peer.is_some())),
+            space: Space::new(group.log().clone(), consumers(&setup)),
             ship: Arc::default(),
             stop: AtomicBool::new(false),
             link: Mutex::default(),
             changed: Condvar::new(),
             setup,
         });
-        let mut source = Source { shared: shared.clone(), threads: Vec::new() };
+        let archiver = group.config().archive.as_ref().map(|config| shared.start_archiver(config));
+        let archiver = archiver.transpose()?;
+        let mut source = Source { archiver, shared: shared.clone(), threads: Vec::new() };
         let beat = shared.clone();
         source.threads.push(spawn(format!("beat-{name}"), move || beat.beat())?);
-        if shared.setup.peer.is_some() {
+        if shared.setup.destination.is_some() {
             source.threads.push(spawn(format!("link-{name}"), move || shared.keep_link())?);
         }
         Ok(source)
@@ -171,12 +187,25 @@ impl Source {
 
     /// The destination's row of the status document.
     pub fn status(&self) -> Option<DestinationStatus> {
-        Some(self.shared.status(self.shared.setup.peer.as_ref()?))
+        Some(self.shared.status(&self.shared.setup.destination.as_ref()?.peer))
+    }
+
+    /// The archive's row of the status document.
+    pub fn archive_status(&self) -> Option<ArchiveStatus> {
+        let view = self.archiver.as_ref()?.view();
+        let group = &self.shared.setup.group;
+        Some(ArchiveStatus {
+            dir: group.config().archive.as_ref()?.dir.display().to_string(),
+            lsn_durable: view.durable,
+            last_error: view.last_error,
+            as_of: WallTime::now().to_string(),
+        })
     }
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
+        drop(self.archiver.take());
         self.shared.stop.store(true, Ordering::Release);
         // Under the lock, so that nobody is between looking at the flag and sleeping.
         drop(self.shared.link());
@@ -189,12 +218,56 @@ impl Drop for Source {
 }
 
 impl Shared {
+    fn start_archiver(&self, config: &config::Archive) -> io::Result<Archiver> {
+        let (group, event) = (self.setup.group.clone(), self.setup.event.clone());
+        let alone = self.setup.destination.is_none();
+        // With a destination, gaps are closed while it is connected, since it holds the ring meanwhile.
+        self.syncer.set_flowing(alone);
+        let dir = config.dir.display().to_string();
+        let archiving = Archiving {
+            log: group.log().clone(),
+            config: ArchiveConfig {
+                dir: config.dir.clone(),
+                group: group.id(),
+                keep_bytes: config.keep_bytes,
+                keep_age: config.keep_age,
+            },
+            resumes: group.resumed(),
+            space: (self.space.clone(), usize::from(!alone)),
+            copies: self.syncer.requester(),
+            tell: Box::new(move |news| match news {
+                News::Begun(lsn) => event("archive_begun", json!({ "dir": dir, "lsn": lsn })),
+                News::Failed(error, pause) => event(
+                    "archive_failed",
+                    json!({ "dir": dir, "why": error.to_string(), "again_in_s": pause.as_secs() }),
+                ),
+                News::Ended(poison) => {
+                    event("archive_ended", json!({ "dir": dir, "why": poison.to_string() }))
+                }
+            }),
+            // One reader is enough to keep the table.
+            observe: Box::new(move |header| {
+                if alone {
+                    observe(&group, header);
+                }
+            }),
+        };
+        Archiver::start(self.setup.group.name(), archiving)
+    }
+
     fn beat(&self) {
         let log = self.setup.group.log();
         let mut before = LinkState::None;
         while !self.stop.load(Ordering::Acquire) {
             let now = self.link_state();
             log.beat(boottime(), std::process::id(), now);
+            if self.setup.destination.is_none()
+                && !log.is_ahead()
+                && log.gap().is_some_and(|gap| gap.end.is_none())
+            {
+                // Nobody acknowledges, so nobody waits for the copy either.
+                log.end_gap(log.tail());
+            }
             if now != before {
                 log.wake_waiters();
                 before = now;
@@ -204,7 +277,7 @@ impl Shared {
     }
 
     fn link_state(&self) -> LinkState {
-        match &self.setup.peer {
+        match &self.setup.destination {
             None => LinkState::None,
             Some(_) if self.ship.view().counts => LinkState::Counting,
             Some(_) if self.link().connected => LinkState::Syncing,
@@ -213,11 +286,11 @@ impl Shared {
     }
 
     fn keep_link(&self) {
-        let peer = self.setup.peer.as_ref().expect("the thread runs for a peer");
+        let destination = self.setup.destination.as_ref().expect("the thread runs for a destination");
         let mut backoff = Backoff::default();
         while !self.stop.load(Ordering::Acquire) {
             let began = Instant::now();
-            let error = self.run_link(peer);
+            let error = self.run_link(destination);
             self.syncer.set_flowing(false);
             self.ship.disconnected();
             if self.stop.load(Ordering::Acquire) {
@@ -251,17 +324,18 @@ impl Shared {
     }
 
     /// One link from its first connection to its end.
-    fn run_link(&self, peer: &config::Peer) -> LinkError {
-        match self.connect(peer) {
+    fn run_link(&self, destination: &Destination) -> LinkError {
+        match self.connect(destination) {
             Ok((client, shipper, stop)) => self.serve(client, shipper, &stop),
             Err(error) => error,
         }
     }
 
-    fn connect(&self, peer: &config::Peer) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
+    fn connect(&self, to: &Destination) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
+        let peer = &to.peer;
         let (group, log) = (&self.setup.group, self.setup.group.log());
         let deadline = Instant::now() + CONNECT_WITHIN;
-        let mut client = Client::connect(&peer.address, &self.setup.identity, &peer.name, deadline)?;
+        let mut client = Client::connect(&peer.address, &to.identity, &peer.name, deadline)?;
         let regions = group.regions();
         let open = Ask::OpenGroup(OpenGroup {
             group: group.name().to_owned(),
@@ -277,7 +351,7 @@ impl Shared {
             Answer::GroupOpened(opened) => opened,
             other => return Err(unexpected(&peer.name, other).into()),
         };
-        let fabric = self.setup.fabrics.choose(opened.encrypt);
+        let fabric = to.fabrics.choose(opened.encrypt);
         let endpoint = fabric.connect(&opened.offer, Instant::now() + CONNECT_WITHIN)?;
         let encrypted = endpoint.encrypted();
         let link = Link::prepare(endpoint, log, opened.durability)?;
@@ -325,7 +399,7 @@ impl Shared {
         let log = group.log();
         let resumes = have.generation == group.generation()
             && have.image != ImageState::Poisoned
-            && starts_record(log, have.applied);
+            && Consumer::new(log.clone(), log.free()).holds(have.applied);
         if resumes {
             let consumer = Consumer::new(log.clone(), have.applied);
             return Begin { consumer, digest: have.digest, fresh: false };
@@ -423,23 +497,15 @@ impl Shared {
     }
 }
 
+/// Who reads the ring: destination, archive.
+fn consumers(setup: &SourceSetup) -> usize {
+    usize::from(setup.destination.is_some()) + usize::from(setup.group.config().archive.is_some())
+}
+
 struct Begin {
     consumer: Consumer,
     digest: u64,
     fresh: bool,
-}
-
-/// Whether the ring still holds a record that starts at `at`, or `at` is the end of what is published. The position is the
-/// destination's word, so it is looked up, not believed.
-fn starts_record(log: &Arc<LogRegion>, at: Lsn) -> bool {
-    let mut walk = Consumer::new(log.clone(), log.free());
-    while walk.position() < at {
-        match walk.next_batch(at.since(walk.position())) {
-            Ok(Some(batch)) if batch.end > batch.start => {}
-            _ => return false,
-        }
-    }
-    walk.position() == at
 }
 
 /// Keeps the group's table up with what the log says of its regions.

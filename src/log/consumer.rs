@@ -65,6 +65,19 @@ impl Consumer {
         self.at
     }
 
+    /// Whether the ring still holds a record that starts at `lsn`, or `lsn` is the end of what is published. Where a
+    /// stream ended is the word of somebody else, so it is looked up, not believed.
+    pub fn holds(&self, lsn: Lsn) -> bool {
+        let mut walk = Consumer::new(self.log.clone(), self.log.free());
+        while walk.position() < lsn {
+            match walk.next_batch(lsn.since(walk.position())) {
+                Ok(Some(batch)) if batch.end > batch.start => {}
+                _ => return false,
+            }
+        }
+        walk.position() == lsn
+    }
+
     /// Goes on at `to`, a record's start: what lies between is forgotten.
     pub fn skip_to(&mut self, to: Lsn) {
         self.at = to;

@@ -5,6 +5,7 @@
 //! | [`shipper`] | the loop that ships one log over one link |
 //! | [`sync`] | the copy of every region into the stream |
 //! | [`gasp`] | the last gasp: the tail, durable at the destination |
+//! | [`archiver`] | the thread that feeds an archive |
 //! | [`acks`] | what to believe of a destination's acknowledgements |
 //! | [`window`] | what is in flight to a destination, and how much more may be |
 //! | [`space`] | which part of the ring may be reused |
@@ -13,6 +14,7 @@
 //! | [`backoff`] | when to try a lost destination again |
 
 pub mod acks;
+pub mod archiver;
 pub mod backoff;
 pub mod gasp;
 pub mod rate;

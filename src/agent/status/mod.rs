@@ -81,6 +81,21 @@ pub struct GroupStatus {
     pub log: Option<LogStatus>,
     /// A row for each destination at the source; at a destination the one row that is its own.
     pub destinations: Vec<DestinationStatus>,
+    /// The archive at the source.
+    pub archive: Option<ArchiveStatus>,
+}
+
+/// An archive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ArchiveStatus {
+    /// Its directory.
+    pub dir: String,
+    /// End of what is durable in it; none while it is not written.
+    pub lsn_durable: Option<Lsn>,
+    /// Why it was last given up.
+    pub last_error: Option<String>,
+    /// When this was true, RFC 3339.
+    pub as_of: String,
 }
 
 /// An attached process.

@@ -57,6 +57,13 @@ fn render_group(out: &mut String, group: &GroupStatus) {
         let ahead = if log.ahead { "  ! the application is ahead of the log" } else { "" };
         push(out, format_args!("  log  {used} of {} used{ahead}", format_bytes(log.ring_bytes)));
     }
+    if let Some(archive) = &group.archive {
+        match (archive.lsn_durable, &archive.last_error) {
+            (Some(lsn), _) => push(out, format_args!("  archive  {}  up to {lsn}", archive.dir)),
+            (None, Some(error)) => push(out, format_args!("  archive  {}  ! {error}", archive.dir)),
+            (None, None) => push(out, format_args!("  archive  {}  starting", archive.dir)),
+        }
+    }
     for destination in &group.destinations {
         render_destination(out, destination);
     }
@@ -191,6 +198,7 @@ mod tests {
             regions: vec![RegionStatus { region: RegionId(1), path: "/mnt/a".into(), len: 8 << 20 }],
             log: None,
             destinations: vec![row],
+            archive: None,
         };
         Status {
             as_of: "2026-01-01T00:00:00.000000Z".into(),
