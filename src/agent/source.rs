@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::fs::FileType;
 use serde_json::json;
 
 use super::clock::WallTime;
@@ -542,6 +543,14 @@ impl SyncSource for GroupRegions {
     fn regions(&self) -> io::Result<Vec<SyncRegion>> {
         let region = |r: Arc<super::group::Region>| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
+            // Its size as of now: the record of a change may still be on its way to whoever keeps the table, or have been
+            // passed over, and a copy of the old size would cut off what was written since.
+            let stat = rustix::fs::fstat(&file)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+                && stat.st_size as u64 != r.len()
+            {
+                self.0.region_resized(r.id(), stat.st_size as u64).map_err(io::Error::other)?;
+            }
             Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file })
         };
         self.0.regions().into_iter().map(region).collect()
