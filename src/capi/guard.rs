@@ -23,7 +23,7 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> pmemha_rc {
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return PMEMHA_OK,
         Ok(Err(failure)) => failure,
-        Err(panic) => Failure::new(PMEMHA_E_INTERNAL, format!("defect of libpmemha: {}", text_of(&panic))),
+        Err(panic) => Failure::new(PMEMHA_E_INTERNAL, format!("defect of libpmemha: {}", text_of(&*panic))),
     };
     // At thread exit the message may be gone already; the status says enough then.
     let _ = MESSAGE.try_with(|m| {
