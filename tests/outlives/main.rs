@@ -37,11 +37,16 @@ fn outlives(mode: &str, commit: &str) {
         acked(&line).filter(|n| *n >= 300)
     });
 
+    wait::until("the destination to count", SOON, || {
+        (pair.alpha.try_status()?["groups"][0]["destinations"][0]["state"] == "streaming").then_some(())
+    });
     pair.alpha.set_power(false);
     let there = pair.beta.files();
     wait::until("the heir to take over", SOON, || {
-        let status = pair.beta.try_status()?;
-        (status["groups"][0]["role"] == "source").then_some(())
+        // It owns the group before it has placed the files; these states follow after.
+        let group = &pair.beta.try_status()?["groups"][0];
+        let placed = ["starting", "running", "stopped"].iter().any(|s| group["state"] == **s);
+        (group["role"] == "source" && placed && there.join("pool").exists()).then_some(())
     });
     // Whatever the program said before it was frozen was acknowledged.
     program.kill().expect("our own child");
@@ -53,7 +58,8 @@ fn outlives(mode: &str, commit: &str) {
         .args([there.join("pool"), there.join("acks")])
         .output()
         .expect("the checker runs");
-    let said = String::from_utf8_lossy(&check.stdout);
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
     assert!(check.status.success(), "{mode}: {said}");
     let bytes = fs::read(there.join("acks")).expect("placed by the heir");
     let recovered = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
