@@ -58,6 +58,9 @@ const FINISH_LOOK: Duration = Duration::from_millis(2);
 /// Which consumer of the ring the destination is.
 const DESTINATION: usize = 0;
 
+/// Emits an event of the group: its kind and its detail.
+pub type Tell = Arc<dyn Fn(&str, serde_json::Value) + Send + Sync>;
+
 /// What a source needs besides its group.
 pub struct SourceSetup {
     /// The group.
@@ -65,7 +68,7 @@ pub struct SourceSetup {
     /// Its destination; without one the group is unprotected.
     pub destination: Option<Destination>,
     /// Takes events: kind and detail.
-    pub event: Arc<dyn Fn(&str, serde_json::Value) + Send + Sync>,
+    pub event: Tell,
     /// Hears that the destination knows of a generation that ours is not above, and whether it owns it.
     pub superseded: Box<dyn Fn(Generation, bool) + Send + Sync>,
     /// Number that spreads attempts to reconnect.
