@@ -1,12 +1,11 @@
 # pmemha: `make demo` shows the main job, `make test` runs every test. Both set up what they need.
 
-.PHONY: all demo test soak setup build clean help
+.PHONY: all demo test setup build clean help
 all: build
 
 help:
 	@echo 'make demo          set up, then: a PMDK program outlives its machine'
 	@echo 'make test          set up, then every test with reduced counts'
-	@echo 'make soak HOURS=n  the long counts, resumable'
 	@echo 'make build         release binaries and libraries'
 	@echo 'make install PREFIX=/usr/local [DESTDIR=…]'
 
@@ -24,10 +23,6 @@ demo: setup build
 
 test: setup
 	@scripts/test
-
-HOURS ?= 1
-soak: setup
-	@scripts/soak $(HOURS)
 
 clean:
 	cargo clean
