@@ -6,4 +6,5 @@ pub mod identity;
 pub mod mapped_file;
 pub mod memory;
 pub mod sampling;
+pub mod sockopt;
 pub mod table;

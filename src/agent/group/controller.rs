@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Group, Region};
 use crate::agent::status::GroupStatus;
 
-/// Controls one group on this node: as source (`agent::source`) or destination (`agent::standby`). Called by sessions
+/// Controls one group on this node, in whichever role (`agent::role`, `agent::local`). Called by sessions
 /// and the daemon from any thread; no call but [`Controller::finish`] blocks for longer than a disk write.
 pub trait Controller: Send + Sync {
     /// Name of the group.

@@ -1,7 +1,7 @@
 //! A group at its source: one log region of one generation, what it protects, and who is attached.
 //!
 //! A [`Group`] lives as long as its generation. Sessions add regions and processes to it; the group's controller
-//! ([`Controller`], in `agent::source`) reads its log and hears of changes through [`Notice`]s. The log region's
+//! ([`Controller`]) reads its log and hears of changes through [`Notice`]s. The log region's
 //! descriptor is with the keeper and the table of regions on disk before anyone writes, so that the next agent
 //! finds both after a SIGKILL ([`Group::open`]).
 //!

@@ -4,10 +4,13 @@
 //! it (`source`), the image while another one does (`standby`), the application, and the way to the other node. It carries out
 //! what the machine orders and tells it what happened; decisions are the machine's alone. Made by `agent::roles`.
 
+mod control;
+mod deeds;
+
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -15,26 +18,20 @@ use super::application::{Application, Order};
 use super::config;
 use super::context::Context;
 use super::fabrics::Fabrics;
-use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup};
+use super::group::{Ending, Group, GroupError, Notice, OpenGroup};
 use super::messenger::Messenger;
-use super::ownership::{Deeds, Ownership, Teller};
+use super::ownership::{Ownership, Teller};
 use super::source::{Destination, Source, SourceSetup};
 use super::standby::Standby;
-use super::status::{GroupStatus, Role as Part};
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{
-    Action, Answer, Application as Life, Event, Mandate, Note, Request, Round, Saved, Standing,
-};
-use crate::log::region::boottime;
+use crate::failover::{Answer, Application as Life, Event, Standing};
 use crate::replica::ImageHealth;
 use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
+pub(super) use deeds::RoleDeeds;
 
 /// How often a destination's image is looked at for a completed sync.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// A gasp goes on for as long as the machine wants it; this only bounds a thread that was forgotten.
-const GASP_LIMIT: Duration = Duration::from_secs(3600);
 
 /// File of the group's directory that names the files placed by a promotion.
 pub(super) const PLACED_FILE: &str = "placed.json";
@@ -238,212 +235,5 @@ impl Role {
             // The machine asks again when its patience is over.
             tracing::error!(group = self.name, what, %error, "no thread could be started");
         }
-    }
-
-    fn cancel_gasp(&self) -> Arc<AtomicBool> {
-        let fresh = Arc::new(AtomicBool::new(false));
-        let mut gasp = self.gasp.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *gasp, fresh.clone()).store(true, Ordering::Release);
-        fresh
-    }
-
-    fn ship_tail(self: &Arc<Self>, round: Round) {
-        let cancel = self.cancel_gasp();
-        self.beside("gasp", move |role| {
-            let Some(source) = role.source() else { return };
-            match source.ship_tail(&cancel, Instant::now() + GASP_LIMIT) {
-                Ok(tail) => {
-                    role.event(
-                        "tail_durable",
-                        json!({
-                            "round": round.to_string(),
-                            "lsn": tail.lsn,
-                            "exposure_bytes": tail.exposure,
-                            "first_byte_us": tail.first_byte.map(|d| d.as_micros() as u64),
-                            "took_us": tail.took.as_micros() as u64,
-                        }),
-                    );
-                    let saved = Saved { lsn: tail.lsn, digest: tail.digest };
-                    role.teller.tell(Event::TailDurable { round, saved });
-                }
-                Err(error) => tracing::info!(group = role.name, %error, "last gasp"),
-            }
-        });
-    }
-
-    fn verify(self: &Arc<Self>, round: Round, mandate: Mandate) {
-        self.beside("verify", move |role| {
-            let Some(standby) = &role.standby else { return };
-            role.teller.tell(match standby.verify(round, mandate) {
-                Ok(()) => Event::ImageVerified { round },
-                Err(why) => {
-                    role.event("image_failed", json!({ "why": why }));
-                    Event::ImageFailed { round }
-                }
-            });
-        });
-    }
-
-    fn place(self: &Arc<Self>) {
-        self.beside("place", |role| {
-            let Some(standby) = &role.standby else { return role.teller.tell(Event::FilesPlaced) };
-            let placed = standby.place(role.owner).map_err(|e| e.to_string()).and_then(|promoted| {
-                let paths: Vec<_> = promoted.files.iter().map(|f| f.path.clone()).collect();
-                role.context.states.save(&role.name, PLACED_FILE, &paths).map_err(|e| e.to_string())?;
-                Ok(promoted)
-            });
-            role.teller.tell(match placed {
-                Ok(promoted) => {
-                    role.event("files_placed", json!(promoted));
-                    Event::FilesPlaced
-                }
-                Err(why) => {
-                    role.event("placing_failed", json!({ "why": why }));
-                    Event::PlacingFailed
-                }
-            });
-        });
-    }
-
-    fn start_application(self: &Arc<Self>, generation: Generation) {
-        self.beside("start", move |role| {
-            if let Err(error) = role.open_group(generation) {
-                role.event("open_failed", json!({ "why": error.to_string() }));
-                return role.teller.tell(Event::ApplicationFailedToStart);
-            }
-            if !role.config.command.is_empty() {
-                role.commanded.store(true, Ordering::Release);
-                role.application.order(Order::Start);
-            }
-        });
-    }
-}
-
-/// The machine's hands. Weak, since the role owns the machine.
-pub(super) struct RoleDeeds(pub(super) Weak<Role>);
-
-impl Deeds for RoleDeeds {
-    fn act(&mut self, action: Action) {
-        let Some(role) = &self.0.upgrade() else { return };
-        match action {
-            Action::Persist(_) | Action::Reply(_) => unreachable!("done by the machine's driver"),
-            Action::Freeze { round } => role.application.order(Order::Freeze(round)),
-            Action::Thaw { .. } => {
-                role.cancel_gasp();
-                role.application.order(Order::Thaw);
-            }
-            Action::HoldFrozen => role.application.order(Order::Hold),
-            Action::Kill => role.application.order(Order::Kill),
-            Action::ShipTail { round } => role.ship_tail(round),
-            Action::Send(request) => {
-                if let Some(messenger) = &role.messenger {
-                    if let Request::Saved { round, saved, .. } = &request {
-                        role.event("saved", json!({ "round": round.to_string(), "lsn": saved.lsn }));
-                    }
-                    messenger.send(request);
-                }
-            }
-            Action::Prepare => role.event("source_is_saving", json!({})),
-            Action::Revoke { round } => role.beside("revoke", move |role| {
-                if let Some(standby) = &role.standby {
-                    standby.revoke();
-                }
-                role.event("revoked", json!({ "round": round.to_string() }));
-                role.teller.tell(Event::Revoked { round });
-            }),
-            Action::Verify { round, mandate } => role.verify(round, mandate),
-            Action::Readmit => {}
-            Action::PlaceFiles => role.place(),
-            Action::StartApplication { generation } => role.start_application(generation),
-            Action::Report(note) => {
-                let boot_us = boottime().as_micros() as u64;
-                role.event("milestone", json!({ "what": note, "boottime_us": boot_us }));
-                if note == Note::Demoted {
-                    // Another node's stream is to be taken: ours ends.
-                    role.beside("close", |role| role.close_group());
-                }
-            }
-            Action::Alarm(alarm) => {
-                tracing::error!(group = role.name, alarm = ?alarm, "{}", alarm.message());
-                role.event("alarm", json!({ "what": alarm, "message": alarm.message() }));
-            }
-        }
-    }
-}
-
-impl Controller for Arc<Role> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn attach(&self) -> Result<Arc<Group>, String> {
-        let state = self.ownership.get().map(Ownership::state);
-        if !state.as_ref().is_some_and(|s| s.admits_application()) {
-            let phase = state.map_or_else(|| "starting".into(), |s| format!("{:?}", s.phase));
-            return Err(format!("group `{}` does not run on this node at present ({phase})", self.name));
-        }
-        let open = self.open();
-        open.as_ref().map(|o| o.group.clone()).ok_or_else(|| format!("group `{}` is being opened", self.name))
-    }
-
-    fn report(&self) -> GroupStatus {
-        let state = self.ownership.get().map(Ownership::state);
-        let generation = state.as_ref().map_or(Generation(0), |s| s.durable.generation);
-        let word = state.as_ref().and_then(|s| serde_json::to_value(s.phase).ok());
-        let source = matches!(state.as_ref().map(|s| s.role()), Some("source"));
-        let open = self.open().as_ref().map(|o| (o.group.clone(), o.source.clone()));
-        let group = open.as_ref().map(|(group, _)| group);
-        let stream = open.as_ref().and_then(|(_, source)| source.status());
-        let image = match (&self.standby, source) {
-            (Some(standby), false) => Some(standby.destination_status(self.identity.node(), generation)),
-            _ => None,
-        };
-        GroupStatus {
-            name: self.name.clone(),
-            role: if source { Part::Source } else { Part::Destination },
-            generation,
-            state: word.as_ref().and_then(|w| w.as_str()).unwrap_or("starting").to_owned(),
-            sessions: group.map(|g| g.session_status()).unwrap_or_default(),
-            regions: group.map(|g| g.region_status()).unwrap_or_default(),
-            log: group.map(|g| g.log_status()),
-            destinations: stream.into_iter().chain(image).collect(),
-            archive: open.as_ref().and_then(|(_, source)| source.archive_status()),
-        }
-    }
-
-    fn last_gasp(&self) -> Result<(), String> {
-        if self.heir.is_none() {
-            return Err(format!("group `{}` has no destination to save to", self.name));
-        }
-        match self.ownership.get().map(Ownership::state) {
-            Some(state) if state.admits_application() => {
-                self.teller.tell(Event::OperatorLastGasp);
-                Ok(())
-            }
-            state => Err(format!(
-                "group `{}` does not run on this node at present ({:?})",
-                self.name,
-                state.map(|s| s.phase)
-            )),
-        }
-    }
-
-    fn promote(&self, force: bool) -> Result<(), String> {
-        self.teller.tell(Event::OperatorPromote { force });
-        Ok(())
-    }
-
-    fn power(&self, online: bool) {
-        self.teller.tell(if online { Event::PowerBack } else { Event::PowerLost });
-    }
-
-    fn finish(&self, deadline: Instant) -> Option<String> {
-        self.stop.store(true, Ordering::Release);
-        let left = self.source().and_then(|source| source.finish(deadline));
-        self.close_group();
-        if let Some(standby) = &self.standby {
-            standby.revoke();
-        }
-        left.map(|why| format!("group `{}`: {why}", self.name))
     }
 }

@@ -1,0 +1,149 @@
+//! What the state machine orders of a role: each order is begun here, and its result told to the machine.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{PLACED_FILE, Role};
+use crate::agent::application::Order;
+use crate::agent::ownership::Deeds;
+use crate::failover::{Action, Event, Mandate, Note, Request, Round, Saved};
+use crate::log::region::boottime;
+use crate::types::Generation;
+
+/// The machine's hands. Weak, since the role owns the machine.
+pub(in crate::agent) struct RoleDeeds(pub(in crate::agent) Weak<Role>);
+
+impl Deeds for RoleDeeds {
+    fn act(&mut self, action: Action) {
+        let Some(role) = &self.0.upgrade() else { return };
+        match action {
+            Action::Persist(_) | Action::Reply(_) => unreachable!("done by the machine's driver"),
+            Action::Freeze { round } => role.application.order(Order::Freeze(round)),
+            Action::Thaw { .. } => {
+                role.cancel_gasp();
+                role.application.order(Order::Thaw);
+            }
+            Action::HoldFrozen => role.application.order(Order::Hold),
+            Action::Kill => role.application.order(Order::Kill),
+            Action::ShipTail { round } => role.ship_tail(round),
+            Action::Send(request) => {
+                if let Some(messenger) = &role.messenger {
+                    if let Request::Saved { round, saved, .. } = &request {
+                        role.event("saved", json!({ "round": round.to_string(), "lsn": saved.lsn }));
+                    }
+                    messenger.send(request);
+                }
+            }
+            Action::Prepare => role.event("source_is_saving", json!({})),
+            Action::Revoke { round } => role.beside("revoke", move |role| {
+                if let Some(standby) = &role.standby {
+                    standby.revoke();
+                }
+                role.event("revoked", json!({ "round": round.to_string() }));
+                role.teller.tell(Event::Revoked { round });
+            }),
+            Action::Verify { round, mandate } => role.verify(round, mandate),
+            Action::Readmit => {}
+            Action::PlaceFiles => role.place(),
+            Action::StartApplication { generation } => role.start_application(generation),
+            Action::Report(note) => {
+                let boot_us = boottime().as_micros() as u64;
+                role.event("milestone", json!({ "what": note, "boottime_us": boot_us }));
+                if note == Note::Demoted {
+                    // Another node's stream is to be taken: ours ends.
+                    role.beside("close", |role| role.close_group());
+                }
+            }
+            Action::Alarm(alarm) => {
+                tracing::error!(group = role.name, alarm = ?alarm, "{}", alarm.message());
+                role.event("alarm", json!({ "what": alarm, "message": alarm.message() }));
+            }
+        }
+    }
+}
+
+impl Role {
+    fn cancel_gasp(&self) -> Arc<AtomicBool> {
+        let fresh = Arc::new(AtomicBool::new(false));
+        let mut gasp = self.gasp.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *gasp, fresh.clone()).store(true, Ordering::Release);
+        fresh
+    }
+
+    fn ship_tail(self: &Arc<Self>, round: Round) {
+        let cancel = self.cancel_gasp();
+        self.beside("gasp", move |role| {
+            let Some(source) = role.source() else { return };
+            match source.ship_tail(&cancel, Instant::now() + GASP_LIMIT) {
+                Ok(tail) => {
+                    role.event(
+                        "tail_durable",
+                        json!({
+                            "round": round.to_string(),
+                            "lsn": tail.lsn,
+                            "exposure_bytes": tail.exposure,
+                            "first_byte_us": tail.first_byte.map(|d| d.as_micros() as u64),
+                            "took_us": tail.took.as_micros() as u64,
+                        }),
+                    );
+                    let saved = Saved { lsn: tail.lsn, digest: tail.digest };
+                    role.teller.tell(Event::TailDurable { round, saved });
+                }
+                Err(error) => tracing::info!(group = role.name, %error, "last gasp"),
+            }
+        });
+    }
+
+    fn verify(self: &Arc<Self>, round: Round, mandate: Mandate) {
+        self.beside("verify", move |role| {
+            let Some(standby) = &role.standby else { return };
+            role.teller.tell(match standby.verify(round, mandate) {
+                Ok(()) => Event::ImageVerified { round },
+                Err(why) => {
+                    role.event("image_failed", json!({ "why": why }));
+                    Event::ImageFailed { round }
+                }
+            });
+        });
+    }
+
+    fn place(self: &Arc<Self>) {
+        self.beside("place", |role| {
+            let Some(standby) = &role.standby else { return role.teller.tell(Event::FilesPlaced) };
+            let placed = standby.place(role.owner).map_err(|e| e.to_string()).and_then(|promoted| {
+                let paths: Vec<_> = promoted.files.iter().map(|f| f.path.clone()).collect();
+                role.context.states.save(&role.name, PLACED_FILE, &paths).map_err(|e| e.to_string())?;
+                Ok(promoted)
+            });
+            role.teller.tell(match placed {
+                Ok(promoted) => {
+                    role.event("files_placed", json!(promoted));
+                    Event::FilesPlaced
+                }
+                Err(why) => {
+                    role.event("placing_failed", json!({ "why": why }));
+                    Event::PlacingFailed
+                }
+            });
+        });
+    }
+
+    fn start_application(self: &Arc<Self>, generation: Generation) {
+        self.beside("start", move |role| {
+            if let Err(error) = role.open_group(generation) {
+                role.event("open_failed", json!({ "why": error.to_string() }));
+                return role.teller.tell(Event::ApplicationFailedToStart);
+            }
+            if !role.config.command.is_empty() {
+                role.commanded.store(true, Ordering::Release);
+                role.application.order(Order::Start);
+            }
+        });
+    }
+}
+
+/// A gasp goes on for as long as the machine wants it; this only bounds a thread that was forgotten.
+const GASP_LIMIT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,134 @@
+//! Answers other agents: who may speak of which group, the opening of a stream, questions of ownership.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::agent::control::message::{Answer, Ask, GroupOpened, OpenGroup, Refusal, refused};
+use crate::agent::control::{PeerSession, Responder};
+use crate::agent::role::Role;
+use crate::agent::standby::Opened;
+use crate::fabric::RemoteKey;
+use crate::failover::{self, Request};
+use crate::types::{Generation, Lsn};
+
+/// Answers other agents.
+pub(super) struct Desk {
+    pub(super) roles: Vec<Arc<Role>>,
+}
+
+impl Responder for Desk {
+    fn admit(&self, peer: &str) -> Result<Box<dyn PeerSession>, String> {
+        let shared: Vec<_> =
+            self.roles.iter().filter(|r| r.peers.iter().any(|p| p == peer)).cloned().collect();
+        if shared.is_empty() {
+            return Err(format!("no group here names {peer} in `from` or `destinations`"));
+        }
+        Ok(Box::new(Visitor { peer: peer.to_owned(), roles: shared, opened: None, open: None }))
+    }
+}
+
+/// One channel of another agent.
+struct Visitor {
+    peer: String,
+    /// The groups that it may speak of.
+    roles: Vec<Arc<Role>>,
+    opened: Option<Opened>,
+    open: Option<Arc<Role>>,
+}
+
+impl PeerSession for Visitor {
+    fn answer(&mut self, ask: Ask) -> Answer {
+        let out_of_order = |what: &str| refused(Refusal::OutOfOrder, Generation(0), what);
+        match ask {
+            Ask::Hello { .. } => out_of_order("hello comes once"),
+            Ask::OpenGroup(open) => {
+                let Some(role) = self.role(&open.group) else { return self.unknown(&open.group) };
+                (self.opened, self.open) = (None, None);
+                match open_group(&role, &self.peer, &open) {
+                    Ok((opened, answer)) => {
+                        (self.opened, self.open) = (Some(opened), Some(role));
+                        Answer::GroupOpened(answer)
+                    }
+                    Err(answer) => answer,
+                }
+            }
+            Ask::Attach { ack, from, fresh } => match (self.opened.take(), &self.open) {
+                (Some(opened), Some(role)) => attach(role, opened, ack, from, fresh),
+                _ => out_of_order("open_group comes before attach"),
+            },
+            Ask::Ping {} => match self.open.as_ref().and_then(|r| r.standby.as_ref()?.report()) {
+                Some(report) => Answer::Pong(report),
+                None => out_of_order("no group is open on this channel"),
+            },
+            Ask::Ownership { group, id, request } => {
+                let Some(role) = self.role(&group) else { return self.unknown(&group) };
+                if role.id().is_some_and(|known| known != id) {
+                    let text = format!("{group} is another group of the same name here");
+                    return refused(Refusal::WrongGroup, Generation(0), text);
+                }
+                role.look_at_image();
+                match role.teller.ask(request, MACHINE_WITHIN) {
+                    Some(reply) => Answer::Ownership { reply },
+                    None => refused(
+                        Refusal::Failed,
+                        Generation(0),
+                        "the state of the group cannot be stored here",
+                    ),
+                }
+            }
+        }
+    }
+}
+
+impl Visitor {
+    fn role(&self, group: &str) -> Option<Arc<Role>> {
+        self.roles.iter().find(|r| r.name == group).cloned()
+    }
+
+    fn unknown(&self, group: &str) -> Answer {
+        let text = format!("no configuration here shares group `{group}` with {}", self.peer);
+        refused(Refusal::UnknownGroup, Generation(0), text)
+    }
+}
+
+fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened, GroupOpened), Answer> {
+    let Some(standby) = &role.standby else {
+        let text = format!("group `{}` has no `[[replica]]` on this node", role.name);
+        return Err(refused(Refusal::UnknownGroup, open.generation, text));
+    };
+    if !standby.config().from.iter().any(|node| node == peer) {
+        let text = format!("`from` of the replica `{}` does not name {peer}", role.name);
+        return Err(refused(Refusal::NotAdmitted, Generation(0), text));
+    }
+    // The machine decides whether the asker is, or may be, the source: the question makes it follow a newer one.
+    let question = Request::Ask { generation: open.generation, life: 0 };
+    match role.teller.ask(question, MACHINE_WITHIN) {
+        Some(failover::Answer::Follows { .. }) => standby.open_group(peer, open),
+        Some(failover::Answer::Fenced { generation, owned: true }) => {
+            let text = format!("this node owns generation {generation} of group `{}`", role.name);
+            Err(refused(Refusal::Active, generation, text))
+        }
+        Some(failover::Answer::Fenced { generation, owned: false }) => {
+            let text = format!("group `{}` is in generation {generation} by now", role.name);
+            Err(refused(Refusal::StaleGeneration, generation, text))
+        }
+        Some(_) => {
+            let text = format!("this node is taking over group `{}`", role.name);
+            Err(refused(Refusal::Promoting, open.generation, text))
+        }
+        None => {
+            let text = "the state of the group cannot be stored here";
+            Err(refused(Refusal::Failed, open.generation, text))
+        }
+    }
+}
+
+fn attach(role: &Arc<Role>, opened: Opened, ack: RemoteKey, from: Lsn, fresh: bool) -> Answer {
+    match &role.standby {
+        Some(standby) => standby.attach(opened, ack, from, fresh),
+        None => refused(Refusal::OutOfOrder, Generation(0), "the group is not open"),
+    }
+}
+
+/// The machine answers at once unless its state cannot be stored.
+const MACHINE_WITHIN: Duration = Duration::from_secs(5);

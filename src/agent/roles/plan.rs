@@ -1,0 +1,88 @@
+//! What the configuration says of the groups that this node shares: which they are, and how each one is to be run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::RolesError;
+use crate::agent::config;
+use crate::agent::context::Context;
+use crate::agent::role::PLACED_FILE;
+use crate::failover::{self, BootId, NodeName, Patience, Policy};
+
+/// What the configuration says of one group.
+pub(super) struct Plan {
+    pub(super) name: String,
+    pub(super) group: Option<config::Group>,
+    pub(super) replica: Option<config::Replica>,
+}
+
+/// One for each group with another node in it.
+pub(super) fn plans(config: &config::Config) -> Vec<Plan> {
+    let mut plans: BTreeMap<String, Plan> = BTreeMap::new();
+    for group in config.groups.iter().filter(|g| !g.destinations.is_empty()) {
+        let plan = Plan { name: group.name.clone(), group: Some(group.clone()), replica: None };
+        plans.insert(group.name.clone(), plan);
+    }
+    let local = |name: &str| config.groups.iter().any(|g| g.name == name && g.destinations.is_empty());
+    for replica in config.replicas.iter().filter(|r| !local(&r.group)) {
+        let name = replica.group.clone();
+        let plan = plans.entry(name.clone()).or_insert(Plan { name, group: None, replica: None });
+        plan.replica = Some(replica.clone());
+    }
+    plans.into_values().collect()
+}
+
+/// What the state machine is to go by.
+pub(super) fn policy(
+    node: &str,
+    config: &config::Group,
+    heir: Option<&config::Peer>,
+    boot: BootId,
+) -> Policy {
+    Policy {
+        node: NodeName(node.to_owned()),
+        heir: heir.map(|h| NodeName(h.name.clone())),
+        on_death: match config.on_death {
+            config::OnDeath::Failover => failover::OnDeath::Failover,
+            config::OnDeath::Restart => failover::OnDeath::Restart,
+            config::OnDeath::None => failover::OnDeath::None,
+        },
+        trigger: match config.trigger {
+            config::Trigger::Saved => failover::Trigger::Saved,
+            config::Trigger::SaveStarted => failover::Trigger::SaveStarted,
+        },
+        start_limit: START_LIMIT,
+        patience: Patience { freeze: config.freeze_deadline * 2, ..Patience::default() },
+        boot,
+    }
+}
+
+/// How a node runs a group that it inherited: by what its own configuration of the replica says.
+pub(super) fn as_owner(context: &Context, replica: &config::Replica) -> Result<config::Group, RolesError> {
+    let placed: Vec<PathBuf> = context.states.load(&replica.group, PLACED_FILE)?.unwrap_or_default();
+    let mut protect: Vec<String> = placed.iter().map(|path| literal(path)).collect();
+    for path in replica.paths.values() {
+        protect.push(literal(path));
+        protect.push(format!("{}/**", literal(path)));
+    }
+    let destinations: Vec<String> =
+        replica.from.iter().filter(|node| context.config.address_of(node).is_some()).cloned().collect();
+    let text = format!("name = {:?}", replica.group);
+    let mut group: config::Group = toml::from_str(&text)
+        .map_err(|e| RolesError::Config { group: replica.group.clone(), what: e.to_string() })?;
+    group.protect = protect;
+    group.destinations = destinations;
+    group.command = replica.start.clone();
+    group.user = replica.user.clone();
+    group.working_dir = replica.working_dir.clone();
+    group.env = replica.env.clone();
+    Ok(group)
+}
+
+/// A pattern that matches this path only.
+fn literal(path: &Path) -> String {
+    glob::Pattern::escape(&path.to_string_lossy())
+}
+
+/// Starts of an application in a row that may fail.
+const START_LIMIT: u32 = 3;

@@ -1,0 +1,55 @@
+//! The archive of a group: fed from the ring beside the destination, or alone.
+
+use std::io;
+
+use serde_json::json;
+
+use super::table::observe;
+use super::{Shared, SourceSetup};
+use crate::agent::config;
+use crate::replica::archive::ArchiveConfig;
+use crate::ship::archiver::{Archiver, Archiving, News};
+
+impl Shared {
+    pub(super) fn start_archiver(&self, config: &config::Archive) -> io::Result<Archiver> {
+        let (group, event) = (self.setup.group.clone(), self.setup.event.clone());
+        let alone = self.setup.destination.is_none();
+        // With a destination, gaps are closed while it is connected, since it holds the ring meanwhile.
+        self.syncer.set_flowing(alone);
+        let dir = config.dir.display().to_string();
+        let archiving = Archiving {
+            log: group.log().clone(),
+            config: ArchiveConfig {
+                dir: config.dir.clone(),
+                group: group.id(),
+                keep_bytes: config.keep_bytes,
+                keep_age: config.keep_age,
+            },
+            resumes: group.resumed(),
+            space: (self.space.clone(), usize::from(!alone)),
+            copies: self.syncer.requester(),
+            tell: Box::new(move |news| match news {
+                News::Begun(lsn) => event("archive_begun", json!({ "dir": dir, "lsn": lsn })),
+                News::Failed(error, pause) => event(
+                    "archive_failed",
+                    json!({ "dir": dir, "why": error.to_string(), "again_in_s": pause.as_secs() }),
+                ),
+                News::Ended(poison) => {
+                    event("archive_ended", json!({ "dir": dir, "why": poison.to_string() }))
+                }
+            }),
+            // One reader is enough to keep the table.
+            observe: Box::new(move |header| {
+                if alone {
+                    observe(&group, header);
+                }
+            }),
+        };
+        Archiver::start(self.setup.group.name(), archiving)
+    }
+}
+
+/// Who reads the ring: destination, archive.
+pub(super) fn consumers(setup: &SourceSetup) -> usize {
+    usize::from(setup.destination.is_some()) + usize::from(setup.group.config().archive.is_some())
+}

@@ -1,0 +1,232 @@
+//! The link to the destination: made, used until it ends, made again.
+//!
+//! One thread keeps it. It opens the group at the destination, decides whether the stream resumes from the ring or begins
+//! anew with a copy, runs the shipper, and pings meanwhile.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::table::observe;
+use super::{DESTINATION, Destination, Shared, spawn};
+use crate::agent::clock::WallTime;
+use crate::agent::control::message::{Answer, Ask, ImageState, OpenGroup, Refusal, ReplicaReport};
+use crate::agent::control::{Client, ControlError, client::unexpected};
+use crate::fabric::FabricError;
+use crate::log::{Consumer, Owner, SleepDepth};
+use crate::ship::backoff::Backoff;
+use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
+use crate::types::Durability;
+
+/// What is known of the link at present.
+#[derive(Clone, Default)]
+pub(super) struct LinkInfo {
+    pub(super) connected: bool,
+    pub(super) refused: bool,
+    pub(super) fabric: Option<&'static str>,
+    pub(super) encrypted: Option<bool>,
+    pub(super) durability: Option<Durability>,
+    pub(super) last_error: Option<String>,
+}
+
+/// Why a link was not made or ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+    #[error(transparent)]
+    Ship(#[from] ShipError),
+    #[error("{peer} offers a landing ring of {theirs} bytes for a log of {ours}")]
+    Landing { peer: String, theirs: u64, ours: u64 },
+    #[error("a thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+impl Shared {
+    pub(super) fn keep_link(&self) {
+        let destination = self.setup.destination.as_ref().expect("the thread runs for a destination");
+        let mut backoff = Backoff::default();
+        while !self.stop.load(Ordering::Acquire) {
+            let began = Instant::now();
+            let error = self.run_link(destination);
+            self.syncer.set_flowing(false);
+            self.ship.disconnected();
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            self.note(&error);
+            if began.elapsed() > CONNECT_WITHIN {
+                backoff.succeeded();
+            }
+            self.sleep(backoff.failed((self.setup.chance)()));
+        }
+    }
+
+    fn note(&self, error: &LinkError) {
+        tracing::info!(group = self.setup.group.name(), %error, "link down");
+        let mut link = self.link();
+        *link = LinkInfo {
+            refused: matches!(error, LinkError::Control(ControlError::Refused { .. })),
+            last_error: Some(format!("{} {error}", WallTime::now())),
+            ..LinkInfo::default()
+        };
+        drop(link);
+        if let LinkError::Control(ControlError::Refused {
+            reason: reason @ (Refusal::StaleGeneration | Refusal::Active),
+            generation,
+            ..
+        }) = error
+        {
+            (self.setup.superseded)(*generation, *reason == Refusal::Active);
+        }
+    }
+
+    /// One link from its first connection to its end.
+    fn run_link(&self, destination: &Destination) -> LinkError {
+        match self.connect(destination) {
+            Ok((client, shipper, stop)) => self.serve(client, shipper, &stop),
+            Err(error) => error,
+        }
+    }
+
+    fn connect(&self, to: &Destination) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
+        let peer = &to.peer;
+        let (group, log) = (&self.setup.group, self.setup.group.log());
+        let deadline = Instant::now() + CONNECT_WITHIN;
+        let mut client = Client::connect(&peer.address, &to.identity, &peer.name, deadline)?;
+        let regions = group.regions();
+        let open = Ask::OpenGroup(OpenGroup {
+            group: group.name().to_owned(),
+            id: group.id(),
+            generation: group.generation(),
+            ring_bytes: log.spec().ring_bytes,
+            free: log.free(),
+            published: log.published(),
+            regions: regions.len() as u32,
+            region_bytes: regions.iter().map(|r| r.len()).sum(),
+        });
+        let opened = match client.ask(&open, ANSWER_WITHIN)? {
+            Answer::GroupOpened(opened) => opened,
+            other => return Err(unexpected(&peer.name, other).into()),
+        };
+        let fabric = to.fabrics.choose(opened.encrypt);
+        let endpoint = fabric.connect(&opened.offer, Instant::now() + CONNECT_WITHIN)?;
+        let encrypted = endpoint.encrypted();
+        let link = Link::prepare(endpoint, log, opened.durability)?;
+        let begin = self.begin(&opened.have);
+        let from = begin.consumer.position();
+        let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
+        let landing = match client.ask(&attach, ANSWER_WITHIN)? {
+            Answer::Attached { landing } => landing,
+            other => return Err(unexpected(&peer.name, other).into()),
+        };
+        let ours = log.spec().ring_bytes;
+        if landing.len != ours {
+            return Err(LinkError::Landing { peer: peer.name.clone(), theirs: landing.len, ours });
+        }
+        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
+            self.syncer.request();
+        }
+        *self.link() = LinkInfo {
+            connected: true,
+            refused: false,
+            fabric: Some(fabric.kind()),
+            encrypted: Some(encrypted),
+            durability: Some(opened.durability),
+            last_error: None,
+        };
+        tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (observed, shipped) = (group.clone(), group.clone());
+        let shipment = Shipment {
+            consumer: begin.consumer,
+            digest: begin.digest,
+            link,
+            landing,
+            space: (self.space.clone(), DESTINATION),
+            status: self.ship.clone(),
+            stop: stop.clone(),
+            observe: Box::new(move |header| observe(&observed, header)),
+        };
+        Ok((client, Shipper::new(shipped.log().clone(), shipment), stop))
+    }
+
+    /// Where the stream goes on at a destination that holds `have`.
+    fn begin(&self, have: &ReplicaReport) -> Begin {
+        let group = &self.setup.group;
+        let log = group.log();
+        let resumes = have.generation == group.generation()
+            && have.image != ImageState::Poisoned
+            && Consumer::new(log.clone(), log.free()).holds(have.applied);
+        if resumes {
+            let consumer = Consumer::new(log.clone(), have.applied);
+            return Begin { consumer, digest: have.digest, fresh: false };
+        }
+        let from = log.publish_filled(&Owner::confirmed_dead);
+        // What the ring holds means nothing to a copy that begins after it.
+        self.space.done(DESTINATION, from);
+        Begin { consumer: Consumer::new(log.clone(), from), digest: 0, fresh: true }
+    }
+
+    /// Ships until the link ends, pinging meanwhile.
+    fn serve(&self, mut client: Client, shipper: Shipper, stop: &Arc<AtomicBool>) -> LinkError {
+        self.syncer.set_flowing(true);
+        let ended = Arc::new((Mutex::new(false), Condvar::new()));
+        let theirs = ended.clone();
+        let thread = spawn(format!("ship-{}", self.setup.group.name()), move || {
+            let error = shipper.run();
+            *theirs.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            theirs.1.notify_all();
+            error
+        });
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(error) => return LinkError::Thread(error),
+        };
+        let mut lost = None;
+        while lost.is_none() && !self.stop.load(Ordering::Acquire) {
+            let guard = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (over, _) = ended
+                .1
+                .wait_timeout_while(guard, PING, |over| !*over && !self.stop.load(Ordering::Acquire))
+                .unwrap_or_else(PoisonError::into_inner);
+            if *over {
+                break;
+            }
+            drop(over);
+            match client.ask(&Ask::Ping {}, PONG_WITHIN) {
+                Ok(Answer::Pong(_)) => {}
+                Ok(other) => lost = Some(unexpected(client.peer(), other)),
+                Err(error) => lost = Some(error),
+            }
+        }
+        stop.store(true, Ordering::Release);
+        self.setup.group.log().wake_agent(SleepDepth::Nap);
+        let error = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match lost {
+            Some(lost) => lost.into(),
+            None => error.into(),
+        }
+    }
+}
+
+struct Begin {
+    consumer: Consumer,
+    digest: u64,
+    fresh: bool,
+}
+
+/// A connection must stand within this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// An ask must be answered within this time; `open_group` may have to apply what had landed first.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Time between pings.
+const PING: Duration = Duration::from_secs(1);
+
+/// A ping must be answered within this time.
+const PONG_WITHIN: Duration = Duration::from_secs(5);

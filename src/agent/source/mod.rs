@@ -1,0 +1,211 @@
+//! A group's stream at its source: the link to its destination, kept up; the copy of its regions; its pulse.
+//!
+//! A [`Source`] lives as long as the [`Group`] whose log it ships. One thread keeps the link: it opens the group
+//! at the destination, decides whether the stream resumes from the ring or begins anew with a copy, runs the shipper, pings,
+//! and starts again with growing pauses when anything fails. Another one beats, so that applications know that the
+//! agent lives. Made by `agent::role`.
+
+mod archive;
+mod link;
+mod report;
+mod table;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::config;
+use super::fabrics::Fabrics;
+use super::group::Group;
+use crate::fabric::tls::TlsIdentity;
+use crate::log::region::boottime;
+use crate::log::{LinkState, SleepDepth};
+use crate::ship::archiver::Archiver;
+use crate::ship::gasp::{self, GaspError, Tail};
+use crate::ship::space::Space;
+use crate::ship::status::ShipStatus;
+use crate::ship::sync::{Requester, Syncer};
+use crate::types::Generation;
+use archive::consumers;
+use link::LinkInfo;
+use table::GroupRegions;
+
+/// Time between beats; the log's readers take ten times that for death.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// How often [`Source::finish`] looks.
+const FINISH_LOOK: Duration = Duration::from_millis(2);
+
+/// Which consumer of the ring the destination is.
+const DESTINATION: usize = 0;
+
+/// Emits an event of the group: its kind and its detail.
+pub type Tell = Arc<dyn Fn(&str, serde_json::Value) + Send + Sync>;
+
+/// What a source needs besides its group.
+pub struct SourceSetup {
+    /// The group.
+    pub group: Arc<Group>,
+    /// Its destination; without one the group is unprotected.
+    pub destination: Option<Destination>,
+    /// Takes events: kind and detail.
+    pub event: Tell,
+    /// Hears that the destination knows of a generation that ours is not above, and whether it owns it.
+    pub superseded: Box<dyn Fn(Generation, bool) + Send + Sync>,
+    /// Number that spreads attempts to reconnect.
+    pub chance: fn() -> u32,
+}
+
+/// Where a group is shipped to.
+pub struct Destination {
+    /// The node.
+    pub peer: config::Peer,
+    /// Who this node is.
+    pub identity: Arc<TlsIdentity>,
+    /// How it reaches others.
+    pub fabrics: Arc<Fabrics>,
+}
+
+/// The stream of one group; stopped on drop.
+pub struct Source {
+    // First to be stopped: it takes what is published while the rest still runs.
+    archiver: Option<Archiver>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    setup: SourceSetup,
+    syncer: Syncer,
+    space: Arc<Space>,
+    ship: Arc<ShipStatus>,
+    stop: AtomicBool,
+    link: Mutex<LinkInfo>,
+    changed: Condvar,
+}
+impl Source {
+    /// Starts to ship. The threads run until the source is dropped.
+    pub fn start(setup: SourceSetup) -> io::Result<Source> {
+        let (group, name) = (setup.group.clone(), setup.group.name().to_owned());
+        let shared = Arc::new(Shared {
+            syncer: Syncer::start(&name, Arc::new(GroupRegions(group.clone())))?,
+            space: Space::new(group.log().clone(), consumers(&setup)),
+            ship: Arc::default(),
+            stop: AtomicBool::new(false),
+            link: Mutex::default(),
+            changed: Condvar::new(),
+            setup,
+        });
+        let archiver = group.config().archive.as_ref().map(|config| shared.start_archiver(config));
+        let archiver = archiver.transpose()?;
+        let mut source = Source { archiver, shared: shared.clone(), threads: Vec::new() };
+        let beat = shared.clone();
+        source.threads.push(spawn(format!("beat-{name}"), move || beat.beat())?);
+        if shared.setup.destination.is_some() {
+            source.threads.push(spawn(format!("link-{name}"), move || shared.keep_link())?);
+        }
+        Ok(source)
+    }
+
+    /// For whoever learns of regions with content: only a copy that begins then protects them.
+    pub fn copies(&self) -> Requester {
+        self.shared.syncer.requester()
+    }
+
+    /// Waits until everything published is durable at the destination; what is missing at the deadline, as a sentence.
+    pub fn finish(&self, deadline: Instant) -> Option<String> {
+        let published = self.shared.setup.group.log().published();
+        loop {
+            let ship = self.shared.ship.view();
+            if ship.counts && ship.durable >= published {
+                return None;
+            }
+            if !self.shared.link().connected {
+                return Some(
+                    "no destination is connected: what the log holds is on this machine only".into(),
+                );
+            }
+            if Instant::now() >= deadline {
+                let missing = published.since(ship.durable);
+                return Some(format!("{missing} bytes of the log are not durable at the destination"));
+            }
+            self.shared.sleep(FINISH_LOOK);
+        }
+    }
+
+    /// Brings everything published to the destination. The application must not run.
+    pub fn ship_tail(&self, cancel: &AtomicBool, deadline: Instant) -> Result<Tail, GaspError> {
+        let shared = &self.shared;
+        gasp::ship_tail(shared.setup.group.log(), &shared.ship, &shared.syncer, cancel, deadline)
+    }
+
+    /// Whether a destination counts, so that a handover could begin.
+    pub fn counts(&self) -> bool {
+        self.shared.ship.view().counts
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        drop(self.archiver.take());
+        self.shared.stop.store(true, Ordering::Release);
+        // Under the lock, so that nobody is between looking at the flag and sleeping.
+        drop(self.shared.link());
+        self.shared.changed.notify_all();
+        self.shared.setup.group.log().wake_agent(SleepDepth::Nap);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn beat(&self) {
+        let log = self.setup.group.log();
+        let mut before = LinkState::None;
+        while !self.stop.load(Ordering::Acquire) {
+            let now = self.link_state();
+            log.beat(boottime(), std::process::id(), now);
+            if self.setup.destination.is_none()
+                && !log.is_ahead()
+                && log.gap().is_some_and(|gap| gap.end.is_none())
+            {
+                // Nobody acknowledges, so nobody waits for the copy either.
+                log.end_gap(log.tail());
+            }
+            if now != before {
+                log.wake_waiters();
+                before = now;
+            }
+            self.sleep(BEAT);
+        }
+    }
+
+    fn link_state(&self) -> LinkState {
+        match &self.setup.destination {
+            None => LinkState::None,
+            Some(_) if self.ship.view().counts => LinkState::Counting,
+            Some(_) if self.link().connected => LinkState::Syncing,
+            Some(_) => LinkState::Down,
+        }
+    }
+
+    /// Sleeps, unless told to stop.
+    fn sleep(&self, time: Duration) {
+        let link = self.link();
+        drop(self.changed.wait_timeout_while(link, time, |_| !self.stop.load(Ordering::Acquire)));
+    }
+
+    fn link(&self) -> MutexGuard<'_, LinkInfo> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: String,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name(name).spawn(body)
+}

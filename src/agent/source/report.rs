@@ -1,0 +1,62 @@
+//! The rows of the status document that a source answers for.
+
+use super::{Shared, Source};
+use crate::agent::clock::WallTime;
+use crate::agent::config;
+use crate::agent::status::{ArchiveStatus, DestinationState, DestinationStatus, Role, SyncStatus};
+
+impl Source {
+    /// The destination's row of the status document.
+    pub fn status(&self) -> Option<DestinationStatus> {
+        Some(self.shared.status(&self.shared.setup.destination.as_ref()?.peer))
+    }
+
+    /// The archive's row of the status document.
+    pub fn archive_status(&self) -> Option<ArchiveStatus> {
+        let view = self.archiver.as_ref()?.view();
+        let group = &self.shared.setup.group;
+        Some(ArchiveStatus {
+            dir: group.config().archive.as_ref()?.dir.display().to_string(),
+            lsn_durable: view.durable,
+            last_error: view.last_error,
+            as_of: WallTime::now().to_string(),
+        })
+    }
+}
+
+impl Shared {
+    fn status(&self, peer: &config::Peer) -> DestinationStatus {
+        let (link, ship, sync) = (self.link().clone(), self.ship.view(), self.syncer.view());
+        let group = &self.setup.group;
+        let published = group.log().published();
+        let state = match link.connected {
+            true if ship.counts => DestinationState::Streaming,
+            true => DestinationState::Syncing,
+            false if link.refused => DestinationState::Refused,
+            false => DestinationState::Connecting,
+        };
+        let log = group.log();
+        let whole = !log.is_ahead() && log.gap().is_none_or(|gap| gap.end.is_some());
+        let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
+        let uncopied = if ship.counts && whole { 0 } else { regions };
+        DestinationStatus {
+            node: peer.name.clone(),
+            role: Role::Source,
+            generation: group.generation(),
+            state,
+            lsn_published: published,
+            lsn_received: ship.received,
+            lsn_durable: ship.durable,
+            lsn_applied: ship.applied,
+            exposure_bytes: published.since(ship.durable) + uncopied,
+            drain_bytes_per_s: Some(ship.drain).filter(|d| *d > 0),
+            fabric: link.fabric.map(str::to_owned),
+            durability: link.durability.map(|d| d.to_string()),
+            encrypted: link.encrypted,
+            unprotected_writes: 0,
+            sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
+            last_error: link.last_error.or(sync.error),
+            as_of: WallTime::now().to_string(),
+        }
+    }
+}
