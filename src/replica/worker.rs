@@ -105,18 +105,23 @@ pub(super) fn run(mut applier: Box<Applier>, link: Link, shared: &Shared) -> Box
 
 /// One round; whether anything had landed.
 fn step(applier: &mut Applier, acks: &mut Acks, shared: &Shared) -> Result<bool, ApplyError> {
-    if shared.status().faulted.is_some() {
+    let mending = shared.status().faulted.is_some();
+    // The fault stands until everything that failed has been done.
+    let flags = if mending { FAULTED } else { 0 };
+    if mending {
         applier.reopen()?;
-        let mut status = shared.status();
-        (status.faulted, status.poisoned) = (None, false);
     }
     let more = applier.receive()?;
     if more {
-        acks.send(applier, shared, 0);
+        acks.send(applier, shared, flags);
         applier.apply()?;
     }
-    if !more || applier.must_persist() {
+    if !more || mending || applier.must_persist() {
         applier.persist()?;
+        if mending {
+            let mut status = shared.status();
+            (status.faulted, status.poisoned) = (None, false);
+        }
         acks.send(applier, shared, 0);
     }
     Ok(more)
@@ -192,7 +197,9 @@ impl Acks {
         while self.in_flight >= ACKS_IN_FLIGHT && !self.closed {
             self.wait(SLEEP);
         }
-        if self.closed || self.last == Some(cell) {
+        // That it is awake again needs no word of its own: it would wake it again, for ever.
+        let asleep = AckCell { flags: cell.flags | SLEEPING, ..cell };
+        if self.closed || self.last == Some(cell) || self.last == Some(asleep) {
             return;
         }
         self.seq += 1;

@@ -65,6 +65,16 @@ impl Source {
         AckCell::decode(&bytes)
     }
 
+    /// Looks at every acknowledgement for long enough that a destination has slept or tried again some times.
+    fn watch(&self, look: impl Fn(AckCell)) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(2500) {
+            look(self.ack().expect("an acknowledgement"));
+            self.end.wait(Duration::from_millis(10));
+            while self.end.take_immediate().is_some() {}
+        }
+    }
+
     fn until(&self, what: &str, fits: impl Fn(&AckCell) -> bool) -> AckCell {
         let start = Instant::now();
         loop {
@@ -122,6 +132,17 @@ fn records_are_acknowledged_and_a_sleeping_destination_is_woken() {
 }
 
 #[test]
+fn an_idle_destination_is_silent() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (source, mut replica) = (Source::new(), open(dir.path()));
+    let ring = attach(&mut replica, &source, FIRST, true);
+    let stream = Builder::one_region(3);
+    source.ship(ring, &stream, FIRST, false);
+    let asleep = source.until("asleep", |a| a.applied == stream.at.0 && a.flags & SLEEPING != 0);
+    source.watch(|ack| assert_eq!(ack, asleep));
+}
+
+#[test]
 fn it_resumes_where_it_stood_after_a_restart() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut stream = Builder::one_region(3);
@@ -154,8 +175,12 @@ fn a_fault_is_said_and_ends_when_it_is_mended() {
     let (from, applied) = (stream.at, stream.at);
     stream.create(2, "/src/two", 64);
     source.ship(ring, &stream, from, true);
-    let ack = source.until("faulted", |a| a.flags & FAULTED != 0);
-    assert_eq!(ack.applied, applied.0);
+    source.until("faulted", |a| a.flags & FAULTED != 0);
+    // It tries again and again, and must not take what is gone for nothing: no record may count as applied.
+    stream.data(2, 0, &[7; 64]);
+    let second = stream.records[stream.records.len() - 2].0.next();
+    source.ship(ring, &stream, second, true);
+    source.watch(|ack| assert!(ack.flags & FAULTED != 0 && ack.applied == applied.0, "{ack:?}"));
     let status = replica.status();
     assert!(status.faulted.is_some() && !status.poisoned, "{status:?}");
     std::fs::rename(&away, &image).unwrap();

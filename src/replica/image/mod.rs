@@ -38,6 +38,15 @@ pub enum ImageError {
         /// In what way.
         what: String,
     },
+    /// An image that was here is not.
+    #[error(
+        "{} is gone, though the copy was in it: mount or restore it, and it goes on; to give it up, empty the \
+         directory that it was in, and it syncs again", path.display()
+    )]
+    Missing {
+        /// The image's directory.
+        path: PathBuf,
+    },
     /// Belongs to another group.
     #[error("{} holds the copy of another group: give this group a directory of its own", path.display())]
     Foreign {
@@ -75,6 +84,6 @@ impl ImageError {
 
     /// Whether trying again can help.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, ImageError::Io { .. })
+        matches!(self, ImageError::Io { .. } | ImageError::Missing { .. })
     }
 }

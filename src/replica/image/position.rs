@@ -35,6 +35,8 @@ pub struct Position {
     pub at: Cursor,
     /// Records up to here may have been applied in part: a crash is mended by applying them again.
     pub redo_end: Lsn,
+    /// Number of the newest image there was: without one at least as new, the directory is not whole. 0: none.
+    pub image: u64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -46,7 +48,8 @@ struct Slot {
     lsn: u64,
     digest: u64,
     redo_end: u64,
-    reserved: [u8; 20],
+    image: u64,
+    reserved: [u8; 12],
     crc: u32,
 }
 
@@ -76,6 +79,7 @@ impl PositionFile {
         let found = newest.map(|s| Position {
             at: Cursor { generation: Generation(s.generation), lsn: Lsn(s.lsn), digest: s.digest },
             redo_end: Lsn(s.redo_end),
+            image: s.image,
         });
         let seq = newest.map_or(0, |s| s.seq);
         Ok((PositionFile { path, file, seq, now: found.unwrap_or_default() }, found))
@@ -97,7 +101,8 @@ impl PositionFile {
             lsn: position.at.lsn.0,
             digest: position.at.digest,
             redo_end: position.redo_end.0,
-            reserved: [0; 20],
+            image: position.image,
+            reserved: [0; 12],
             crc: 0,
         };
         let crc = crc32c::crc32c(&slot.as_bytes()[..SLOT - 4]);
@@ -127,6 +132,7 @@ mod tests {
         Position {
             at: Cursor { generation: Generation(7), lsn: Lsn(lsn), digest: 9 },
             redo_end: Lsn(lsn + 32),
+            image: 5,
         }
     }
 
@@ -157,8 +163,8 @@ mod tests {
         let bytes = std::fs::read(dir.path().join(FILE)).unwrap();
         let mut golden =
             b"PHP\x01\x07\0\0\0\x01\0\0\0\0\0\0\0\x20\x10\0\0\0\0\0\0\x09\0\0\0\0\0\0\0".to_vec();
-        golden.extend(b"\x40\x10\0\0\0\0\0\0");
-        golden.extend([0; 20]);
+        golden.extend(b"\x40\x10\0\0\0\0\0\0\x05\0\0\0\0\0\0\0");
+        golden.extend([0; 12]);
         golden.extend(crc32c::crc32c(&golden).to_le_bytes());
         assert_eq!(&bytes[SLOT..], golden);
     }

@@ -84,6 +84,10 @@ impl ImageSet {
             let path = dir.join(super::position::FILE);
             return Err(ImageError::Damaged { path, what: "no valid slot although there are images".into() });
         }
+        let named = found.unwrap_or_default().image;
+        if set.newest() < named {
+            return Err(ImageError::Missing { path: dir.join(format!("{PREFIX}{named}")) });
+        }
         let ahead = set.images().map(|image| at_manifest(image.manifest()));
         let ahead = ahead.filter(|at| at.generation == set.cursor.generation).max_by_key(|at| at.lsn);
         set.cursor = ahead.filter(|at| at.lsn > set.cursor.lsn).unwrap_or(set.cursor);
@@ -93,6 +97,11 @@ impl ImageSet {
 
     fn images(&self) -> impl Iterator<Item = &Image> {
         self.current.iter().chain(&self.building)
+    }
+
+    /// Number of the newest image; 0: none.
+    fn newest(&self) -> u64 {
+        self.images().map(|image| image.manifest().image).max().unwrap_or(0)
     }
 
     /// The newest complete image and a newer one being built are kept; the rest is left over from a crash.
@@ -160,14 +169,16 @@ impl ImageSet {
         }
         let state = if self.is_whole() { ImageState::Frozen } else { ImageState::Torn };
         self.settle(state, now)?;
-        if let Some(abandoned) = self.building.take() {
-            self.remove_image(abandoned.dir())?;
-        }
+        let abandoned = self.building.take();
         let at = Cursor { generation, lsn: from, digest: 0 };
-        self.position.store(Position { at, redo_end: from })?;
+        // The position first: it must not name an image that is gone.
+        self.position.store(Position { at, redo_end: from, image: self.newest() })?;
         self.cursor = at;
         self.exact = true;
-        Ok(())
+        match abandoned {
+            Some(image) => self.remove_image(image.dir()),
+            None => Ok(()),
+        }
     }
 
     /// The live image stays as it is from here on. Its records below `at` become durable first.
@@ -248,7 +259,7 @@ impl ImageSet {
     fn begin_sync(&mut self, at: Cursor, after: Cursor) -> Result<(), ImageError> {
         // Whole by construction: records from here on never go to this image, not even in part.
         self.settle(ImageState::Frozen, at)?;
-        let number = 1 + self.images().map(|i| i.manifest().image).max().unwrap_or(0);
+        let number = 1 + self.newest();
         let image = Image::create(&*self.store, &self.dir, self.group, number, after)?;
         self.sync_bytes = 0;
         if let Some(abandoned) = self.building.replace(image) {
@@ -286,10 +297,11 @@ impl ImageSet {
             image.sync()?;
         }
         let redo_end = self.position.now().redo_end.max(at.lsn);
-        if self.position.now() == (Position { at, redo_end }) {
+        let position = Position { at, redo_end, image: self.newest() };
+        if self.position.now() == position {
             return Ok(());
         }
-        self.position.store(Position { at, redo_end })
+        self.position.store(position)
     }
 
     /// Takes back what was announced and will not be applied, since a record before it is impossible: the image
@@ -302,7 +314,7 @@ impl ImageSet {
         if let Some(image) = self.target() {
             image.sync()?;
         }
-        self.position.store(Position { at, redo_end: at.lsn })
+        self.position.store(Position { at, redo_end: at.lsn, image: self.newest() })
     }
 
     /// Whether everything that may have been applied in part has been applied whole.
@@ -348,6 +360,7 @@ impl ImageSet {
 
     /// Removes every image: after a promotion has given the bytes to the application.
     pub fn clear(&mut self) -> Result<(), ImageError> {
+        self.position.store(Position { image: 0, ..self.position.now() })?;
         for image in [self.building.take(), self.current.take()].into_iter().flatten() {
             self.remove_image(image.dir())?;
         }
