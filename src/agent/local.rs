@@ -57,6 +57,7 @@ impl Local {
             states: &context.states,
             keeper: &*context.keeper,
             generation: Generation(1),
+            id: None,
             notify: Box::new(move |notice| {
                 if matches!(notice, Notice::RegionAdded { empty: false, .. })
                     && let Some(copies) = &*for_notices.lock().unwrap_or_else(PoisonError::into_inner)
@@ -131,6 +132,10 @@ impl Controller for Local {
 
     fn promote(&self, _force: bool) -> Result<(), String> {
         Err(format!("group `{}` runs here already", self.name()))
+    }
+
+    fn cancel(&self) -> Result<(), String> {
+        Err(format!("group `{}` has no destination, so no handover is under way", self.name()))
     }
 
     fn power(&self, _online: bool) {}

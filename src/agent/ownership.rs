@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
+
 use crate::failover::{
     Action, Answer, DURABLE_VERSION, Durable, Event, Hands, Machine, Phase, Request, State,
 };
@@ -230,9 +232,19 @@ pub enum StoreError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The file was written by another version of pmemha.
+    #[error(
+        "{} is of version {version}, and this pmemha reads {DURABLE_VERSION}: install the version that wrote it", path.display()
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
     /// The file is there and does not hold a state.
     #[error(
-        "{} is damaged or of another version: {reason}; who owns the group is not known here, so nothing is started: \
+        "{} is damaged: {reason}; who owns the group is not known here, so nothing is started: \
          restore the file, or remove it where the other node is known to own the group", path.display()
     )]
     Damaged {
@@ -267,11 +279,12 @@ impl DurableFile {
         if sum != checksum(body) {
             return Err(damaged("its checksum is wrong".into()));
         }
-        let durable: Durable = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
-        match durable.version {
-            DURABLE_VERSION => Ok(Some(durable)),
-            other => Err(damaged(format!("version {other}"))),
+        // The version first: of another one's fields nothing is known.
+        let Versioned { version } = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
+        if version != DURABLE_VERSION {
+            return Err(StoreError::Version { path: self.path.clone(), version });
         }
+        serde_json::from_str(body).map(Some).map_err(|e| damaged(e.to_string()))
     }
 
     /// Stores `durable`: it survives a power cut the moment this returns.
@@ -291,6 +304,12 @@ impl DurableFile {
     fn io(&self, what: &'static str, source: io::Error) -> StoreError {
         StoreError::Io { what, path: self.path.clone(), source }
     }
+}
+
+/// What every version of [`Durable`] has.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
 }
 
 fn checksum(body: &str) -> String {
@@ -408,5 +427,16 @@ mod tests {
         bytes[at] ^= 1;
         fs::write(&path, bytes).unwrap();
         assert!(matches!(file.load(), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_state_of_another_version_is_refused_by_its_number_whatever_else_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = DurableFile::new(dir.path().join("ownership"));
+        let body = r#"{"version":2,"quorum":["alpha"]}"#;
+        fs::write(dir.path().join("ownership"), format!("{}\n{body}", checksum(body))).unwrap();
+        let error = file.load().unwrap_err();
+        assert!(matches!(error, StoreError::Version { version: 2, .. }), "{error}");
+        assert!(error.to_string().contains("install the version"), "{error}");
     }
 }

@@ -60,6 +60,9 @@ pub struct RegionState {
     pub ino: u64,
     /// Bytes protected.
     pub len: u64,
+    /// Whether that is only the file's beginning.
+    #[serde(default)]
+    pub partial: bool,
 }
 
 /// Why state could not be read or written.
@@ -193,6 +196,7 @@ mod tests {
                 dev: 1,
                 ino: 2,
                 len: 4096,
+                partial: false,
             }],
         }
     }

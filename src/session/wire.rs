@@ -70,6 +70,11 @@ pub enum Request {
         /// The operator's word that the source is dead.
         force: bool,
     },
+    /// Operator: call a last gasp off, or take the group back from the heir before it owns it.
+    Cancel {
+        /// Group.
+        group: String,
+    },
     /// Operator: finish and exit, as SIGTERM does.
     Shutdown {},
 }

@@ -26,9 +26,14 @@ fn deadline() -> Instant {
 
 /// A shell that turns the helper's arguments into an environment variable for this program.
 fn helper_command() -> Helper {
+    helper_that(":")
+}
+
+/// One that does something before.
+fn helper_that(first: &str) -> Helper {
     let exe = std::env::current_exe().unwrap();
     let script = format!(
-        "{ROLE}=$(printf '%s\\n' \"$@\") exec {} --exact helper --nocapture --quiet >/dev/null",
+        "{first}; {ROLE}=$(printf '%s\\n' \"$@\") exec {} --exact helper --nocapture --quiet >/dev/null",
         exe.display()
     );
     // `exec-in` must keep its standard output: the command it becomes may write there.
@@ -195,6 +200,31 @@ fn a_command_starts_inside_its_group_with_its_directory_and_environment() {
         let said = std::fs::read_to_string(out).unwrap();
         assert!(said.starts_with("/usr\n"), "{said}");
         assert!(means == "signals" || said.contains(&unique("start", means)), "{said}");
+    }
+}
+
+#[test]
+fn what_the_loader_obeys_reaches_the_application_and_not_the_helper_that_becomes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for means in all_means() {
+        let [by_helper, by_application] =
+            ["helper", "application"].map(|who| dir.path().join(format!("{means}-{who}")));
+        let helper = helper_that(&format!("echo \"$LD_TEST\" >>{}", by_helper.display()));
+        let mut application =
+            Application::new(&unique("loader", means), hierarchy(means).as_ref(), helper).unwrap();
+        let command = StartCommand {
+            argv: ["/bin/sh", "-c", "echo \"$LD_TEST $(env | grep -c KEPT)\" >$OUT"]
+                .map(OsString::from)
+                .to_vec(),
+            env: vec![
+                ("OUT".into(), by_application.clone().into()),
+                ("LD_TEST".into(), "for the program".into()),
+            ],
+            ..StartCommand::default()
+        };
+        assert_eq!(application.start(&command).unwrap().wait().unwrap(), Exit::Clean);
+        assert_eq!(std::fs::read_to_string(by_application).unwrap().trim(), "for the program 0", "{means}");
+        assert_eq!(std::fs::read_to_string(by_helper).unwrap().trim(), "", "{means}");
     }
 }
 

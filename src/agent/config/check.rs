@@ -210,14 +210,13 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
     for (n, name) in group.destinations.iter().enumerate() {
         let n = n.to_string();
         let at = ["group", i, "destinations", &n];
-        let own = *name == config.node.name;
-        if own && config.replica(&group.name).is_none() {
+        if *name == config.node.name {
             found.add(
                 &at,
-                format!("`{name}` is this node, which keeps no replica of `{}`", group.name),
-                format!("name another node, or add a [[replica]] with group = \"{}\"", group.name),
+                format!("`{name}` is this node: a copy here would be lost together with the original"),
+                "name another node; for copies on this one, set `archive`",
             );
-        } else if !own && !config.peers.iter().any(|p| p.name == *name) {
+        } else if !config.peers.iter().any(|p| p.name == *name) {
             let known: Vec<_> = config.peers.iter().map(|p| p.name.as_str()).collect();
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
             found.add(
@@ -261,7 +260,13 @@ fn check_replica(config: &Config, index: usize, replica: &Replica, found: &mut F
         found.add(&["replica", &i, "from"], "names no node", "name the nodes that may ship the group");
     }
     for (n, name) in replica.from.iter().enumerate() {
-        if *name != config.node.name && !config.peers.iter().any(|p| p.name == *name) {
+        if *name == config.node.name {
+            found.add(
+                &["replica", &i, "from", &n.to_string()],
+                format!("`{name}` is this node"),
+                "name the other nodes that may ship the group",
+            );
+        } else if !config.peers.iter().any(|p| p.name == *name) {
             found.add(
                 &["replica", &i, "from", &n.to_string()],
                 format!("there is no peer `{name}`"),

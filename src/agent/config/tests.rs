@@ -108,6 +108,13 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
             "known: beta",
         ),
         ("destinations = [\"beta\"]", "destinations = []", "group[0].commit", "destinations"),
+        (
+            "destinations = [\"beta\"]",
+            "destinations = [\"alpha\"]",
+            "group[0].destinations[0]",
+            "another node",
+        ),
+        ("from = [\"beta\"]", "from = [\"beta\", \"alpha\"]", "replica[0].from[1]", "other nodes"),
         ("name = \"alpha\"", "name = \"al/pha\"", "node.name", "letters"),
         ("address = \"beta.example:7475\"", "address = \"beta\"", "peer[0].address", "host:port"),
         ("dir = \"/srv/replica/web\"", "dir = \"/srv/archive/db/web\"", "replica[0].dir", "of its own"),

@@ -25,6 +25,10 @@ pub trait Controller: Send + Sync {
     /// promotion has begun.
     fn promote(&self, force: bool) -> Result<(), String>;
 
+    /// Operator: the last gasp is called off. Returns once that has begun; before the start trigger was sent the application
+    /// runs on at once, afterwards only when the heir has durably given the group back.
+    fn cancel(&self) -> Result<(), String>;
+
     /// External power came or went.
     fn power(&self, online: bool);
 

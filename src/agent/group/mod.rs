@@ -131,7 +131,24 @@ impl Group {
         let mut inner = self.lock();
         let Some(region) = inner.regions.get(&id).cloned() else { return Ok(()) };
         region.set_path(path.into());
-        self.drop_regions(&mut inner, |r| r.id() != id && r.path().as_os_str() == path)
+        // The record may be old news: a file that was moved on, or made under this name since, is still there.
+        self.drop_regions(&mut inner, |r| r.id() != id && r.path().as_os_str() == path && !r.is_named())
+    }
+
+    /// Controller, before a copy: brings the table up to what the file system says of names and sizes. Changes whose records
+    /// nobody reads, since the application was ahead or a fresh stream skips them, would be missed otherwise.
+    pub fn follow_files(&self) -> Result<(), GroupError> {
+        let mut inner = self.lock();
+        let mut changed = false;
+        let mut gone = Vec::new();
+        for region in inner.regions.values() {
+            let (exists, new) = region.follow();
+            changed |= new;
+            if !exists {
+                gone.push(region.id());
+            }
+        }
+        if changed { self.drop_regions(&mut inner, |r| gone.contains(&r.id())) } else { Ok(()) }
     }
 
     /// Controller: the log says that a region ceased to be.

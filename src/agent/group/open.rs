@@ -24,6 +24,8 @@ pub struct OpenGroup<'a> {
     pub keeper: &'a dyn FdKeeper,
     /// The lowest generation that will do: what the group's state machine owns.
     pub generation: Generation,
+    /// Identity that another node gave the group here, for a node that has never been its source.
+    pub id: Option<GroupId>,
     /// Hears what happens in the group.
     pub notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
@@ -58,7 +60,7 @@ impl Group {
     ///
     /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
     pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
-        let OpenGroup { config, states, keeper, generation, notify } = open;
+        let OpenGroup { config, states, keeper, generation, id, notify } = open;
         let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
         let found = match &known {
             Some(state) if state.generation >= generation => find_log(config, keeper, state)?,
@@ -67,7 +69,7 @@ impl Group {
         let resumed = found.is_some();
         let (state, log_fd, log) = match (found, known) {
             (Some((fd, log)), Some(state)) => (state, fd, log),
-            (_, known) => make_log(config, states, keeper, generation, known)?,
+            (_, known) => make_log(config, states, keeper, generation, known, id)?,
         };
         log.set_policy(policy(config));
         let group = Group {
@@ -146,9 +148,10 @@ fn make_log(
     keeper: &dyn FdKeeper,
     lowest: Generation,
     known: Option<GroupState>,
+    given: Option<GroupId>,
 ) -> Result<(GroupState, OwnedFd, Arc<LogRegion>), GroupError> {
     let next = known.as_ref().map_or(lowest, |s| s.generation.next().max(lowest)).max(Generation(1));
-    let id = known.as_ref().map_or_else(random_id, |s| Ok(s.id))?;
+    let id = known.as_ref().map(|s| s.id).or(given).map_or_else(random_id, Ok)?;
     let state = GroupState {
         version: VERSION,
         id,

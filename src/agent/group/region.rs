@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
@@ -27,6 +27,19 @@ pub struct Region {
     file: OwnedFd,
     path: Mutex<PathBuf>,
     len: AtomicU64,
+    /// Only the file's beginning is protected, not what lies or grows behind it.
+    partial: AtomicBool,
+}
+
+/// Where a region's file is by now.
+#[derive(Debug, PartialEq, Eq)]
+enum Whereabouts {
+    /// It has this name.
+    At(PathBuf),
+    /// It has no name any more.
+    Gone,
+    /// The name cannot be looked up from here.
+    Unknown,
 }
 
 /// Why a descriptor is not protected. The text goes to the application.
@@ -105,7 +118,59 @@ impl Region {
     }
 
     pub(super) fn state(&self) -> RegionState {
-        RegionState { region: self.id, path: self.path(), dev: self.dev, ino: self.ino, len: self.len() }
+        RegionState {
+            region: self.id,
+            path: self.path(),
+            dev: self.dev,
+            ino: self.ino,
+            len: self.len(),
+            partial: self.partial.load(Relaxed),
+        }
+    }
+
+    /// Follows the file to its present name and size. Whether it still has a name, and whether anything was new.
+    pub(super) fn follow(&self) -> (bool, bool) {
+        let mut new = false;
+        match self.whereabouts() {
+            Whereabouts::Gone => return (false, true),
+            Whereabouts::At(path) if path != self.path() => {
+                self.set_path(path);
+                new = true;
+            }
+            Whereabouts::At(_) | Whereabouts::Unknown => {}
+        }
+        if let Ok(stat) = fstat(&self.file)
+            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        {
+            let size = stat.st_size as u64;
+            let len = if self.partial.load(Relaxed) { self.len().min(size) } else { size };
+            new |= len != self.len();
+            self.set_len(len);
+        }
+        (true, new)
+    }
+
+    /// Whether the file has a name; it is then known by its present one.
+    pub(super) fn is_named(&self) -> bool {
+        match self.whereabouts() {
+            Whereabouts::At(now) => {
+                self.set_path(now);
+                true
+            }
+            Whereabouts::Gone | Whereabouts::Unknown => false,
+        }
+    }
+
+    fn whereabouts(&self) -> Whereabouts {
+        let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else {
+            return Whereabouts::Unknown;
+        };
+        let itself = |m: &fs::Metadata| (m.dev(), m.ino()) == (self.dev, self.ino);
+        match fs::metadata(&path) {
+            Ok(found) if itself(&found) => Whereabouts::At(path),
+            _ if path.as_os_str().as_encoded_bytes().ends_with(DELETED) => Whereabouts::Gone,
+            _ => Whereabouts::Unknown,
+        }
     }
 
     /// Finds the file of an earlier agent's region again; an error says what stands in its place.
@@ -124,6 +189,7 @@ impl Region {
             file: file.into(),
             path: Mutex::new(state.path.clone()),
             len: AtomicU64::new(state.len),
+            partial: AtomicBool::new(state.partial),
         })
     }
 }
@@ -150,7 +216,11 @@ impl Group {
         }
         let mut inner = self.lock();
         let same = |r: &&Arc<Region>| (r.dev, r.ino) == (candidate.dev, candidate.ino);
+        let partial = len < candidate.size;
         if let Some(region) = inner.regions.values().find(same).cloned() {
+            if !partial {
+                region.partial.store(false, Relaxed);
+            }
             return Ok((self.grown(&inner, region, len)?, self.appender().drain()));
         }
         if u32::from(inner.next_region) >= self.log().spec().regions {
@@ -170,6 +240,7 @@ impl Group {
             file: file.into(),
             path: Mutex::new(candidate.path.clone()),
             len: AtomicU64::new(len),
+            partial: AtomicBool::new(partial),
         });
         let empty =
             candidate.size == 0 || (candidate.is_regular() && all_hole(region.file(), candidate.size));
@@ -184,9 +255,10 @@ impl Group {
     fn add(&self, inner: &mut Inner, region: &Arc<Region>) -> Result<(), GroupError> {
         let path = region.path();
         inner.next_region += 1;
-        // A file of the same name that stood there before ceases to be with this one's creation.
-        let replaced: Vec<RegionId> =
-            inner.regions.values().filter(|r| r.path() == path).map(|r| r.id()).collect();
+        // A file of the same name that stood there before ceases to be with this one's creation, unless it went elsewhere
+        // and the record of that is still on its way.
+        let replaced = |r: &&Arc<Region>| r.path() == path && !r.is_named();
+        let replaced: Vec<RegionId> = inner.regions.values().filter(replaced).map(|r| r.id()).collect();
         for old in &replaced {
             inner.regions.remove(old);
         }
@@ -304,6 +376,9 @@ fn dax_size(rdev: u64) -> Option<u64> {
     }
     fs::read_to_string(sys.join("size")).ok()?.trim().parse().ok()
 }
+
+/// What the kernel adds to the name of a file that has none any more.
+const DELETED: &[u8] = b" (deleted)";
 
 /// A region's share of the dirty bitmap allows for growth up to this size at least.
 const GROWTH_ROOM: u64 = 64 << 20;

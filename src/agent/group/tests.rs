@@ -34,6 +34,7 @@ struct Bench {
     dir: tempfile::TempDir,
     config: config::Group,
     keeper: Kept,
+    given: Option<GroupId>,
 }
 
 impl Bench {
@@ -45,7 +46,7 @@ impl Bench {
         );
         std::fs::create_dir(dir.path().join("pm")).unwrap();
         let config = Config::parse(&text, Path::new("t")).unwrap().groups.remove(0);
-        Bench { dir, config, keeper: Kept::default() }
+        Bench { dir, config, keeper: Kept::default(), given: None }
     }
 
     /// An agent's life begins. The one before must have ended, as its lock on the directory would show.
@@ -57,6 +58,7 @@ impl Bench {
             states: &states,
             keeper: &self.keeper,
             generation: Generation(lowest),
+            id: self.given,
             notify: Box::new(move |n| tell.send(n).unwrap_or(())),
         });
         (group.unwrap(), notices)
@@ -232,4 +234,59 @@ fn the_application_has_ended_when_its_last_process_has() {
     assert!(matches!(&told[0], Notice::ProcessEnded { pid: Some(11), ending: Ending::Died(_) }), "{told:?}");
     assert!(matches!(&told[1], Notice::ApplicationEnded(Ending::Exited)), "{told:?}");
     assert_eq!(told.len(), 2);
+}
+
+#[test]
+fn files_are_followed_to_names_and_sizes_that_no_record_told_of() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let named =
+        |group: &Group| -> Vec<_> { group.regions().iter().map(|r| (r.id().0, r.path(), r.len())).collect() };
+    for name in ["a.pool", "b.pool"] {
+        group.protect(bench.file(name, 4096).as_fd(), 0, false).unwrap();
+    }
+    let (a, b, c) = (bench.path("a.pool"), bench.path("b.pool"), bench.path("c.pool"));
+    std::fs::rename(&a, &c).unwrap();
+    // Another file takes the old name while the first one's renaming is not known yet.
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    assert_eq!(named(&group), [(1, c.clone(), 4096), (2, b.clone(), 4096), (3, a.clone(), 4096)]);
+    // The record of it comes late, after one more renaming.
+    std::fs::rename(&c, bench.path("d.pool")).unwrap();
+    std::fs::rename(&a, &c).unwrap();
+    group.region_renamed(RegionId(3), c.to_str().unwrap()).unwrap();
+    assert_eq!(named(&group).len(), 3, "the first file is still there");
+    drop(bench.file("b.pool", 12288));
+    std::fs::remove_file(&c).unwrap();
+    group.follow_files().unwrap();
+    let expected = [(1, bench.path("d.pool"), 4096), (2, b.clone(), 12288)];
+    assert_eq!(named(&group), expected);
+    drop(group);
+    let (group, _notices) = bench.open(1);
+    assert_eq!(named(&group), expected, "and kept across agents");
+}
+
+#[test]
+fn the_beginning_of_a_file_stays_that_until_all_of_it_is_asked_for() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let file = bench.file("a.pool", 12288);
+    let (region, _) = group.protect(file.as_fd(), 4096, true).unwrap();
+    group.follow_files().unwrap();
+    assert_eq!(region.len(), 4096);
+    drop((region, group));
+    let (group, _notices) = bench.open(1);
+    group.follow_files().unwrap();
+    assert_eq!(group.regions()[0].len(), 4096);
+    group.protect(file.as_fd(), 0, true).unwrap();
+    file.set_len(16384).unwrap();
+    group.follow_files().unwrap();
+    assert_eq!(group.regions()[0].len(), 16384);
+}
+
+#[test]
+fn an_heir_goes_on_under_the_identity_that_the_source_gave() {
+    let mut bench = Bench::new();
+    bench.given = Some(GroupId([7; 16]));
+    let (group, _notices) = bench.open(2);
+    assert_eq!(group.id(), GroupId([7; 16]));
 }

@@ -8,7 +8,7 @@ use super::Role;
 use crate::agent::group::{Controller, Group};
 use crate::agent::ownership::Ownership;
 use crate::agent::status::{GroupStatus, Role as Part};
-use crate::failover::Event;
+use crate::failover::{Event, Phase};
 use crate::types::Generation;
 
 impl Controller for Arc<Role> {
@@ -71,6 +71,22 @@ impl Controller for Arc<Role> {
     fn promote(&self, force: bool) -> Result<(), String> {
         self.teller.tell(Event::OperatorPromote { force });
         Ok(())
+    }
+
+    fn cancel(&self) -> Result<(), String> {
+        let state = self.ownership.get().map(Ownership::state);
+        match state.map(|s| s.phase) {
+            Some(
+                Phase::Freezing | Phase::Saving | Phase::HandingOver | Phase::HandedOver | Phase::Cancelling,
+            ) => {
+                self.teller.tell(Event::OperatorCancel);
+                Ok(())
+            }
+            phase => Err(format!(
+                "group `{}` is not being handed over by this node ({phase:?}): there is nothing to cancel",
+                self.name
+            )),
+        }
     }
 
     fn power(&self, online: bool) {

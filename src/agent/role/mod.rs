@@ -83,11 +83,13 @@ impl Role {
             open = self.open();
         }
         let role = Arc::downgrade(self);
+        let id = self.standby.as_ref().and_then(Standby::id);
         let group = Group::open(OpenGroup {
             config: &self.config,
             states: &self.context.states,
             keeper: &*self.context.keeper,
             generation,
+            id,
             notify: Box::new(move |notice| {
                 if let Some(role) = role.upgrade() {
                     role.notice(&notice);

@@ -186,6 +186,10 @@ impl Session<'_> {
                 let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
                 done(found.ok_or_else(|| no_such(&group)).and_then(|c| c.promote(force)))
             }),
+            Request::Cancel { group } => self.operator(|s| {
+                let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
+                done(found.ok_or_else(|| no_such(&group)).and_then(|c| c.cancel()))
+            }),
             Request::Shutdown {} => self.operator(|s| {
                 s.shared.node.shutdown();
                 Reply::Ok {}

@@ -4,8 +4,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
-
 use crate::agent::group::{Group, Region};
 use crate::log::Appender;
 use crate::log::format::{Kind, MAX_NAME, RECORD_HEADER, RecordHeader};
@@ -43,16 +41,9 @@ impl SyncSource for GroupRegions {
     }
 
     fn regions(&self) -> io::Result<Vec<SyncRegion>> {
+        self.0.follow_files().map_err(io::Error::other)?;
         let region = |r: Arc<Region>| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
-            // Its size as of now: the record of a change may still be on its way to whoever keeps the table, or have been
-            // passed over, and a copy of the old size would cut off what was written since.
-            let stat = rustix::fs::fstat(&file)?;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-                && stat.st_size as u64 != r.len()
-            {
-                self.0.region_resized(r.id(), stat.st_size as u64).map_err(io::Error::other)?;
-            }
             Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file })
         };
         self.0.regions().into_iter().map(region).collect()

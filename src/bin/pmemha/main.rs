@@ -42,6 +42,8 @@ enum Command {
     Events(watch::Events),
     /// Bring everything to the destination and hand the group over, now
     LastGasp(operate::LastGasp),
+    /// Call a last gasp off: the application runs on here, once the heir has given the group back
+    Cancel(operate::Cancel),
     /// Make this node the owner of a group
     Promote(operate::Promote),
     /// See a PMDK program outlive its machine, on this one
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         Command::Status(status) => status.execute(&agent).map(|()| 0),
         Command::Events(events) => events.execute(&agent).map(|()| 0),
         Command::LastGasp(gasp) => gasp.execute(&agent).map(|()| 0),
+        Command::Cancel(cancel) => cancel.execute(&agent).map(|()| 0),
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
         Command::Demo(demo) => demo.execute(),
         Command::Log(log) => log.execute().map(|()| 0),

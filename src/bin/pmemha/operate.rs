@@ -20,6 +20,19 @@ impl LastGasp {
     }
 }
 
+/// `pmemha cancel`
+#[derive(Args)]
+pub struct Cancel {
+    /// The group
+    group: String,
+}
+
+impl Cancel {
+    pub fn execute(self, agent: &Agent) -> Result<(), Failure> {
+        done(agent.ask(&Request::Cancel { group: self.group })?)
+    }
+}
+
 /// `pmemha promote`
 #[derive(Args)]
 pub struct Promote {

@@ -1,9 +1,10 @@
 //! Starting the application inside its control group, and noticing the end of its processes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -36,6 +37,7 @@ impl StartCommand {
             SuperviseError::system("starting the application", io::Error::other("no command is configured"))
         };
         let program = self.argv.first().ok_or_else(missing)?;
+        let by_helper = procs.is_some();
         let mut command = match procs {
             Some(procs) => {
                 let mut command = helper.command();
@@ -57,7 +59,12 @@ impl StartCommand {
                 command
             }
         };
-        command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        for (name, value) in &self.env {
+            match by_helper && for_the_loader(name) {
+                true => command.env(kept_name(name), value),
+                false => command.env(name, value),
+            };
+        }
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -82,6 +89,11 @@ pub fn exec_in(procs: &Path, user: &str, argv: &[OsString]) -> io::Error {
     }
     let mut command = Command::new(program);
     command.args(args);
+    for (kept, value) in std::env::vars_os() {
+        if let Some(name) = kept.as_bytes().strip_prefix(KEPT.as_bytes()) {
+            command.env(OsStr::from_bytes(name), value).env_remove(kept);
+        }
+    }
     if user != "-" {
         let ids = user.split_once(':').and_then(|(u, g)| Some((u.parse().ok()?, g.parse().ok()?)));
         let Some((uid, gid)) = ids else {
@@ -92,6 +104,21 @@ pub fn exec_in(procs: &Path, user: &str, argv: &[OsString]) -> io::Error {
     let failed = command.exec();
     io::Error::new(failed.kind(), format!("{}: {failed}", program.to_string_lossy()))
 }
+
+/// Whether the dynamic loader obeys this variable: it is meant for the application, and must not reach into the helper that
+/// becomes it. A preload library there would attach a session of its own, whose end says nothing about the application.
+fn for_the_loader(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"LD_")
+}
+
+fn kept_name(name: &OsStr) -> OsString {
+    let mut kept = OsString::from(KEPT);
+    kept.push(name);
+    kept
+}
+
+/// Before the names of variables that the helper keeps for the application.
+const KEPT: &str = "PMEMHA_KEPT_";
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
