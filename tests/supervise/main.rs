@@ -213,7 +213,7 @@ fn what_the_loader_obeys_reaches_the_application_and_not_the_helper_that_becomes
         let mut application =
             Application::new(&unique("loader", means), hierarchy(means).as_ref(), helper).unwrap();
         let command = StartCommand {
-            argv: ["/bin/sh", "-c", "echo \"$LD_TEST $(env | grep -c KEPT)\" >$OUT"]
+            argv: ["/bin/sh", "-c", "echo \"$LD_TEST $(env | grep -c ^PMEMHA_KEPT)\" >$OUT"]
                 .map(OsString::from)
                 .to_vec(),
             env: vec![
