@@ -33,6 +33,9 @@ fn with_tracker<R>(f: impl FnOnce(&mut dyn DirtyTracker) -> R) -> R {
     let tracker = tracker.get_or_insert_with(|| {
         let best = dirty::best();
         info!("stores to mapped files are found by {}", best.kind());
+        if let Some(session) = state::session() {
+            session.tracks(best.kind());
+        }
         best
     });
     f(&mut **tracker)

@@ -29,6 +29,7 @@ pub enum Order {
 
 /// Gives orders; ends on drop, leaving the application as it is.
 pub struct Application {
+    means: &'static str,
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,10 +52,16 @@ impl Application {
         teller: Teller,
     ) -> io::Result<Application> {
         let (orders, received) = mpsc::channel();
+        let word = means.means();
         let mut keeper = Keeper { name: name.to_owned(), means, command, freeze_within, teller };
         let thread =
             thread::Builder::new().name(format!("app-{name}")).spawn(move || keeper.run(&received))?;
-        Ok(Application { orders: Some(orders), thread: Some(thread) })
+        Ok(Application { means: word, orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// What freezes it, a word for status.
+    pub fn means(&self) -> &'static str {
+        self.means
     }
 
     /// Orders are carried out one after the other.

@@ -107,7 +107,7 @@ struct Parts {
     context: Arc<Context>,
     access: Access,
     controllers: Vec<Arc<dyn Controller>>,
-    _power: Option<PowerWatch>,
+    power: Option<PowerWatch>,
     /// Keeps listening for other agents.
     _roles: Roles,
     stop: Mutex<Stop>,
@@ -141,14 +141,8 @@ impl Daemon {
             })
         });
         let power = power.transpose()?;
-        let parts = Arc::new(Parts {
-            context,
-            access,
-            controllers,
-            _power: power,
-            _roles: roles,
-            stop: Mutex::new(stop),
-        });
+        let parts =
+            Arc::new(Parts { context, access, controllers, power, _roles: roles, stop: Mutex::new(stop) });
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
@@ -217,7 +211,7 @@ impl Node for Parts {
                 listen: node.listen.map(|a| a.to_string()),
                 sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
             },
-            power: None,
+            power: self.power.as_ref().map(PowerWatch::status),
             groups: self.controllers.iter().map(|c| c.report()).collect(),
         }
     }

@@ -58,6 +58,7 @@ impl Local {
             keeper: &*context.keeper,
             generation: Generation(1),
             id: None,
+            placed: &[],
             notify: Box::new(move |notice| {
                 if matches!(notice, Notice::RegionAdded { empty: false, .. })
                     && let Some(copies) = &*for_notices.lock().unwrap_or_else(PoisonError::into_inner)
@@ -115,6 +116,7 @@ impl Controller for Local {
             role: Role::Source,
             generation: self.group.generation(),
             state: "unprotected".into(),
+            supervision: None,
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
             log: Some(self.group.log_status()),

@@ -1,15 +1,17 @@
-//! Tells the groups' controllers when external power goes and comes back.
+//! Tells the groups' controllers when external power goes and comes back, and the status how it is.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use std::{io, mem};
 
+use super::clock::WallTime;
 use super::group::Controller;
+use super::status::PowerStatus;
 use crate::power::file::FileSource;
-use crate::power::{Debounce, PowerEvent, PowerSource};
+use crate::power::{Debounce, PowerEvent, PowerSource, PowerState};
 
 /// How long power must be back before it counts: mains that flicker must not thaw and freeze in turn.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -19,7 +21,9 @@ const ASK: Duration = Duration::from_millis(100);
 
 /// The thread; stopped on drop.
 pub struct PowerWatch {
+    source: String,
     stop: Arc<AtomicBool>,
+    heard: Arc<Mutex<PowerState>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -27,18 +31,35 @@ impl PowerWatch {
     /// Watches the file at `path`.
     pub fn start(path: &Path, controllers: Vec<Arc<dyn Controller>>) -> io::Result<PowerWatch> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (mut source, stopped) = (FileSource::new(path), stop.clone());
+        let mut source = FileSource::new(path);
+        let name = source.name().to_owned();
+        let heard = Arc::new(Mutex::new(source.poll()));
+        let (stopped, hears) = (stop.clone(), heard.clone());
         let thread = thread::Builder::new().name("power".into()).spawn(move || {
             let mut debounce = Debounce::new(SETTLE);
             // Pairs with the store in `drop`.
             while !stopped.load(Ordering::Acquire) {
                 let state = source.wait(ASK);
+                hears.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&state);
                 if let Some(event) = debounce.event(&state, Instant::now()) {
                     controllers.iter().for_each(|c| c.power(event == PowerEvent::Back));
                 }
             }
         })?;
-        Ok(PowerWatch { stop, thread: Some(thread) })
+        Ok(PowerWatch { source: name, stop, heard, thread: Some(thread) })
+    }
+
+    /// How power is, for the status document.
+    pub fn status(&self) -> PowerStatus {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        PowerStatus {
+            source: self.source.clone(),
+            online: heard.online,
+            runtime_s: heard.runtime.map(|r| r.as_secs()),
+            charge: heard.charge,
+            error: heard.stale,
+            as_of: WallTime(SystemTime::now() - heard.as_of.elapsed()).to_string(),
+        }
     }
 }
 

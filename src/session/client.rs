@@ -22,6 +22,7 @@ use super::patterns::Patterns;
 use super::socket::SocketError;
 use super::wire::{DEFAULT_SOCKET, Reply, Request};
 use crate::log::{Appender, LogError, LogRegion};
+use crate::region::dirty::Kind;
 use crate::types::{Generation, Level, Lsn, RegionId};
 
 /// How to reach the agent.
@@ -197,6 +198,11 @@ impl Session {
             Reply::NotProtected { reason } => Err(SessionError::NotProtected { reason }),
             other => Err(SessionError::unexpected(&other)),
         }
+    }
+
+    /// Tells the agent, for its status, how this process finds its stores to mapped files. Waits a moment at most.
+    pub fn tracks(&self, by: Kind) {
+        self.link().tracks(by);
     }
 
     /// Tells the agent that the program is about to exit of its own will, with `status` if known, and

@@ -9,7 +9,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::client::SessionError;
 use super::socket::{Connection, SocketError};
 use super::wire::{Reply, Request, VERSION};
+use crate::region::dirty::Kind;
 use crate::types::{Generation, GroupId, Level};
 
 /// What an agent says to a new session.
@@ -49,6 +50,8 @@ pub(super) struct Link {
     socket: PathBuf,
     group: Option<String>,
     program: String,
+    /// What every new session of this process is told of it.
+    tracks: OnceLock<Kind>,
     state: Mutex<State>,
 }
 
@@ -66,7 +69,16 @@ struct State {
 impl Link {
     /// A link that is not connected yet. `expected` is the log that is already attached, if one is.
     pub fn new(socket: PathBuf, group: Option<String>, program: String, expected: Option<Identity>) -> Link {
-        Link { socket, group, program, state: Mutex::new(State { expected, ..State::default() }) }
+        let state = Mutex::new(State { expected, ..State::default() });
+        Link { socket, group, program, tracks: OnceLock::new(), state }
+    }
+
+    /// Tells the agent how stores are found here: the present one, and each that follows it. Nothing is lost but a word of
+    /// the status if that fails.
+    pub fn tracks(&self, by: Kind) {
+        if self.tracks.set(by).is_ok() && self.lock().up.is_some() {
+            let _ = self.request(&Request::Tracks { by }, None, TELL_WAIT);
+        }
     }
 
     /// A link to the same agent and group for the child of a fork, not connected.
@@ -165,6 +177,12 @@ impl Link {
                 theirs: welcome.identity.generation,
             });
         }
+        if let Some(&by) = self.tracks.get() {
+            let told = connection
+                .send(&Request::Tracks { by }, None, Some(deadline))
+                .and_then(|()| connection.recv::<Reply>(Some(deadline)));
+            told.map_err(|e| self.lost(state, e))?;
+        }
         state.expected = Some(welcome.identity);
         state.up = Some(Guarded::new(connection).map_err(unreachable)?);
         state.down_until = None;
@@ -262,6 +280,9 @@ fn file_id(fd: BorrowedFd<'_>) -> Result<FileId, SocketError> {
 
 /// Descriptors below are left to the program: shells and daemons close or expect low numbers.
 const LOWEST_FD: i32 = 500;
+
+/// Longest wait for what only the status needs.
+const TELL_WAIT: Duration = Duration::from_millis(100);
 
 /// For so long after a failure the agent is taken for unreachable, so that a program which opens many files
 /// does not pay the wait for each.

@@ -37,6 +37,11 @@ pub enum Request {
         /// Protect although the configuration's patterns do not name it (C API, `pmemha run`).
         explicit: bool,
     },
+    /// How this process finds its stores to mapped files, for status: told when it first looks for some.
+    Tracks {
+        /// The way.
+        by: crate::region::dirty::Kind,
+    },
     /// The program is about to exit of its own will: its end is no failure.
     Goodbye {
         /// Exit status if known.

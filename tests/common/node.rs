@@ -42,6 +42,8 @@ pub struct PairOptions {
     pub replica: String,
     /// Whether data travels inside TLS.
     pub encrypt: bool,
+    /// Whether the source keeps a replica for the group's way back, and the destination watches its power, too.
+    pub both_ways: bool,
 }
 
 impl Pair {
@@ -73,6 +75,21 @@ impl Pair {
             to = beta.files().display(),
             extra = options.replica,
         ));
+        if options.both_ways {
+            alpha.configure_more(&format!(
+                "[[replica]]\ngroup = \"app\"\nfrom = [\"beta\"]\ndir = \"{dir}\"\nencrypt = {encrypt}\n\
+                 durability = \"battery\"\npaths = {{ \"{from}\" = \"{to}\" }}\n",
+                dir = alpha.replica().display(),
+                encrypt = options.encrypt,
+                from = beta.files().display(),
+                to = alpha.files().display(),
+            ));
+            beta.configure_more(&format!(
+                "[power]\nsource = \"file\"\npath = \"{}\"\n",
+                beta.power().display()
+            ));
+            beta.set_power(true);
+        }
         alpha.set_power(true);
         Pair { alpha, beta }
     }
@@ -164,6 +181,11 @@ impl Node {
         )
         .expect("writing to a String");
         fs::write(self.config(), text).expect("own directory");
+    }
+
+    fn configure_more(&self, rest: &str) {
+        let text = fs::read_to_string(self.config()).expect("configured before");
+        fs::write(self.config(), text + "\n" + rest).expect("own directory");
     }
 
     /// The configuration file.

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use pmemha_testkit::node::{Binaries, Pair, PairOptions};
+use pmemha_testkit::node::{Binaries, Node, Pair, PairOptions};
 use pmemha_testkit::{programs, wait};
 
 const BINARIES: Binaries =
@@ -20,48 +20,57 @@ fn outlives(mode: &str, commit: &str) {
         BINARIES,
         &PairOptions { group: format!("commit = \"{commit}\""), ..PairOptions::default() },
     );
-    let files = pair.alpha.files();
-    let mut program = pair
-        .alpha
+    let last = work_until_power_fails(mode, ["pool", "acks"], &pair.alpha, &pair.beta);
+    check(mode, ["pool", "acks"], &pair.beta, last);
+}
+
+/// Runs `mode` at one node until it has acknowledged something, cuts the power there, and waits for the heir to take over.
+/// What was acknowledged.
+fn work_until_power_fails(mode: &str, [pool, acks]: [&str; 2], at: &Node, heir: &Node) -> u64 {
+    let files = at.files();
+    let mut program = at
         .preloaded(programs::workload())
         .args(["run", mode])
-        .args([files.join("pool"), files.join("acks")])
+        .args([files.join(pool), files.join(acks)])
         .arg("1000000")
         .stdout(Stdio::piped())
         .spawn()
         .expect("the workload starts");
-    let mut acks = BufReader::new(program.stdout.take().expect("piped")).lines();
+    let mut said = BufReader::new(program.stdout.take().expect("piped")).lines();
     let acked = |line: &str| line.strip_prefix("ack ").and_then(|n| n.parse::<u64>().ok());
     wait::until("3 acknowledgements", SOON, || {
-        let line = acks.next().expect("the program runs").expect("a line");
+        let line = said.next().expect("the program runs").expect("a line");
         acked(&line).filter(|n| *n >= 300)
     });
 
     wait::until("the destination to count", SOON, || {
-        (pair.alpha.try_status()?["groups"][0]["destinations"][0]["state"] == "streaming").then_some(())
+        (at.try_status()?["groups"][0]["destinations"][0]["state"] == "streaming").then_some(())
     });
-    pair.alpha.set_power(false);
-    let there = pair.beta.files();
+    at.set_power(false);
     wait::until("the heir to take over", SOON, || {
         // It owns the group before it has placed the files; these states follow after.
-        let group = &pair.beta.try_status()?["groups"][0];
+        let group = &heir.try_status()?["groups"][0];
         let placed = ["starting", "running", "stopped"].iter().any(|s| group["state"] == **s);
-        (group["role"] == "source" && placed && there.join("pool").exists()).then_some(())
+        (group["role"] == "source" && placed && heir.files().join(pool).exists()).then_some(())
     });
     // Whatever the program said before it was frozen was acknowledged.
     program.kill().expect("our own child");
     program.wait().expect("our own child");
-    let last = acks.map_while(Result::ok).filter_map(|l| acked(&l)).last().unwrap_or(300);
+    said.map_while(Result::ok).filter_map(|l| acked(&l)).last().unwrap_or(300)
+}
 
+/// Checks the files at `node` by the program's own invariants, and that nothing acknowledged is missing.
+fn check(mode: &str, [pool, acks]: [&str; 2], node: &Node, last: u64) {
+    let there = node.files();
     let check = Command::new(programs::workload())
         .args(["check", mode])
-        .args([there.join("pool"), there.join("acks")])
+        .args([there.join(pool), there.join(acks)])
         .output()
         .expect("the checker runs");
     let said =
         format!("{}{}", String::from_utf8_lossy(&check.stdout), String::from_utf8_lossy(&check.stderr));
     assert!(check.status.success(), "{mode}: {said}");
-    let bytes = fs::read(there.join("acks")).expect("placed by the heir");
+    let bytes = fs::read(there.join(acks)).expect("placed by the heir");
     let recovered = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
     assert!(recovered >= last, "{mode}: acknowledged {last}, recovered {recovered}");
 }
@@ -84,4 +93,28 @@ fn libpmem_alone() {
 #[test]
 fn four_threads() {
     outlives("threads", "received");
+}
+
+#[test]
+fn there_and_back_again() {
+    let mut pair = Pair::start(
+        BINARIES,
+        &PairOptions { group: "commit = \"received\"".into(), both_ways: true, ..PairOptions::default() },
+    );
+    let first = work_until_power_fails("tx", ["pool", "acks"], &pair.alpha, &pair.beta);
+    check("tx", ["pool", "acks"], &pair.beta, first);
+    let before = pair.beta.try_status().expect("beta runs")["groups"][0]["generation"].clone();
+
+    pair.alpha.kill();
+    pair.alpha.set_power(true);
+    pair.alpha.start();
+    wait::until("the old source to follow", SOON, || {
+        (pair.alpha.try_status()?["groups"][0]["state"] == "standby").then_some(())
+    });
+    let second = work_until_power_fails("raw", ["pool2", "acks2"], &pair.beta, &pair.alpha);
+    // The first program's files came back although nobody has opened them at the other node.
+    check("tx", ["pool", "acks"], &pair.alpha, first);
+    check("raw", ["pool2", "acks2"], &pair.alpha, second);
+    let after = pair.alpha.try_status().expect("alpha runs")["groups"][0]["generation"].clone();
+    assert!(after.as_u64() > before.as_u64(), "{before} and then {after}");
 }

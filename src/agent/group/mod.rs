@@ -188,6 +188,7 @@ impl Group {
             pid: p.pid,
             uid: p.uid,
             program: p.program.clone(),
+            tracker: p.tracks.map(|kind| kind.to_string()),
         };
         self.lock().processes.iter().map(status).collect()
     }

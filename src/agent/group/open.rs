@@ -1,7 +1,9 @@
 //! Opening a group: finding the log that an earlier agent left, or making a new one in a new generation.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::process::none;
@@ -9,7 +11,7 @@ use super::region::share;
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
-use crate::agent::state::{GroupState, StateDir, StateError, VERSION};
+use crate::agent::state::{GroupState, RegionState, StateDir, StateError, VERSION};
 use crate::log::{self, Appender, LogError, LogRegion, LogSpec, Policy};
 use crate::session::patterns::{PatternError, Patterns};
 use crate::types::{Generation, GroupId};
@@ -26,6 +28,8 @@ pub struct OpenGroup<'a> {
     pub generation: Generation,
     /// Identity that another node gave the group here, for a node that has never been its source.
     pub id: Option<GroupId>,
+    /// Files that a promotion put in place. They are the group's from the first moment, whether or not anyone has opened them.
+    pub placed: &'a [PathBuf],
     /// Hears what happens in the group.
     pub notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
@@ -58,15 +62,19 @@ pub enum GroupError {
 impl Group {
     /// Resumes the log of the newest generation if the keeper has it, else makes one in the next generation.
     ///
+    /// A new log protects again what the one before did, or, where another node owned the group in between, what a promotion has
+    /// placed: a destination's image must have every file of the group, not only those that the application opens first.
     /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
     pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
-        let OpenGroup { config, states, keeper, generation, id, notify } = open;
+        let OpenGroup { config, states, keeper, generation, id, placed, notify } = open;
         let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
         let found = match &known {
             Some(state) if state.generation >= generation => find_log(config, keeper, state)?,
             _ => None,
         };
         let resumed = found.is_some();
+        let before = known.as_ref().map_or_else(Vec::new, |k| k.regions.clone());
+        let ended = known.as_ref().map(|k| k.generation.next());
         let (state, log_fd, log) = match (found, known) {
             (Some((fd, log)), Some(state)) => (state, fd, log),
             (_, known) => make_log(config, states, keeper, generation, known, id)?,
@@ -93,7 +101,34 @@ impl Group {
         };
         group.bury_dead_appenders();
         group.restore_regions(&state)?;
+        match resumed {
+            true => {}
+            false if ended == Some(group.generation) => group.carry_over(&before),
+            false => placed.iter().for_each(|path| group.protect_file(path, 0)),
+        }
         Ok(Arc::new(group))
+    }
+
+    fn carry_over(&self, regions: &[RegionState]) {
+        for known in regions {
+            match Region::reopen(known) {
+                Ok(_) => self.protect_file(&known.path, if known.partial { known.len } else { 0 }),
+                Err(error) => {
+                    tracing::warn!(group = self.name(), region = %known.region, %error, "region left out")
+                }
+            }
+        }
+    }
+
+    /// Protects a file that nobody has opened yet.
+    fn protect_file(&self, path: &Path, len: u64) {
+        let opened = File::options().read(true).write(true).open(path);
+        let done = opened
+            .map_err(|e| e.to_string())
+            .and_then(|file| self.protect(file.as_fd(), len, true).map_err(|e| e.to_string()));
+        if let Err(error) = done {
+            tracing::warn!(group = self.name(), path = %path.display(), error, "protected once it is opened");
+        }
     }
 
     fn restore_regions(&self, state: &GroupState) -> Result<(), GroupError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
 use crate::log::Owner;
+use crate::region::dirty::Kind;
 
 /// An attached process.
 #[derive(Clone, Debug)]
@@ -14,6 +15,8 @@ pub struct Process {
     pub uid: u32,
     /// What it calls itself.
     pub program: String,
+    /// How it finds its stores to mapped files, once it has said so.
+    pub tracks: Option<Kind>,
 }
 
 /// Names a process within its group.
@@ -37,6 +40,13 @@ impl Group {
         inner.processes.insert(session, process);
         (self.notify)(Notice::ProcessAttached { pid });
         ProcessId(session)
+    }
+
+    /// A process says how it finds its stores to mapped files.
+    pub fn tracks(&self, id: ProcessId, by: Kind) {
+        if let Some(process) = self.lock().processes.get_mut(&id.0) {
+            process.tracks = Some(by);
+        }
     }
 
     /// A process is dead for certain, and how it ended is known as far as it ever will be. Its unfinished slots become

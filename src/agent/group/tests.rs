@@ -35,6 +35,7 @@ struct Bench {
     config: config::Group,
     keeper: Kept,
     given: Option<GroupId>,
+    placed: Vec<std::path::PathBuf>,
 }
 
 impl Bench {
@@ -46,7 +47,7 @@ impl Bench {
         );
         std::fs::create_dir(dir.path().join("pm")).unwrap();
         let config = Config::parse(&text, Path::new("t")).unwrap().groups.remove(0);
-        Bench { dir, config, keeper: Kept::default(), given: None }
+        Bench { dir, config, keeper: Kept::default(), given: None, placed: Vec::new() }
     }
 
     /// An agent's life begins. The one before must have ended, as its lock on the directory would show.
@@ -59,6 +60,7 @@ impl Bench {
             keeper: &self.keeper,
             generation: Generation(lowest),
             id: self.given,
+            placed: &self.placed,
             notify: Box::new(move |n| tell.send(n).unwrap_or(())),
         });
         (group.unwrap(), notices)
@@ -224,7 +226,7 @@ fn what_the_log_says_of_regions_is_kept_across_agents() {
 fn the_application_has_ended_when_its_last_process_has() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
-    let process = |pid| Process { pid: Some(pid), uid: 0, program: "db".into() };
+    let process = |pid| Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None };
     let (parent, worker) = (group.attach(process(10)), group.attach(process(11)));
     assert_ne!(parent, worker);
     group.ended(worker, Ending::Died("signal 9".into()));
@@ -289,4 +291,25 @@ fn an_heir_goes_on_under_the_identity_that_the_source_gave() {
     bench.given = Some(GroupId([7; 16]));
     let (group, _notices) = bench.open(2);
     assert_eq!(group.id(), GroupId([7; 16]));
+}
+
+#[test]
+fn a_new_log_has_every_file_of_the_group_whether_or_not_anyone_opens_it() {
+    let mut bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    group.protect(bench.file("a.pool", 12288).as_fd(), 4096, false).unwrap();
+    group.protect(bench.file("b.pool", 8192).as_fd(), 0, false).unwrap();
+    let named = |group: &Group| -> Vec<_> { group.regions().iter().map(|r| (r.path(), r.len())).collect() };
+    let all = named(&group);
+    drop(group);
+    bench.keeper.0.lock().unwrap().clear();
+    let (group, _notices) = bench.open(2);
+    assert_eq!((group.generation(), named(&group)), (Generation(2), all), "the log was lost");
+    assert_eq!(records(&group).len(), 2);
+    drop(group);
+    // Another node owned the group in generation 3, and left it without b.
+    drop(bench.file("c.pool", 4096));
+    bench.placed = vec![bench.path("a.pool"), bench.path("c.pool"), bench.path("gone.pool")];
+    let (group, _notices) = bench.open(4);
+    assert_eq!(named(&group), [(bench.path("a.pool"), 12288), (bench.path("c.pool"), 4096)]);
 }

@@ -43,6 +43,7 @@ impl Controller for Arc<Role> {
             role: if source { Part::Source } else { Part::Destination },
             generation,
             state: word.as_ref().and_then(|w| w.as_str()).unwrap_or("starting").to_owned(),
+            supervision: Some(self.application.means().to_owned()),
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
             log: group.map(|g| g.log_status()),

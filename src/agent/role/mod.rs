@@ -7,6 +7,7 @@
 mod control;
 mod deeds;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -84,12 +85,14 @@ impl Role {
         }
         let role = Arc::downgrade(self);
         let id = self.standby.as_ref().and_then(Standby::id);
+        let placed: Vec<PathBuf> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
         let group = Group::open(OpenGroup {
             config: &self.config,
             states: &self.context.states,
             keeper: &*self.context.keeper,
             generation,
             id,
+            placed: &placed,
             notify: Box::new(move |notice| {
                 if let Some(role) = role.upgrade() {
                     role.notice(&notice);

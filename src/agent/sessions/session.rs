@@ -141,7 +141,7 @@ impl Session<'_> {
             self.part = Part::Launcher { group: group.name().into(), controller };
             0
         } else {
-            let id = group.attach(Process { pid: self.peer.pid, uid: self.peer.uid, program });
+            let id = group.attach(Process { pid: self.peer.pid, uid: self.peer.uid, program, tracks: None });
             self.part = Part::Process { group: group.clone(), controller, id };
             id.0
         };
@@ -169,6 +169,12 @@ impl Session<'_> {
     fn answer(&mut self, request: Request, fd: Option<OwnedFd>) -> Reply {
         match request {
             Request::Protect { len, explicit } => self.protect(fd, len, explicit),
+            Request::Tracks { by } => {
+                if let Part::Process { group, id, .. } = &self.part {
+                    group.tracks(*id, by);
+                }
+                Reply::Ok {}
+            }
             Request::Goodbye { .. } => {
                 self.goodbye = true;
                 Reply::Ok {}

@@ -42,13 +42,17 @@ pub struct NodeStatus {
 /// External power.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PowerStatus {
-    /// Kind of source.
+    /// What says so.
     pub source: String,
     /// Whether there is external power; none if the source does not say.
     pub online: Option<bool>,
-    /// Why it does not say.
+    /// How long the battery will last at the present load, if the source says.
+    pub runtime_s: Option<u64>,
+    /// Charge of the battery, 0 to 1, if the source says.
+    pub charge: Option<f32>,
+    /// Why the source says nothing, or nothing that makes sense.
     pub error: Option<String>,
-    /// When it was last heard of.
+    /// When this was true, RFC 3339.
     pub as_of: String,
 }
 
@@ -73,6 +77,8 @@ pub struct GroupStatus {
     pub generation: Generation,
     /// One word for how it is, in the words of the group's state machine; `docs/guide.md` lists them.
     pub state: String,
+    /// What the application is frozen by: `cgroup2`, `cgroup1`, or `signals` (SIGSTOP); none if nothing here would.
+    pub supervision: Option<String>,
     /// The application's processes that are attached.
     pub sessions: Vec<SessionStatus>,
     /// What is protected.
@@ -109,6 +115,8 @@ pub struct SessionStatus {
     pub uid: u32,
     /// What it calls itself.
     pub program: String,
+    /// How it finds its stores to mapped files: `scan` (PAGEMAP_SCAN), `soft-dirty` or `digest`; none if it never had to.
+    pub tracker: Option<String>,
 }
 
 /// A protected file.

@@ -13,7 +13,10 @@ pub fn render(status: &Status) -> String {
         None => "power not watched".into(),
         Some(p) => match (p.online, &p.error) {
             (Some(true), _) => "on line power".into(),
-            (Some(false), _) => "ON BATTERY".into(),
+            (Some(false), _) => match p.runtime_s {
+                Some(left) => format!("ON BATTERY, {} left", duration(left)),
+                None => "ON BATTERY".into(),
+            },
             (None, error) => format!("power UNKNOWN ({})", error.as_deref().unwrap_or("no word yet")),
         },
     };
@@ -194,6 +197,7 @@ mod tests {
             role: Role::Source,
             generation: Generation(3),
             state: "running".into(),
+            supervision: Some("cgroup2".into()),
             sessions: vec![],
             regions: vec![RegionStatus { region: RegionId(1), path: "/mnt/a".into(), len: 8 << 20 }],
             log: None,

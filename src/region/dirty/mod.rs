@@ -25,7 +25,7 @@ pub use scan::Scan;
 pub use soft::SoftDirty;
 
 /// The way in which writes are found; readable for status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Asynchronous write protection by userfaultfd, collected by PAGEMAP_SCAN.
