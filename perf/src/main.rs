@@ -1,6 +1,9 @@
 //! `pmemha-perf`: what pmemha costs and how fast it is, its peers in the same run.
 
 mod append;
+mod apply;
+mod figures;
+mod overhead;
 mod tcp;
 
 use clap::{Parser, Subcommand};
@@ -17,6 +20,10 @@ struct Cli {
 enum What {
     /// A capture beside memcpy and CLWB
     Append(append::Options),
+    /// A destination applying a stream beside memcpy
+    Apply(apply::Options),
+    /// An unmodified libpmemobj program bare and protected
+    Overhead(overhead::Options),
     /// The tcp fabric beside iperf3
     Tcp(tcp::Options),
 }
@@ -24,6 +31,8 @@ enum What {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     match Cli::parse().what {
         What::Append(options) => append::run(&options),
+        What::Apply(options) => apply::run(&options),
+        What::Overhead(options) => overhead::run(&options),
         What::Tcp(options) => tcp::run(&options),
     }
 }

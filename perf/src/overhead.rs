@@ -1,0 +1,119 @@
+//! `pmemha-perf overhead`: an unmodified libpmemobj program bare, and protected by `pmemha run`, in turns.
+//!
+//! On tmpfs with PMEM_IS_PMEM_FORCE=1, so that libpmemobj flushes lines as it does on persistent memory. The program has one
+//! core, the agents (a source and a destination, over the tcp fabric) another: what is measured is what the application pays.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+
+use crate::figures::Spread;
+
+/// Options of `pmemha-perf overhead`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Where the pools are
+    #[arg(long, default_value = "/dev/shm")]
+    dir: PathBuf,
+    /// The command `pmemha`; its neighbours are used too
+    #[arg(long, default_value = "target/release/pmemha")]
+    pmemha: PathBuf,
+    /// Operations under the clock
+    #[arg(long, default_value_t = 500_000)]
+    count: u64,
+    /// Operations before: the first sync goes on meanwhile
+    #[arg(long, default_value_t = 500_000)]
+    warm: u64,
+    /// Rounds; each measures every contestant once
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Core of the program
+    #[arg(long, default_value_t = 0)]
+    program_cpu: u32,
+    /// Core of the agents
+    #[arg(long, default_value_t = 1)]
+    agent_cpu: u32,
+    /// What to run
+    #[arg(long, value_delimiter = ',', default_values = ["hashmap", "tx", "persist"])]
+    modes: Vec<String>,
+}
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Where Debian puts PMDK's examples.
+const EXAMPLES: &str = "/usr/share/doc/libpmemobj-dev/examples";
+
+/// Prints a line a mode and one JSON line.
+pub fn run(options: &Options) -> Outcome<()> {
+    let dir = tempfile::tempdir_in(&options.dir)?;
+    let program = compile(dir.path())?;
+    let mut report = serde_json::json!({ "bench": "overhead", "rounds": options.rounds });
+    for mode in &options.modes {
+        let (mut bare, mut ours, mut ratio) = (Spread::default(), Spread::default(), Spread::default());
+        for _ in 0..options.rounds {
+            let alone = rate(bare_command(options, &program), options, mode, dir.path())?;
+            let protected =
+                rate(protected_command(options, &program, dir.path()), options, mode, dir.path())?;
+            bare.push(alone / 1e3);
+            ours.push(protected / 1e3);
+            ratio.push(protected / alone);
+        }
+        println!("{mode:<8} bare {bare} k/s, protected {ours} k/s, ratio {ratio}");
+        report[format!("{mode}_ratio")] = ratio.median().into();
+        report[format!("{mode}_bare_per_s")] = (bare.median() * 1e3).into();
+    }
+    println!("{report}");
+    Ok(())
+}
+
+fn compile(dir: &Path) -> Outcome<PathBuf> {
+    let (source, program) = (dir.join("overhead.c"), dir.join("overhead"));
+    std::fs::write(&source, include_str!("../programs/overhead.c"))?;
+    std::fs::write(dir.join("ex_common.h"), include_str!("../../demo/ex_common.h"))?;
+    let examples = ["map/map.c", "map/map_hashmap_tx.c", "hashmap/hashmap_tx.c"];
+    let compiled = Command::new("cc")
+        .args(["-std=gnu11", "-O2"])
+        .arg(format!("-I{}", dir.display()))
+        .args(["map", "hashmap"].map(|sub| format!("-I{EXAMPLES}/{sub}")))
+        .arg("-o")
+        .args([&program, &source])
+        .args(examples.map(|name| format!("{EXAMPLES}/{name}")))
+        .args(["-lpmemobj", "-lpmem"])
+        .output()?;
+    if !compiled.status.success() {
+        return Err(format!("cc: {}", String::from_utf8_lossy(&compiled.stderr)).into());
+    }
+    Ok(program)
+}
+
+fn bare_command(options: &Options, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &options.program_cpu.to_string()]).arg(program);
+    command
+}
+
+fn protected_command(options: &Options, program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &options.agent_cpu.to_string()]).arg(&options.pmemha);
+    command.args(["run", "--protect"]).arg(dir.join("pool")).arg("--to").arg(dir.join("image"));
+    command.args(["--", "taskset", "-c", &options.program_cpu.to_string()]).arg(program);
+    command
+}
+
+/// Runs it once; operations a second.
+fn rate(mut command: Command, options: &Options, mode: &str, dir: &Path) -> Outcome<f64> {
+    let pool = dir.join("pool");
+    command.arg(mode).arg(&pool).args([options.warm.to_string(), options.count.to_string()]);
+    let output = command.env("PMEM_IS_PMEM_FORCE", "1").output()?;
+    std::fs::remove_file(&pool)?;
+    // Only a protected run leaves one.
+    let _ = std::fs::remove_dir_all(dir.join("image"));
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    match said.trim().parse() {
+        Ok(rate) if output.status.success() => Ok(rate),
+        _ => Err(format!("{command:?}: {}: {said}{complained}", output.status).into()),
+    }
+}
