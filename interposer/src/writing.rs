@@ -30,6 +30,9 @@ hook!(Libc, [copy_file_range, splice],
     (from: c_int, from_at: *mut loff_t, to: c_int, to_at: *mut loff_t, len: size_t, flags: c_uint) -> ssize_t,
     copy_body);
 
+/// Writes are durable when they return: O_DSYNC, which is a part of O_SYNC. Not [`OFlags::DSYNC`], which is O_SYNC whole on Linux.
+const DSYNC: OFlags = OFlags::from_bits_retain(libc::O_DSYNC as u32);
+
 /// A write to a protected file, before it happens.
 struct Writing {
     file: &'static File,
@@ -82,7 +85,7 @@ impl Writing {
             (self.at.min(now.saturating_sub(count)), now)
         };
         self.file.record_range(self.fd, start, end);
-        if flags.contains(OFlags::DSYNC) {
+        if flags.contains(DSYNC) {
             state::drain();
         } else {
             state::drain_if_ending();
@@ -160,7 +163,7 @@ unsafe fn pwritev2_body(
     let result = unsafe { real(fd, iov, count, offset, flags) };
     if let Some(writing) = writing {
         let mut more = OFlags::empty();
-        more.set(OFlags::DSYNC, flags & (libc::RWF_DSYNC | libc::RWF_SYNC) != 0);
+        more.set(DSYNC, flags & (libc::RWF_DSYNC | libc::RWF_SYNC) != 0);
         more.set(OFlags::APPEND, flags & libc::RWF_APPEND != 0);
         writing.end(result, more);
     }

@@ -5,6 +5,8 @@ mod programs;
 mod rig;
 mod symbols;
 
+use std::os::unix::process::ExitStatusExt;
+
 use rig::Rig;
 
 /// Runs one of `tests/programs/preload/steps.c` and compares the image with the file.
@@ -41,6 +43,14 @@ fn bytes_that_nobody_flushed_are_not_in_the_image() {
     let image = rig.agent.image(&rig.path("file"));
     assert_eq!(image[..64], [1; 64]);
     assert!(image[4096..4160].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn what_went_through_a_synchronous_descriptor_is_published_when_the_call_returns() {
+    let rig = Rig::new();
+    let ended = rig.command(rig::steps()).arg("dsync").arg(rig.path("file")).status().unwrap();
+    assert_eq!(ended.signal(), Some(9), "it kills itself after the write");
+    assert_eq!(rig.agent.image(&rig.path("file")), [8; 300]);
 }
 
 #[test]

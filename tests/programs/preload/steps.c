@@ -154,6 +154,17 @@ static void msyncs(void)
 	CHECK(fsync(fd) == 0);
 }
 
+/* Durable when the call returns: nobody lives to publish it later. */
+static void dsync(void)
+{
+	char from[300];
+	int fd = open(path, O_RDWR | O_CREAT | O_DSYNC, 0600);
+	CHECK(fd >= 0);
+	memset(from, 8, sizeof(from));
+	CHECK(pwrite(fd, from, sizeof(from), 0) == sizeof(from));
+	kill(getpid(), SIGKILL);
+}
+
 /* The second half of the file lies over the middle of the first mapping. */
 static void overlay(void)
 {
@@ -349,6 +360,7 @@ int main(int argc, char **argv)
 		{ "overlay", overlay }, { "growth", growth }, { "writes", writes }, { "stdio", stdio },
 		{ "replace", replace }, { "fork", forks }, { "signals", signals }, { "threads", threads },
 		{ "exit", left_at_exit }, { "inherited", inherited }, { "exec", execs },
+		{ "dsync", dsync },
 	};
 	CHECK(argc == 3);
 	path = argv[2];
