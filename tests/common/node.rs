@@ -103,6 +103,20 @@ impl Pair {
     }
 }
 
+/// A source without destinations: its group `app` goes into the archive at [`Node::archive`] and nowhere else. `group` are
+/// extra lines for `[[group]]`. Not started yet.
+pub fn archiving(binaries: Binaries, group: &str) -> Node {
+    let node = Node::new(binaries, "alpha");
+    node.certify(&make_authority().expect("certificates can be made"));
+    node.configure(&format!(
+        "[[group]]\nname = \"app\"\nprotect = [\"{files}/*\"]\non_death = \"none\"\n\
+         archive = {{ dir = \"{archive}\" }}\n{group}\n",
+        files = node.files().display(),
+        archive = node.archive().display(),
+    ));
+    node
+}
+
 /// One node: an agent with its directories.
 pub struct Node {
     binaries: Binaries,
@@ -137,6 +151,11 @@ impl Node {
     /// Where it keeps its replica.
     pub fn replica(&self) -> PathBuf {
         self.dir().join("replica")
+    }
+
+    /// Where a node made by [`archiving`] keeps its archive.
+    pub fn archive(&self) -> PathBuf {
+        self.dir().join("archive")
     }
 
     /// The file that says whether there is line power.

@@ -11,7 +11,7 @@ pub fn workload() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let sources = ["workload.c", "workload_obj.c", "workload_raw.c"];
-        compile("workload", &sources, &["-lpmemobj", "-lpmem", "-lpthread"])
+        compile("workload", &sources, &["-lpmemobj", "-lpmem", "-lpmem2", "-lpthread"])
     })
 }
 

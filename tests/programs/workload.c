@@ -2,23 +2,66 @@
  * workload run MODE POOL ACKS COUNT [SEED]     create POOL and ACKS and work
  * workload check MODE POOL ACKS                check one state
  * workload check-many MODE                     check states named on stdin, a line "POOL ACKS" each;
- *                                              answers a line "ok FOUND" or "bad REASON" each
+ *                                              answers a line "ok FOUND…" (a number a thread) or
+ *                                              "bad REASON" each
  *
- * `run` prints "ready" once the pool is set up and then "ack N" at every 100th operation.
+ * `run` prints "ready" once the pool is set up and then "ack N" at every 100th operation. In its environment:
+ *
+ *     WORKLOAD_POOL_MIB        size of a libpmemobj pool, instead of the mode's own
+ *     WORKLOAD_CLOCK=FILE@AT   a word at byte AT of FILE that others change, and
+ *     WORKLOAD_WITNESS=FILE    where to note, as a struct testimony, what it said when an operation had returned
  */
 #include "workload.h"
 
+#include <fcntl.h>
 #include <libpmem.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 static const struct mode *const modes[] = {
-	&mode_tx, &mode_atomic, &mode_memcpy, &mode_huge, &mode_raw, &mode_threads,
+	&mode_tx, &mode_atomic, &mode_memcpy, &mode_huge, &mode_raw, &mode_pmem2, &mode_threads,
 };
+
+static const volatile uint64_t *clock_word;
+static int witness = -1;
+
+struct testimony {
+	uint64_t thread;
+	uint64_t n;
+	uint64_t clock;
+};
+
+static void open_witness(void)
+{
+	char path[4096];
+	unsigned long at;
+	const char *clock = getenv("WORKLOAD_CLOCK"), *notes = getenv("WORKLOAD_WITNESS");
+	if (clock == NULL || notes == NULL)
+		return;
+	if (sscanf(clock, "%4095[^@]@%lu", path, &at) != 2) {
+		fprintf(stderr, "workload: WORKLOAD_CLOCK is not FILE@AT\n");
+		exit(2);
+	}
+	int fd = open(path, O_RDONLY);
+	const char *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, (off_t)(at & ~4095UL));
+	if (fd < 0 || page == MAP_FAILED)
+		die(path);
+	close(fd);
+	clock_word = (const volatile uint64_t *)(page + (at & 4095));
+	witness = open(notes, O_WRONLY | O_CREAT | O_APPEND, 0600);
+	if (witness < 0)
+		die(notes);
+}
 
 void acknowledge(struct job *job, unsigned thread, uint64_t n)
 {
+	if (clock_word != NULL) {
+		struct testimony note = {thread, n, *clock_word};
+		if (write(witness, &note, sizeof(note)) != sizeof(note))
+			die("the witness");
+	}
 	job->acks->thread[thread].done = n;
 	pmem_persist(&job->acks->thread[thread], sizeof(job->acks->thread[thread]));
 	if (thread == 0 && n % 100 == 0) {
@@ -48,10 +91,9 @@ static struct acks *map_acks(const char *path, int create)
 }
 
 static const char *check_one(const struct mode *mode, const char *pool, const char *acks_path,
-			     uint64_t *total)
+			     uint64_t found[MAX_THREADS])
 {
 	static char reason[256];
-	uint64_t found[MAX_THREADS] = {0};
 	struct acks none = {0};
 	struct stat st;
 	/* before the acks file was created nothing can have been acknowledged */
@@ -59,10 +101,8 @@ static const char *check_one(const struct mode *mode, const char *pool, const ch
 	struct job job = {.pool = pool, .acks = have ? map_acks(acks_path, 0) : &none, .threads = mode->threads};
 	const char *wrong = mode->check(&job, found);
 
-	*total = 0;
 	for (unsigned t = 0; wrong == NULL && t < mode->threads; t++) {
 		uint64_t acked = job.acks->thread[t].done;
-		*total += found[t];
 		if (found[t] < acked || found[t] > acked + 1) {
 			snprintf(reason, sizeof(reason), "thread %u: %lu acknowledged, %lu found", t,
 				 (unsigned long)acked, (unsigned long)found[t]);
@@ -80,14 +120,18 @@ static int check_many(const struct mode *mode)
 	int bad = 0;
 
 	while (fgets(line, sizeof(line), stdin)) {
-		uint64_t found;
+		uint64_t found[MAX_THREADS] = {0};
 		if (sscanf(line, "%4095s %4095s", pool, acks) != 2)
 			return 2;
-		const char *wrong = check_one(mode, pool, acks, &found);
-		if (wrong)
+		const char *wrong = check_one(mode, pool, acks, found);
+		if (wrong != NULL) {
 			printf("bad %s\n", wrong);
-		else
-			printf("ok %lu\n", (unsigned long)found);
+		} else {
+			printf("ok");
+			for (unsigned t = 0; t < mode->threads; t++)
+				printf(" %lu", (unsigned long)found[t]);
+			printf("\n");
+		}
 		bad |= wrong != NULL;
 		fflush(stdout);
 	}
@@ -99,8 +143,8 @@ int main(int argc, char **argv)
 	if (argc == 3 && strcmp(argv[1], "check-many") == 0)
 		return check_many(find_mode(argv[2]));
 	if (argc == 5 && strcmp(argv[1], "check") == 0) {
-		uint64_t found;
-		const char *wrong = check_one(find_mode(argv[2]), argv[3], argv[4], &found);
+		uint64_t found[MAX_THREADS] = {0};
+		const char *wrong = check_one(find_mode(argv[2]), argv[3], argv[4], found);
 		printf(wrong ? "bad %s\n" : "ok\n", wrong);
 		return wrong != NULL;
 	}
@@ -118,6 +162,7 @@ int main(int argc, char **argv)
 		.count = strtoull(argv[5], NULL, 10),
 		.seed = argc > 6 ? strtoull(argv[6], NULL, 10) : 1,
 	};
+	open_witness();
 	mode->run(&job);
 	printf("done %lu\n", (unsigned long)job.count);
 	return 0;

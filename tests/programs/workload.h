@@ -39,7 +39,7 @@ struct mode {
 	const char *(*check)(struct job *job, uint64_t *found);
 };
 
-extern const struct mode mode_tx, mode_atomic, mode_memcpy, mode_huge, mode_raw, mode_threads;
+extern const struct mode mode_tx, mode_atomic, mode_memcpy, mode_huge, mode_raw, mode_pmem2, mode_threads;
 
 /* persists that the thread's operation `n` has returned */
 void acknowledge(struct job *job, unsigned thread, uint64_t n);

@@ -7,6 +7,7 @@
 #include <libpmemobj.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define LAYOUT "workload"
 #define POOL_SIZE (16UL << 20)
@@ -39,6 +40,7 @@ struct elem {
 };
 
 #define BLOCK 20000
+#define BLOCKS 8
 struct block {
 	uint64_t n;
 	unsigned char body[BLOCK];
@@ -47,13 +49,16 @@ struct block {
 struct root {
 	struct list lists[MAX_THREADS];
 	POBJ_LIST_HEAD(elems, struct elem) elems;
-	struct block blocks[2];
+	struct block blocks[BLOCKS]; /* of operation n in n % BLOCKS */
 	uint64_t current;
 	PMEMoid huge[2];
 };
 
 static PMEMobjpool *create(struct job *job, size_t size)
 {
+	const char *mib = getenv("WORKLOAD_POOL_MIB");
+	if (mib != NULL)
+		size = strtoul(mib, NULL, 10) << 20;
 	PMEMobjpool *pop = pmemobj_create(job->pool, LAYOUT, size, 0600);
 	if (pop == NULL) {
 		fprintf(stderr, "pmemobj_create: %s\n", pmemobj_errormsg());
@@ -74,8 +79,13 @@ static PMEMobjpool *open_pool(struct job *job, const char **wrong)
 	int any = 0;
 	for (unsigned t = 0; t < job->threads; t++)
 		any |= job->acks->thread[t].done != 0;
-	PMEMobjpool *pop = pmemobj_open(job->pool, LAYOUT);
-	*wrong = pop == NULL && any ? pmemobj_errormsg() : NULL;
+	/* pmemobj_open crashes on an empty file */
+	struct stat st;
+	int too_short = stat(job->pool, &st) != 0 || st.st_size < (off_t)PMEMOBJ_MIN_POOL;
+	PMEMobjpool *pop = too_short ? NULL : pmemobj_open(job->pool, LAYOUT);
+	*wrong = NULL;
+	if (pop == NULL && any)
+		*wrong = too_short ? "pool missing or short" : pmemobj_errormsg();
 	return pop;
 }
 
@@ -251,7 +261,9 @@ static const char *check_atomic(struct job *job, uint64_t *found)
 		if (D_RO(e)->value != mix(D_RO(e)->n))
 			wrong = "element not constructed";
 		prev = D_RO(e)->n;
-		len++;
+		/* links that lead in a circle would be followed for ever */
+		if (wrong != NULL || ++len > 1001)
+			break;
 	}
 	if (wrong == NULL && len != (prev > 1000 ? 1000 : prev) && len != 1001)
 		wrong = "wrong number of elements";
@@ -279,7 +291,7 @@ static void run_memcpy(struct job *job)
 	struct root *r = root_of(pop);
 	unsigned char src[BLOCK];
 	for (uint64_t n = 1; n <= job->count; n++) {
-		struct block *b = &r->blocks[n % 2];
+		struct block *b = &r->blocks[n % BLOCKS];
 		unsigned f = flags[mix(n) % (sizeof(flags) / sizeof(*flags))];
 		size_t cut = mix(n + 1) % BLOCK, shift = mix(n + 2) % 64;
 		memset(src, (int)(n & 0xff), sizeof(src));
@@ -306,12 +318,15 @@ static const char *check_memcpy(struct job *job, uint64_t *found)
 	if (pop == NULL)
 		return wrong;
 	struct root *r = root_of(pop);
-	const struct block *b = &r->blocks[r->current % 2];
-	if (r->current != 0 && b->n != r->current)
-		wrong = "current block has another number";
-	for (size_t i = 0; r->current != 0 && wrong == NULL && i < BLOCK; i++)
-		if (b->body[i] != (r->current & 0xff))
-			wrong = "current block has a wrong body";
+	/* the one before the oldest is being written over by the operation that follows */
+	for (uint64_t n = r->current; wrong == NULL && n != 0 && n + BLOCKS - 1 > r->current; n--) {
+		const struct block *b = &r->blocks[n % BLOCKS];
+		if (b->n != n)
+			wrong = "block with another number";
+		for (size_t i = 0; wrong == NULL && i < BLOCK; i++)
+			if (b->body[i] != (n & 0xff))
+				wrong = "block with a wrong body";
+	}
 	*found = r->current;
 	return finish(job, pop, wrong);
 }
