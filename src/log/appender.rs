@@ -20,7 +20,7 @@ use super::format::{Kind, OFFSET_BITS, RECORD_HEADER, RecordHeader, SlotState, m
 use super::layout::LogError;
 use super::lines::{LineCopy, touch};
 use super::protocol::{self, Blocked, Claimed};
-use super::region::{Counter, LogRegion, OnFull, boottime};
+use super::region::{Counter, LogRegion, OnFull};
 use super::slot::Claim;
 use super::wait::{SleepDepth, WaitError};
 use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
@@ -90,7 +90,10 @@ impl Appender {
         let appenders = log.spec().appenders;
         let cell = WipedOnFork::new()
             .map_err(|source| LogError::System { what: "a page that is wiped on fork", source })?;
-        let index = log.acquire_cell(session).ok_or(LogError::NoCell(appenders.into()))?;
+        let index = log.acquire_cell(session).ok_or_else(|| {
+            log.count(Counter::Unrecorded, 1);
+            LogError::NoCell(appenders.into())
+        })?;
         cell.word().store(u32::from(index) + 1, Release);
         let max_payload = max_payload(log.spec().ring_bytes) as usize;
         let settled = AtomicU64::new(log.published().0);
@@ -210,9 +213,13 @@ impl Appender {
         self.log.wait(lsn, level, timeout)
     }
 
-    /// See [`LogRegion::commit`].
+    /// See [`LogRegion::commit`]. Never reached by a process that records nothing: see [`Appender::after_fork_child`].
     #[inline]
     pub fn commit(&self, lsn: Lsn) -> bool {
+        if self.cell().is_none() && self.log.commit_level() != Level::Local {
+            self.log.commit_given_up();
+            return false;
+        }
         self.log.commit(lsn)
     }
 
@@ -360,9 +367,8 @@ impl Appender {
                 claimed => return claimed,
             };
             let policy = self.log.policy();
-            let waits = policy.on_full == OnFull::Block
-                && started.elapsed() < policy.block_limit
-                && self.log.agent_alive(boottime());
+            // Whatever the reason: an agent that shows no pulse may be slow on a busy machine, or about to be restarted.
+            let waits = policy.on_full == OnFull::Block && started.elapsed() < policy.block_limit;
             if waits {
                 std::thread::sleep(NAP);
                 self.log.count(Counter::BlockedNs, NAP.as_nanos() as u64);

@@ -72,7 +72,7 @@ pub enum LogError {
     Unsealed(u32),
     /// All appender cells are taken.
     #[error(
-        "{0} processes write to this group already, its limit; raise `appenders` in the group's configuration"
+        "{0} processes write to this group already, as many as can; what this one stores is not recorded"
     )]
     NoCell(u64),
     /// The system refused.

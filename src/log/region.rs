@@ -63,7 +63,7 @@ pub struct Counters {
     pub fillers: u64,
     /// Times that the application went ahead of the log.
     pub ahead: u64,
-    /// Commits that did not wait, or not long enough, for a destination.
+    /// Commits that returned without their level: they did not wait, not long enough, or of what was not recorded.
     pub commits_given_up: u64,
     /// Nanoseconds that appenders were held back by a full ring under [`OnFull::Block`].
     pub blocked_ns: u64,
@@ -102,7 +102,7 @@ pub enum LinkState {
 pub enum OnFull {
     /// Go on without the log; the destination is brought up to date by a copy.
     Ahead = 0,
-    /// Wait for room, up to the limit; then as `Ahead`. A dead agent is not waited for.
+    /// Wait for room, up to the limit, whoever keeps it from becoming free; then as `Ahead`.
     Block = 1,
 }
 
@@ -111,7 +111,7 @@ pub enum OnFull {
 pub struct Policy {
     /// How far a record must have come before a drain returns.
     pub commit: Level,
-    /// How long a drain waits for that.
+    /// How long a drain waits for that; [`Duration::MAX`]: until it is so.
     pub commit_timeout: Duration,
     /// What to do without room.
     pub on_full: OnFull,

@@ -119,8 +119,9 @@ impl LogRegion {
 
     /// What the policy demands after a drain that yielded `lsn`: waits for the commit level, up to the commit timeout.
     ///
-    /// When the time is over, or no destination counts, the commit is given up and counted, and further commits
-    /// do not wait until that LSN has been acknowledged after all. Returns whether the level was reached.
+    /// Waits through everything that may pass: a destination that is slow, away, or being copied to, an agent that is slow
+    /// or being restarted. When the time is over the commit is given up and counted, and further commits do not
+    /// wait until that LSN has been acknowledged after all. Returns whether the level was reached.
     #[inline]
     pub fn commit(&self, lsn: Lsn) -> bool {
         match self.commit_level() {
@@ -134,20 +135,45 @@ impl LogRegion {
         if self.reached(lsn, level) {
             return true;
         }
-        let given_up = self.control().u64(cell::GIVEN_UP);
-        let hopeful = self.link() == LinkState::Counting
-            && self.acknowledged(level).0 >= given_up.load(Acquire)
-            && self.gap().is_none_or(|gap| gap.end.is_some());
-        if hopeful {
-            if self.wait(lsn, level, Some(self.policy().commit_timeout)).is_ok() {
+        if self.commits_wait() {
+            if self.wait_out(lsn, level, self.policy().commit_timeout) {
                 return true;
             }
             // Not where the commit did not even wait: a program that goes on would always be a little past what the
             // destination acknowledges, and never wait again.
-            given_up.fetch_max(lsn.0, AcqRel);
+            self.control().u64(cell::GIVEN_UP).fetch_max(lsn.0, AcqRel);
         }
-        self.count(Counter::CommitsGivenUp, 1);
+        self.commit_given_up();
         false
+    }
+
+    /// Whether commits wait at present: not where there is nobody to wait for, nor from one that was given up until that one's
+    /// LSN has been acknowledged.
+    pub fn commits_wait(&self) -> bool {
+        let given_up = self.control().u64(cell::GIVEN_UP).load(Acquire);
+        self.link() != LinkState::None && self.acknowledged(self.commit_level()).0 >= given_up
+    }
+
+    /// Counts a drain that returns to a program whose level was not reached.
+    pub(crate) fn commit_given_up(&self) {
+        self.count(Counter::CommitsGivenUp, 1);
+    }
+
+    /// Waits for `lsn` to reach `level`, whatever stands in the way, for `limit`; whether it did.
+    fn wait_out(&self, lsn: Lsn, level: Level, limit: Duration) -> bool {
+        let started = Instant::now();
+        loop {
+            let seen = self.control().u32(cell::ACK_SEQ).load(Acquire);
+            if self.reached(lsn, level) {
+                return true;
+            }
+            let left = limit.saturating_sub(started.elapsed());
+            if left.is_zero() || self.link() == LinkState::None {
+                return false;
+            }
+            self.wake_agent(SleepDepth::Nap);
+            self.sleep_for_acks(seen, left.min(WAIT_SLICE));
+        }
     }
 
     /// Agent: sleeps until something is published past `seen`, someone waits, the application goes ahead, or

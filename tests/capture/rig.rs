@@ -1,10 +1,11 @@
 //! A log with an appender on one side and a consumer on the other.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use pmemha::log::format::{Kind, RecordHeader};
+use pmemha::log::format::{Kind, RecordHeader, cell};
 use pmemha::log::{Appender, Consumer, LogRegion, LogSpec, Scan};
+use pmemha::region::memory::{Access, SharedMem};
 use pmemha::types::Lsn;
 
 /// A log region and the reader of its records.
@@ -36,6 +37,12 @@ impl Rig {
         let pages = vec![Page([0; 4096]); len.div_ceil(4096)].leak();
         // SAFETY: the pages are leaked and exclusively ours, and bytes have no invariants.
         unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), len) }
+    }
+
+    /// How many wait for an acknowledgement.
+    pub fn waiters(&self) -> u32 {
+        let page = SharedMem::map(self.fd.as_fd(), 0, 2 * 4096, Access::ReadWrite).unwrap();
+        page.u32(cell::ACK_SEQ + 4).load(std::sync::atomic::Ordering::SeqCst)
     }
 
     /// The records published since the last call, each as the destination would read it. Frees nothing.

@@ -192,7 +192,7 @@ fn memory_may_be_unmapped_between_flush_and_drain() {
 }
 
 #[test]
-fn a_capture_larger_than_the_ring_never_waits_for_itself() {
+fn a_capture_larger_than_the_ring_waits_for_a_slow_agent_and_never_for_itself() {
     let rig = Rig::with(LogSpec { ring_bytes: 1 << 16, ..LogSpec::default() });
     rig.log.set_policy(Policy {
         on_full: OnFull::Block,
@@ -207,9 +207,10 @@ fn a_capture_larger_than_the_ring_never_waits_for_itself() {
     let app = rig.appender();
     let mut image = vec![0; memory.len()];
     let done = AtomicBool::new(false);
+    // The agent takes what is there and shows no pulse: it is slow, and nobody can tell that from dead.
+    rig.log.beat(Duration::from_nanos(1), 1, LinkState::Counting);
     std::thread::scope(|s| {
         let (app, done) = (&app, &done);
-        rig.log.beat(boottime(), 1, LinkState::Counting);
         s.spawn(move || {
             capture(app, memory, 0, memory.len());
             app.drain();
@@ -217,7 +218,6 @@ fn a_capture_larger_than_the_ring_never_waits_for_itself() {
         });
         loop {
             let finished = done.load(SeqCst);
-            rig.log.beat(boottime(), 1, LinkState::Counting);
             for record in rig.consume() {
                 let bytes = payload(&rig.log, &record);
                 assert!(bytes.len() as u64 <= (1 << 16) / 4);
@@ -287,6 +287,106 @@ fn a_commit_that_was_given_up_is_not_waited_for_again_until_it_arrives() {
     rig.log.set_acks(pmemha::log::Acks { received: given_up, ..Default::default() });
     let before = std::time::Instant::now();
     assert!(!persist().1 && before.elapsed() >= commit_timeout, "the destination caught up: wait again");
+}
+
+/// A drain's commit under `trouble` is still waiting when somebody looks, and reaches its level once `mended`.
+fn a_commit_waits_through(trouble: impl Fn(&Rig), mended: impl Fn(&Rig)) {
+    let rig = Rig::with(LogSpec { ring_bytes: 1 << 16, ..LogSpec::default() });
+    let commit_timeout = Duration::from_secs(60);
+    rig.log.set_policy(Policy { commit: Level::Received, commit_timeout, ..Policy::default() });
+    rig.log.beat(boottime(), 1, LinkState::Counting);
+    trouble(&rig);
+    let memory: &[u8] = rig.memory(4096);
+    let app = rig.appender();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let program = s.spawn(|| {
+            capture(&app, memory, 0, 64);
+            let reached = app.commit(app.drain());
+            done.store(true, SeqCst);
+            reached
+        });
+        while rig.waiters() == 0 && !done.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        mended(&rig);
+        assert!(program.join().unwrap(), "the commit returned without its level");
+    });
+    assert_eq!(rig.log.counters().commits_given_up, 0);
+}
+
+fn acknowledge_all(rig: &Rig) {
+    let all = rig.log.published();
+    rig.log.set_acks(pmemha::log::Acks { received: all, durable: all, applied: all });
+}
+
+#[test]
+fn a_commit_waits_through_an_agent_without_a_pulse() {
+    a_commit_waits_through(
+        |rig| rig.log.beat(Duration::from_nanos(1), 1, LinkState::Counting),
+        acknowledge_all,
+    );
+}
+
+#[test]
+fn a_commit_waits_through_a_destination_that_is_away_or_copied_to() {
+    for link in [LinkState::Down, LinkState::Syncing] {
+        a_commit_waits_through(|rig| rig.log.beat(boottime(), 1, link), acknowledge_all);
+    }
+}
+
+#[test]
+fn a_commit_waits_through_a_gap() {
+    let overflow = |rig: &Rig| {
+        let (memory, app): (&[u8], _) = (rig.memory(1 << 17), rig.appender());
+        capture(&app, memory, 0, 1 << 17);
+        assert!(rig.log.is_ahead());
+    };
+    a_commit_waits_through(overflow, |rig| {
+        rig.log.publish_filled(&|_| false);
+        rig.log.set_free(rig.log.tail());
+        assert!(rig.log.close_gap());
+        rig.log.publish_filled(&|_| false);
+        rig.log.end_gap(rig.log.published());
+        acknowledge_all(rig);
+    });
+}
+
+#[test]
+fn without_a_destination_a_commit_is_given_up_at_once() {
+    let rig = Rig::new();
+    let commit_timeout = Duration::MAX;
+    rig.log.set_policy(Policy { commit: Level::Received, commit_timeout, ..Policy::default() });
+    rig.log.beat(boottime(), 1, LinkState::None);
+    let app = rig.appender();
+    assert!(!app.commit(app.drain().advance(1)));
+    assert!(!rig.log.commits_wait());
+    assert_eq!(rig.log.counters().commits_given_up, 1);
+}
+
+#[test]
+fn a_process_without_a_place_among_the_writers_never_believes_in_a_commit() {
+    let rig = Rig::with(LogSpec { appenders: 1, ..LogSpec::default() });
+    rig.log.set_policy(Policy { commit: Level::Received, ..Policy::default() });
+    rig.log.beat(boottime(), 1, LinkState::Counting);
+    let memory: &[u8] = rig.memory(4096);
+    let app = rig.appender();
+    // SAFETY: the child makes system calls and appends, and never returns to the test harness.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let refused = app.after_fork_child().is_err();
+        capture(&app, memory, 0, 64);
+        let reached = app.commit(app.drain());
+        // SAFETY: ends the child; nothing of the harness runs.
+        unsafe { libc::_exit(i32::from(!refused || reached)) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` is ours, the child too.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0, "the child was not refused, or took its commit for reached");
+    let counters = rig.log.counters();
+    assert_eq!((counters.unrecorded, counters.commits_given_up), (1, 1));
+    assert!(rig.consume().is_empty());
 }
 
 #[test]

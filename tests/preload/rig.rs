@@ -71,8 +71,8 @@ impl Rig {
     }
 }
 
-/// Room for all that the largest program here writes at once.
-const RING: u64 = 64 << 20;
+/// Less than the larger programs here write at once: they wait for room.
+const RING: u64 = 4 << 20;
 
 pub fn steps() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();

@@ -180,7 +180,9 @@ fn check_group(config: &Config, index: usize, group: &Group, found: &mut Faults)
         );
     }
     found.wait(&key("block_limit"), group.block_limit);
-    found.wait(&key("commit_timeout"), group.commit_timeout);
+    if group.commit_timeout != Duration::MAX {
+        found.wait(&key("commit_timeout"), group.commit_timeout);
+    }
     found.wait(&key("freeze_deadline"), group.freeze_deadline);
     check_destinations(config, &i, group, found);
     if let Some(archive) = &group.archive {

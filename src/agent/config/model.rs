@@ -106,8 +106,8 @@ pub struct Group {
     /// Level that every drain waits for.
     #[serde(default = "local")]
     pub commit: Level,
-    /// How long a drain waits for `commit` at most.
-    #[serde(default = "commit_timeout", deserialize_with = "units::duration")]
+    /// How long a drain waits for `commit` at most; [`Duration::MAX`], written "forever": until it is so.
+    #[serde(default = "commit_timeout", deserialize_with = "units::duration_or_forever")]
     pub commit_timeout: Duration,
     /// Names of the nodes that receive the group.
     #[serde(default)]

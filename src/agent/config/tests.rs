@@ -101,6 +101,7 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("commit = \"durable\"", "commit = \"durabel\"", "group[0].commit", "did you mean `durable`?"),
         ("commit_timeout = \"5s\"", "commit_timeout = 5", "group[0].commit_timeout", "expected a string"),
         ("commit_timeout = \"5s\"", "commit_timeout = \"48h\"", "group[0].commit_timeout", "shorter"),
+        ("block_limit = \"250ms\"", "block_limit = \"forever\"", "group[0].block_limit", "no duration"),
         (
             "destinations = [\"beta\"]",
             "destinations = [\"gamma\"]",

@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, de};
 const BYTE_UNITS: [(&str, u64); 5] =
     [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40)];
 
+/// For waits that may have no end.
+const FOREVER: &str = "forever";
+
 const TIME_UNITS: [(&str, u64); 7] = [
     ("ns", 1),
     ("us", 1_000),
@@ -60,6 +63,14 @@ pub(super) fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     parse_duration(&String::deserialize(d)?).map_err(de::Error::custom)
+}
+
+/// A duration, or `forever`: [`Duration::MAX`].
+pub(super) fn duration_or_forever<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    match String::deserialize(d)?.as_str() {
+        FOREVER => Ok(Duration::MAX),
+        text => parse_duration(text).map_err(de::Error::custom),
+    }
 }
 
 pub(super) fn some_duration<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {

@@ -27,7 +27,7 @@ use super::state::{GroupState, RegionState, StateDir, VERSION};
 use super::status::{LogStatus, RegionStatus, SessionStatus};
 use crate::log::{Appender, LogRegion};
 use crate::session::patterns::Patterns;
-use crate::types::{Generation, GroupId, Lsn, RegionId};
+use crate::types::{Generation, GroupId, Level, Lsn, RegionId};
 
 /// Session number of the agent's own appender.
 pub const AGENT_SESSION: u32 = 0;
@@ -166,7 +166,10 @@ impl Group {
             times_ahead: counters.ahead,
             fillers: counters.fillers,
             torn_copies: counters.torn_copies,
+            commit: self.config.commit,
+            commits_wait: self.config.commit != Level::Local && log.commits_wait(),
             commits_given_up: counters.commits_given_up,
+            unrecorded: counters.unrecorded,
             ahead: log.is_ahead(),
         }
     }

@@ -7,7 +7,7 @@ pub mod text;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Generation, Lsn, RegionId};
+use crate::types::{Generation, Level, Lsn, RegionId};
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,8 +143,15 @@ pub struct LogStatus {
     pub fillers: u64,
     /// Lines whose writer never paused for a consistent reading.
     pub torn_copies: u64,
-    /// Drains that gave up waiting for their commit level.
+    /// Level that the configuration has every drain wait for.
+    pub commit: Level,
+    /// Whether drains wait for it at present: not with `local`, and not from one that gave up until what it drained has come
+    /// that far.
+    pub commits_wait: bool,
+    /// Drains that returned to the program although their level was not reached.
     pub commits_given_up: u64,
+    /// Captures of processes that found no place among the log's writers: the destination lacks what they stored.
+    pub unrecorded: u64,
     /// Whether the application is ahead of the log right now.
     pub ahead: bool,
 }

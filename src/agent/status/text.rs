@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{DestinationState, DestinationStatus, GroupStatus, Role, Status, SyncStatus};
+use super::{DestinationState, DestinationStatus, GroupStatus, LogStatus, Role, Status, SyncStatus};
 use crate::agent::config::format_bytes;
 
 /// `status` as text, ending with a newline.
@@ -56,9 +56,7 @@ fn render_group(out: &mut String, group: &GroupStatus) {
         ),
     );
     if let Some(log) = &group.log {
-        let used = percent(log.used_bytes, log.ring_bytes);
-        let ahead = if log.ahead { "  ! the application is ahead of the log" } else { "" };
-        push(out, format_args!("  log  {used} of {} used{ahead}", format_bytes(log.ring_bytes)));
+        render_log(out, log);
     }
     if let Some(archive) = &group.archive {
         match (archive.lsn_durable, &archive.last_error) {
@@ -72,6 +70,24 @@ fn render_group(out: &mut String, group: &GroupStatus) {
     }
     if group.role == Role::Source && !group.destinations.iter().any(counts) {
         push(out, format_args!("  ! UNPROTECTED: no destination holds a copy that counts"));
+    }
+}
+
+fn render_log(out: &mut String, log: &LogStatus) {
+    let used = percent(log.used_bytes, log.ring_bytes);
+    let ahead = if log.ahead { "  ! the application is ahead of the log" } else { "" };
+    push(out, format_args!("  log  {used} of {} used{ahead}", format_bytes(log.ring_bytes)));
+    if log.commits_given_up > 0 {
+        let now = if log.commits_wait { "they wait again" } else { "they do not wait now" };
+        let (count, level) = (log.commits_given_up, format!("{:?}", log.commit).to_lowercase());
+        push(out, format_args!("    ! {count} drains returned before `{level}` was reached; {now}"));
+    }
+    if log.unrecorded > 0 {
+        let count = log.unrecorded;
+        push(
+            out,
+            format_args!("    ! {count} captures not recorded: too many processes write to this group"),
+        );
     }
 }
 
@@ -229,6 +245,29 @@ mod tests {
              \x20 beta  streaming  exposure 1.00 KiB  drains 120 MiB/s  (tcp, disk, encrypted)\n\
              \x20     published 10000  received all  durable -1.00 KiB  applied -4.00 KiB\n"
         );
+    }
+
+    #[test]
+    fn drains_that_returned_without_their_level_are_told_of() {
+        let mut s = status();
+        s.groups[0].log = Some(LogStatus {
+            ring_bytes: 64 << 20,
+            used_bytes: 0,
+            times_ahead: 0,
+            fillers: 0,
+            torn_copies: 0,
+            commit: Level::Received,
+            commits_wait: false,
+            commits_given_up: 7,
+            unrecorded: 3,
+            ahead: false,
+        });
+        let text = render(&s);
+        assert!(
+            text.contains("! 7 drains returned before `received` was reached; they do not wait now"),
+            "{text}"
+        );
+        assert!(text.contains("! 3 captures not recorded"), "{text}");
     }
 
     #[test]
