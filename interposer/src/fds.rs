@@ -6,11 +6,11 @@
 //! kernel at each use, and every hooked way to make a descriptor of a file forgets what was known of its number.
 
 use std::ffi::c_int;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use pmemha::region::identity::{Facts, Sort, path_of};
+use pmemha::region::identity::{Facts, Identity, Sort, path_of};
 use pmemha::types::RegionId;
 
 use crate::file::{self, File};
@@ -85,6 +85,23 @@ pub fn forget(fd: c_int) {
     }
 }
 
+/// A file became protected that the program may have open already: what was found to be nothing to us is looked at again.
+pub fn forget_plain() {
+    let chunk = |chunk: &Chunk| {
+        for word in chunk {
+            // Fails where the number has got another meaning meanwhile, which is newer than ours.
+            let _ = word.compare_exchange(PLAIN, UNKNOWN, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    };
+    chunk(&FIRST);
+    for other in &OTHERS {
+        // SAFETY: as in `word`.
+        if let Some(other) = unsafe { other.load(Ordering::Acquire).as_ref() } {
+            chunk(other);
+        }
+    }
+}
+
 fn note(fd: c_int, meaning: u32) {
     if word(fd).is_none() {
         make_chunk(fd);
@@ -106,6 +123,26 @@ pub fn closing(fd: c_int) {
 pub fn borrow<'a>(fd: c_int) -> Option<BorrowedFd<'a>> {
     // SAFETY: borrowed for the duration of a call that the program makes with it; -1 is the one forbidden value.
     (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Closes a descriptor that we opened, unless the program has one of the same file: closing any drops the POSIX locks that
+/// the process has on the file, all of them. Ours then stays open, which is the lesser harm. Only within [`guard::slow`].
+pub fn put_away(own: OwnedFd) {
+    let shared = Facts::of(&own).is_ok_and(|facts| has_another(own.as_raw_fd(), &facts.identity));
+    if shared {
+        let _ = own.into_raw_fd();
+    }
+}
+
+/// Whether a descriptor of this process other than `own` is open on the file. If that cannot be found out, it is.
+fn has_another(own: c_int, file: &Identity) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return true };
+    entries.flatten().any(|entry| {
+        let fd = entry.file_name().to_str().and_then(|name| name.parse::<c_int>().ok());
+        fd.is_some_and(|fd| {
+            fd != own && borrow(fd).is_some_and(|fd| Facts::of(fd).is_ok_and(|f| f.identity == *file))
+        })
+    })
 }
 
 /// What `fd` means, asking the kernel and the agent where that is not known.

@@ -1,7 +1,7 @@
 //! Protected files, and the records that concern a file as a whole.
 //!
-//! A [`File`] lives for ever once the agent has given it a region: region numbers are never used again, and a hook in
-//! another thread may hold it. Found by region on the flush path, by identity elsewhere.
+//! A [`File`] lives for ever once the agent has given it a region: a hook in another thread may hold it. A region's number may be
+//! that of a later file once this process has let go of it. Found by region on the flush path, by identity elsewhere.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
@@ -15,7 +15,7 @@ use pmemha::types::RegionId;
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::report::error;
-use crate::{guard, state};
+use crate::{guard, mapping, state};
 
 /// A file that is a region.
 pub struct File {
@@ -29,6 +29,8 @@ pub struct File {
     flushed: AtomicBool,
     /// Size that the log knows.
     size: AtomicU64,
+    /// Streams write to it that pass no hook.
+    unseen: AtomicBool,
     /// A descriptor of ours for reading back what went through a write-only one; -1 if none. Closing it would
     /// drop the program's POSIX locks on the file, so it is closed when the program closes one itself.
     reader: AtomicI32,
@@ -64,12 +66,29 @@ pub fn add(facts: &Facts, region: RegionId) -> &'static File {
         region,
         live: AtomicBool::new(true),
         flushed: AtomicBool::new(false),
+        unseen: AtomicBool::new(false),
         size: AtomicU64::new(facts.size),
         reader: AtomicI32::new(-1),
     }));
     identities().insert(facts.identity, file);
     BY_REGION[usize::from(region.0)].store(ptr::from_ref(file).cast_mut(), Ordering::Release);
     file
+}
+
+/// Whether [`File::note_unseen`] was ever called for any file.
+static ANY_UNSEEN: AtomicBool = AtomicBool::new(false);
+
+/// Whether any file is written to by streams that pass no hook.
+pub fn any_unseen() -> bool {
+    ANY_UNSEEN.load(Ordering::Relaxed)
+}
+
+/// [`File::record_unseen`] of every file.
+pub fn record_all_unseen() {
+    if any_unseen() {
+        let all = guard::slow(|| identities().values().copied().collect::<Vec<_>>());
+        all.unwrap_or_default().into_iter().for_each(File::record_unseen);
+    }
 }
 
 impl File {
@@ -93,7 +112,7 @@ impl File {
 
     /// Records `kind` for this file. While the application is ahead the copy that closes the gap says it instead.
     pub fn record(&self, kind: Kind, offset: u64, payload: &[u8]) {
-        let Some(session) = state::session().filter(|_| !state::muted()) else { return };
+        let Some(session) = state::session() else { return };
         // Ahead is no error here: see above.
         let _ =
             guard::capturing(|| session.appender().append(kind, self.region, offset, payload), state::drain);
@@ -126,7 +145,7 @@ impl File {
 
     /// Records `[start, end)` as the file holds it now, after a write through `fd`; `end` is clipped to the file's end.
     pub fn record_range(&self, fd: BorrowedFd<'_>, start: u64, end: u64) {
-        let Some(session) = state::session().filter(|_| !state::muted() && self.is_live()) else { return };
+        let Some(session) = state::session().filter(|_| self.is_live()) else { return };
         if start >= end {
             return;
         }
@@ -173,8 +192,32 @@ impl File {
         }
     }
 
+    /// From here on a stream writes to the file that passes no hook; `fd` is its descriptor. Only within [`guard::slow`].
+    pub fn note_unseen(&self, fd: BorrowedFd<'_>) {
+        if self.reader.load(Ordering::Acquire) < 0 {
+            self.open_reader(fd);
+        }
+        self.unseen.store(true, Ordering::Relaxed);
+        ANY_UNSEEN.store(true, Ordering::Relaxed);
+    }
+
+    /// Records the whole file as it is now, if [`File::note_unseen`] was ever called.
+    pub fn record_unseen(&self) {
+        let reader = self.reader.load(Ordering::Acquire);
+        if !self.unseen.load(Ordering::Relaxed) || reader < 0 {
+            return;
+        }
+        // SAFETY: the reader of such a file is never closed.
+        let reader = unsafe { BorrowedFd::borrow_raw(reader) };
+        self.record_size(reader);
+        self.record_range(reader, 0, self.logged_size());
+    }
+
     /// The program closes a descriptor of this file: its POSIX locks go in any case, so ours can go too.
     pub fn close_reader(&self) {
+        if self.unseen.load(Ordering::Relaxed) {
+            return;
+        }
         if self.reader.load(Ordering::Relaxed) >= 0 {
             let reader = self.reader.swap(-1, Ordering::AcqRel);
             // SAFETY: a raw system call on a descriptor that we opened and that was ours alone.
@@ -182,20 +225,31 @@ impl File {
         }
     }
 
-    /// The file lost its last name: what happens to it from here on is nobody's.
+    /// The file lost its last name: what happens to it from here on is nobody's. Only within [`guard::slow`].
     pub fn record_unlink(&self) {
-        if self.live.swap(false, Ordering::AcqRel) {
-            identities().remove(&self.identity);
+        if self.is_live() {
             self.record(Kind::RegionUnlink, 0, &[]);
+            self.let_go();
         }
     }
 
-    /// The file has a new name; a region that had it ceases to be, `replaced` if this process knows it.
+    /// The file has a new name; a region that had it ceases to be, `replaced` if this process knows it. Only within
+    /// [`guard::slow`].
     pub fn record_rename(&self, name: &[u8], replaced: Option<&File>) {
-        if let Some(other) = replaced {
-            other.live.store(false, Ordering::Release);
-            identities().remove(&other.identity);
-        }
         self.record(Kind::RegionRename, 0, name);
+        if let Some(other) = replaced.filter(|other| other.is_live()) {
+            other.let_go();
+        }
+    }
+
+    /// Nothing further is recorded for this region, which the agent may then give to another file.
+    fn let_go(&self) {
+        self.live.store(false, Ordering::Release);
+        identities().remove(&self.identity);
+        mapping::forget(self.region);
+        if let Some(session) = state::session() {
+            // An agent that does not hear of it keeps the number for this process.
+            let _ = session.release(self.region);
+        }
     }
 }

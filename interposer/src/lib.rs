@@ -15,10 +15,12 @@
 //! | `names` | rename, unlink, link |
 //! | `stdio` | fopen, fdopen, freopen |
 //! | `process` | fork, exec, exit |
+//! | `dynamic` | dlsym |
 //!
 //! `real` finds the real functions, `guard` tells the program's calls from ours, `fds` and `file` know what is
 //! protected, `report` speaks to the person.
 
+mod dynamic;
 mod fds;
 mod file;
 mod guard;

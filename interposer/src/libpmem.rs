@@ -91,7 +91,7 @@ pub unsafe fn copy(
     len: size_t,
     flags: c_uint,
 ) -> *mut c_void {
-    if flags & NOFLUSH != 0 || state::TABLE.find(dst as usize).span.is_none() {
+    if flags & NOFLUSH != 0 || !state::any_protected(dst, len) {
         // Not to be recorded, or not ours: the real thing, but for its drain, which would come back to us.
         // SAFETY: the program's own call.
         return unsafe { copy(dst, src, len, flags | NODRAIN) };
@@ -123,7 +123,7 @@ pub unsafe fn set(
     len: size_t,
     flags: c_uint,
 ) -> *mut c_void {
-    if flags & NOFLUSH != 0 || state::TABLE.find(dst as usize).span.is_none() {
+    if flags & NOFLUSH != 0 || !state::any_protected(dst, len) {
         // SAFETY: the program's own call.
         return unsafe { set(dst, c, len, flags | NODRAIN) };
     }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use libc::{off_t, size_t};
 use pmemha::region::dirty::{self, DirtyTracker};
 use pmemha::region::table::Span;
-use pmemha::types::PAGE;
+use pmemha::types::{PAGE, RegionId};
 use rustix::fs::OFlags;
 
 use crate::file::{self, File};
@@ -195,6 +195,14 @@ fn come_back(gone: Vec<Span>) {
     }
 }
 
+/// `region` ceased to be: its mappings show nobody's bytes. Only within [`guard::slow`].
+pub fn forget(region: RegionId) {
+    for span in TABLE.select(|s| s.region == region) {
+        with_tracker(|t| t.forget(span.start, span.end));
+        TABLE.remove(span.start, span.end);
+    }
+}
+
 /// Records the pages of `span` that were written since they were last recorded. Only within [`guard::slow`].
 fn record_written(span: &Span) {
     if file::by_region(span.region).is_none_or(|f| !f.is_live()) {
@@ -277,10 +285,15 @@ fn adopt(start: usize, end: usize, offset: u64, path: &str) {
     if let Err(e) = watched {
         info!("stores to {path} cannot be watched: {e}");
     }
-    let Ok(facts) = pmemha::region::identity::Facts::of(fd) else { return };
-    if let Some(file) = state::protect(fd.as_fd(), &facts, Some(path.as_ref()), false) {
+    if let Ok(facts) = pmemha::region::identity::Facts::of(fd)
+        && let Some(file) = state::protect(fd.as_fd(), &facts, Some(path.as_ref()), false)
+    {
         TABLE.insert(Span { start, end, offset, region: file.region, tag: u32::from(file.region.0) });
     }
+    if let Ok(fd) = opened {
+        fds::put_away(fd);
+    }
+    fds::forget_plain();
 }
 
 /// Start, end, offset and path of a line of `/proc/self/maps` that is a writable shared mapping of a file.

@@ -56,7 +56,12 @@ fn look(name: &Path, explicit: bool) -> Option<&'static File> {
     }
     // The agent takes only descriptors that may write as the right to protect.
     let opened = open_again(name, OFlags::RDWR).ok()?;
-    state::protect(opened.as_fd(), &facts, Some(name), explicit)
+    let file = state::protect(opened.as_fd(), &facts, Some(name), explicit);
+    fds::put_away(opened);
+    if file.is_some() {
+        fds::forget_plain();
+    }
+    file
 }
 
 /// `path` without symbolic links, except that its last part is left alone. Only within [`guard::slow`].

@@ -4,11 +4,12 @@
 //! posix_spawn run in the parent's memory and are left alone. A program that ends of its own will says goodbye, after
 //! the pages that it stored to are recorded, so that its end is no failure.
 
+use std::arch::naked_asm;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use crate::real::hook;
-use crate::{guard, mapping, state};
+use crate::real::{Home, Symbol, hook};
+use crate::{file, guard, mapping, state};
 
 /// The process that attached; another one in the same memory is a vfork's child. 0: none.
 static OWNER: AtomicI32 = AtomicI32::new(0);
@@ -62,6 +63,11 @@ extern "C" fn note_status(status: c_int, _: *mut c_void) {
 /// Runs after the program's own exit handlers, but before stdio empties its buffers: what comes after is published
 /// as it is recorded.
 extern "C" fn at_end() {
+    if file::any_unseen() && state::session().is_some() {
+        // Those streams' bytes pass no hook, then or later: they are read back once they are in the file.
+        // SAFETY: null means all streams.
+        unsafe { libc::fflush(std::ptr::null_mut()) };
+    }
     let status = STATUS.load(Ordering::Relaxed);
     farewell((status != i32::MIN).then_some(status));
 }
@@ -73,6 +79,7 @@ static AT_END: extern "C" fn() = at_end;
 fn farewell(status: Option<i32>) {
     let Some(session) = state::session().filter(|_| OWNER.load(Ordering::Relaxed) == pid()) else { return };
     mapping::record_all_written();
+    file::record_all_unseen();
     state::set_ending();
     state::drain();
     guard::slow(|| {
@@ -81,7 +88,7 @@ fn farewell(status: Option<i32>) {
     });
 }
 
-hook!(Libc, [_exit, _Exit], (status: c_int) -> (), exit_now);
+hook!(Libc, [_exit, _Exit, quick_exit], (status: c_int) -> (), exit_now);
 
 unsafe fn exit_now(real: unsafe extern "C" fn(c_int), status: c_int) {
     if !guard::inside() {
@@ -96,11 +103,56 @@ type Argv = *const *const c_char;
 hook!(Libc, [execv, execvp], (path: *const c_char, argv: Argv) -> c_int, exec);
 hook!(Libc, [execve, execvpe], (path: *const c_char, argv: Argv, envp: Argv) -> c_int, exec_env);
 hook!(Libc, [fexecve], (fd: c_int, argv: Argv, envp: Argv) -> c_int, exec_fd);
+hook!(Libc, [execveat],
+    (dir: c_int, path: *const c_char, argv: Argv, envp: Argv, flags: c_int) -> c_int, exec_at);
+
+/// Exports hooks of the forms with a list of arguments, which only their caller and the real function can count: what is in
+/// registers is kept while we prepare, and the real function is jumped to, so that it finds the list where it was left.
+macro_rules! hook_list {
+    ($($name:ident),+) => { $(
+        /// Stands before the function of the same name.
+        ///
+        /// # Safety
+        /// As for that function.
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            extern "C" fn prepare() -> *mut c_void {
+                static SYMBOL: Symbol = Symbol::new(concat!(stringify!($name), "\0"), Home::Libc);
+                before_exec();
+                SYMBOL.address()
+            }
+            naked_asm!(
+                "push rax",
+                "push rdi",
+                "push rsi",
+                "push rdx",
+                "push rcx",
+                "push r8",
+                "push r9",
+                "call {prepare}",
+                "mov r11, rax",
+                "pop r9",
+                "pop r8",
+                "pop rcx",
+                "pop rdx",
+                "pop rsi",
+                "pop rdi",
+                "pop rax",
+                "jmp r11",
+                prepare = sym prepare,
+            )
+        }
+    )+ };
+}
+
+hook_list!(execl, execlp, execle);
 
 /// The process's memory is about to be replaced: its mappings go, their written pages stay in the page cache.
 fn before_exec() {
     if OWNER.load(Ordering::Relaxed) == pid() && state::session().is_some() && !guard::inside() {
         mapping::record_all_written();
+        file::record_all_unseen();
         state::drain();
     }
 }
@@ -124,6 +176,19 @@ unsafe fn exec_env(
     before_exec();
     // SAFETY: the program's own call.
     unsafe { real(path, argv, envp) }
+}
+
+unsafe fn exec_at(
+    real: unsafe extern "C" fn(c_int, *const c_char, Argv, Argv, c_int) -> c_int,
+    dir: c_int,
+    path: *const c_char,
+    argv: Argv,
+    envp: Argv,
+    flags: c_int,
+) -> c_int {
+    before_exec();
+    // SAFETY: the program's own call.
+    unsafe { real(dir, path, argv, envp, flags) }
 }
 
 unsafe fn exec_fd(

@@ -61,7 +61,11 @@ impl Symbol {
                 .library()
                 .map_or(ptr::null_mut(), |l| libc::dlopen(l.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY));
             let next = libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr());
-            if next.is_null() && !handle.is_null() { libc::dlsym(handle, self.name.as_ptr()) } else { next }
+            if next.is_null() && !handle.is_null() {
+                crate::dynamic::real_dlsym(handle, self.name.as_ptr())
+            } else {
+                next
+            }
         };
         if p.is_null() {
             crate::report::fatal(self.name);

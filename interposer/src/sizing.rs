@@ -10,6 +10,7 @@ use pmemha::log::format::Kind;
 
 use crate::file::File;
 use crate::real::hook;
+use crate::report::error;
 use crate::{fds, guard, names};
 
 hook!(Libc, [ftruncate, ftruncate64], (fd: c_int, size: off_t) -> c_int, ftruncate_body);
@@ -63,21 +64,23 @@ unsafe fn fallocate_body(
         // SAFETY: see `ftruncate_body`.
         return unsafe { real(fd, mode, at, len) };
     };
+    if mode & (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) != 0 {
+        // No sequence of records says it at one instant, as the file system does it.
+        error!("taking bytes out of the middle of a protected file, or putting them in, is refused");
+        // SAFETY: the thread's errno is always there.
+        unsafe { *libc::__errno_location() = libc::EOPNOTSUPP };
+        return -1;
+    }
     let (start, count) = (at as u64, len as u64);
-    let moves = mode & (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) != 0;
     // SAFETY: see `ftruncate_body`.
     let call = || unsafe { real(fd, mode, at, len) };
-    let result = together(call, || {
+    together(call, || {
         file.record_size_locked(borrowed);
         let end = (start + count).min(file.logged_size());
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 && start < end {
             file.record(Kind::Zero, start, &(end - start).to_le_bytes());
         }
-    });
-    if result == 0 && moves {
-        file.record_range(borrowed, start, file.logged_size());
-    }
-    result
+    })
 }
 
 unsafe fn posix_fallocate_body(

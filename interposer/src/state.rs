@@ -35,8 +35,8 @@ static TOLD: AtomicBool = AtomicBool::new(false);
 /// Set once the process is past its last hook that could publish later: captures publish at once.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// A forked child may not find room in the log: then nothing is recorded, and said once.
-static MUTE: AtomicBool = AtomicBool::new(false);
+/// Set in a forked child until it publishes for the first time: only then is it worth a session of its own.
+static CHILD: AtomicBool = AtomicBool::new(false);
 
 /// Pause after the first failed attempt to attach; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -124,6 +124,17 @@ pub fn protect(
     }
 }
 
+/// Whether any of the `len` bytes at `addr` are protected.
+#[inline]
+pub fn any_protected(addr: *const c_void, len: usize) -> bool {
+    if TABLE.untouched() {
+        return false;
+    }
+    let answer = TABLE.find(addr as usize);
+    // What is not protected ends where something protected begins.
+    answer.span.is_some() || (addr as usize).saturating_add(len) > answer.end
+}
+
 /// Records the lines of `[addr, addr + len)` that are protected, before they are flushed.
 #[inline]
 pub fn capture(addr: *const c_void, len: usize) {
@@ -155,12 +166,11 @@ fn capture_lines(addr: usize, len: usize, src: Option<usize>) {
                 // change before its call returns.
                 unsafe {
                     match src {
-                        Some(src) if !muted() => {
+                        Some(src) => {
                             let from = (src + (span.start - addr)) as *const u8;
                             appender.capture_from(span.region, span.offset, at, from, n);
                         }
-                        None if !muted() => appender.capture(span.region, span.offset, at, n),
-                        _ => {}
+                        None => appender.capture(span.region, span.offset, at, n),
                     }
                 }
             });
@@ -171,7 +181,7 @@ fn capture_lines(addr: usize, len: usize, src: Option<usize>) {
 
 /// Records `span` as it is now: for dirty pages, whose program says nothing of lines.
 pub fn capture_span(span: &Span) {
-    let Some(session) = session().filter(|_| !muted()) else { return };
+    let Some(session) = session() else { return };
     guard::capturing(
         || {
             let at = span.start as *const u8;
@@ -201,6 +211,10 @@ pub fn drain() {
 #[cold]
 fn publish() {
     let Some(session) = session() else { return };
+    if CHILD.load(Ordering::Relaxed) && CHILD.swap(false, Ordering::Relaxed) {
+        // From here on the agent watches over this process as well: its parent may be gone long before it.
+        guard::slow(|| session.tend());
+    }
     let lsn = session.appender().drain();
     if session.commit_level() > Level::Local {
         session.appender().commit(lsn);
@@ -219,20 +233,14 @@ pub fn set_ending() {
     ENDING.store(true, Ordering::Relaxed);
 }
 
-/// Whether this process may not append.
-#[inline]
-pub fn muted() -> bool {
-    MUTE.load(Ordering::Relaxed)
-}
-
 /// In the child of a fork, whose threads are gone.
 pub fn after_fork_child() {
     TABLE.after_fork();
     ENDING.store(false, Ordering::Relaxed);
-    if let Some(session) = session()
-        && let Err(e) = session.after_fork_child()
-    {
-        MUTE.store(true, Ordering::Relaxed);
+    let Some(session) = session() else { return };
+    CHILD.store(true, Ordering::Relaxed);
+    if let Err(e) = session.after_fork_child() {
+        // Its captures are counted, for the status, and not recorded.
         error!("this forked process is not replicated: {e}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! glibc's streams write by a call of its own that no hook sees. So a stream that can write to a protected file is made with
 //! `fopencookie`: glibc keeps buffering and formatting, and what leaves the buffer comes through the hooks of this library.
-//! `fileno` of such a stream is the file's descriptor, as programs expect that fsync what they wrote.
+//! A stream that is reopened by `freopen` must stay the same stream: what it wrote is read back from the file, the whole of it, at each
+//! fsync and at exit. `fileno` of a cookie stream is the file's descriptor, as programs expect that fsync what they wrote.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -82,8 +83,14 @@ unsafe fn freopen_body(
         if !result.is_null() && !guard::inside() && writing(CStr::from_ptr(mode).to_bytes()) {
             let fd = libc::fileno(result);
             fds::forget(fd);
-            if fds::file(fd).is_some() {
-                error!("freopen onto a protected file: what this stream writes is not replicated; use fopen");
+            if let Some((file, borrowed, _)) = fds::file(fd) {
+                // The stream stays the one that the program holds, so no cookie can take its place.
+                guard::slow(|| {
+                    if CStr::from_ptr(mode).to_bytes().contains(&b'w') {
+                        file.record_truncation(0);
+                    }
+                    file.note_unseen(borrowed);
+                });
             }
         }
         result

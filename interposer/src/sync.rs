@@ -8,7 +8,7 @@ use libc::{off64_t, size_t};
 use crate::fds::{self, Meaning};
 use crate::guard::{self, LinesRecorded};
 use crate::real::hook;
-use crate::{mapping, state};
+use crate::{file, mapping, state};
 
 type Msync = unsafe extern "C" fn(*mut c_void, size_t, c_int) -> c_int;
 type Fd = unsafe extern "C" fn(c_int) -> c_int;
@@ -39,6 +39,7 @@ unsafe fn fsync_body(real: Fd, fd: c_int) -> c_int {
             Meaning::File(_) => {
                 if let Some((file, _, _)) = fds::file(fd) {
                     mapping::record_written_to(file);
+                    file.record_unseen();
                 }
                 true
             }
@@ -78,6 +79,7 @@ unsafe fn sync_file_range_body(
 
 unsafe fn syncfs_body(real: Fd, fd: c_int) -> c_int {
     mapping::record_all_written();
+    file::record_all_unseen();
     // SAFETY: the program's own call.
     let result = unsafe { real(fd) };
     if result == 0 {
@@ -88,6 +90,7 @@ unsafe fn syncfs_body(real: Fd, fd: c_int) -> c_int {
 
 unsafe fn sync_body(real: unsafe extern "C" fn()) {
     mapping::record_all_written();
+    file::record_all_unseen();
     // SAFETY: the program's own call.
     unsafe { real() };
     drain_keeping_errno();

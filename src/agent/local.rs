@@ -60,7 +60,7 @@ impl Local {
             id: None,
             placed: &[],
             notify: Box::new(move |notice| {
-                if matches!(notice, Notice::RegionAdded { empty: false, .. })
+                if matches!(notice, Notice::RegionAdded { whole: false, .. })
                     && let Some(copies) = &*for_notices.lock().unwrap_or_else(PoisonError::into_inner)
                 {
                     copies.request();

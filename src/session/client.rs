@@ -205,6 +205,12 @@ impl Session {
         self.link().tracks(by);
     }
 
+    /// Tells the agent that this process records nothing further for `region`, whose end it has recorded: its number may be
+    /// another file's once every process that knew it has said so.
+    pub fn release(&self, region: RegionId) -> Result<(), SessionError> {
+        self.done(&Request::Release { region }, REQUEST_WAIT)
+    }
+
     /// Tells the agent that the program is about to exit of its own will, with `status` if known, and
     /// ends the session: what this process appends afterwards is still shipped, but no request is sent any more.
     pub fn goodbye(&self, status: Option<i32>) -> Result<(), SessionError> {

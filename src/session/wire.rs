@@ -42,6 +42,11 @@ pub enum Request {
         /// The way.
         by: crate::region::dirty::Kind,
     },
+    /// The process records nothing further for this region, whose file it unlinked or replaced.
+    Release {
+        /// The region's number.
+        region: RegionId,
+    },
     /// The program is about to exit of its own will: its end is no failure.
     Goodbye {
         /// Exit status if known.

@@ -54,6 +54,8 @@ pub struct SyncRegion {
     pub len: u64,
     /// The file.
     pub file: OwnedFd,
+    /// Kept until it is copied, so that its number is not another file's meanwhile.
+    pub held: Arc<dyn Send + Sync>,
 }
 
 /// How a copy is coming along.

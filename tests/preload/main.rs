@@ -5,8 +5,11 @@ mod programs;
 mod rig;
 mod symbols;
 
+use std::io::{BufRead, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 
+use pmemha::session::wire::Request;
 use rig::Rig;
 
 /// Runs one of `tests/programs/preload/steps.c` and compares the image with the file.
@@ -34,6 +37,15 @@ ways! {
     threads_record_at_once = "threads";
     what_was_stored_and_not_synced_is_recorded_at_a_clean_exit = "exit";
     what_was_stored_is_recorded_before_exec = "exec";
+    what_was_stored_is_recorded_before_execl = "execl";
+    what_was_stored_is_recorded_before_execlp = "execlp";
+    what_was_stored_is_recorded_before_execle = "execle";
+    what_was_stored_is_recorded_at_a_quick_exit = "quick_exit";
+    a_private_page_over_a_shared_one_is_not_replicated = "covered";
+    copies_that_begin_or_end_outside_are_recorded = "straddle";
+    functions_found_by_hand_are_recorded = "lookup";
+    a_reopened_stream_is_recorded_at_fsync_and_exit = "freopen";
+    a_lock_outlives_protection = "locked";
 }
 
 #[test]
@@ -67,6 +79,60 @@ fn a_file_replaced_by_rename_keeps_its_name_and_leaves_no_other() {
     rig.assert_same("file");
     assert_eq!(rig.agent.image(&rig.path("file")), [b'c'; 300]);
     assert_eq!(rig.agent.names(), [rig.path("file").to_string_lossy()]);
+}
+
+#[test]
+fn what_cannot_be_replicated_is_refused_with_a_word() {
+    let rig = Rig::new();
+    let output = rig.command(rig::steps()).arg("refused").arg(rig.path("file")).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.lines().filter(|line| line.contains("refused")).count(), 4, "{said}");
+    rig.assert_same("file");
+}
+
+#[test]
+fn a_mapping_from_before_the_agent_came_is_protected_and_keeps_its_lock() {
+    let rig = Rig::new();
+    let socket = rig.path("later");
+    let mut program = rig
+        .command(rig::steps())
+        .env("PMEMHA_SOCKET", &socket)
+        .env("PMEMHA_LOG_LEVEL", "error")
+        .arg("adopted")
+        .arg(rig.path("file"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(program.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "mapped\n");
+    std::os::unix::fs::symlink(rig.agent.socket(), socket).unwrap();
+    program.stdin.take().unwrap().write_all(b"x").unwrap();
+    assert!(program.wait().unwrap().success());
+    rig.assert_same("file");
+}
+
+#[test]
+fn a_child_that_outlives_its_parent_has_a_session_of_its_own() {
+    let rig = Rig::new();
+    rig.run_step("daemon");
+    rig.assert_same("file");
+    let hellos = rig.agent.requests().into_iter().filter(|r| matches!(r, Request::Hello { .. }));
+    assert_eq!(hellos.count(), 2);
+}
+
+#[test]
+fn without_a_place_among_the_writers_a_program_runs_on_and_says_so() {
+    // The agent's own place, and perhaps the parent's.
+    for (places, word) in [(1, "running unprotected"), (2, "this forked process is not replicated")] {
+        let rig = Rig::with_places(places);
+        let output = rig.command(rig::steps()).arg("fork").arg(rig.path("file")).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.contains(word), "{said}");
+        assert!(rig.agent.log().counters().unrecorded > 0);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Real programs, unmodified.
 
+use pmemha::session::wire::Request;
 use pmemha_testkit::programs::workload;
 
 use crate::rig::Rig;
@@ -76,6 +77,9 @@ fn sqlite(mode: &str) {
         rig.assert_same("db-wal");
     } else {
         assert_eq!(rig.agent.names(), [rig.path("db").to_string_lossy()], "the journal is gone");
+        let released = |r: &Request| matches!(r, Request::Release { .. });
+        let count = rig.agent.requests().iter().filter(|r| released(r)).count();
+        assert!(count >= 100, "only {count} journals' numbers were given back");
     }
 }
 

@@ -18,6 +18,11 @@ pub struct Rig {
 impl Rig {
     /// All files of the directory are protected, but for those that end in `.tmp`.
     pub fn new() -> Rig {
+        Rig::with_places(PLACES)
+    }
+
+    /// With room for so many writers, the agent included.
+    pub fn with_places(appenders: u32) -> Rig {
         let dir = in_memory();
         let protect = vec![format!("{}/**/*[!p]", dir.path().display())];
         // The test agent knows no first sync, so a gap would never be closed: programs wait for room.
@@ -25,6 +30,7 @@ impl Rig {
             Policy { on_full: OnFull::Block, block_limit: Duration::from_secs(30), ..Policy::default() };
         let mut setup = Setup { protect, policy, ..Setup::default() };
         setup.spec.ring_bytes = RING;
+        setup.spec.appenders = appenders;
         Rig { agent: TestAgent::with(setup), dir }
     }
 
@@ -70,6 +76,8 @@ impl Rig {
         }
     }
 }
+
+const PLACES: u32 = 64;
 
 /// Less than the larger programs here write at once: they wait for room.
 const RING: u64 = 4 << 20;

@@ -41,13 +41,13 @@ pub trait Controller: Send + Sync {
 /// the receiver takes note and returns.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    /// A region was added: its creation is in the log. Unless `empty`, the file holds bytes that the log does not, so it is
+    /// A region was added: its creation is in the log. Unless `whole`, the file holds bytes that the log does not, so it is
     /// protected only once a sync has begun after this.
     RegionAdded {
         /// The region.
         region: Arc<Region>,
-        /// Whether every byte of the file was zero for sure, since it was made just now.
-        empty: bool,
+        /// Whether the log has all of the file: every byte was zero, or its content was appended there and then.
+        whole: bool,
     },
     /// A process attached.
     ProcessAttached {

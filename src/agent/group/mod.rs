@@ -9,6 +9,7 @@
 //! a region's creation, so that the table and the log agree on the order.
 
 mod controller;
+mod numbers;
 mod open;
 mod process;
 mod region;
@@ -21,6 +22,8 @@ pub use controller::{Controller, Ending, Notice};
 pub use open::{GroupError, OpenGroup};
 pub use process::{Process, ProcessId};
 pub use region::{ProtectError, Region};
+
+use numbers::Numbers;
 
 use super::config;
 use super::state::{GroupState, RegionState, StateDir, VERSION};
@@ -51,9 +54,7 @@ pub struct Group {
 
 struct Inner {
     regions: BTreeMap<RegionId, Arc<Region>>,
-    next_region: u16,
-    /// First bit of the dirty bitmap that no region has.
-    next_bit: u64,
+    numbers: Numbers,
     processes: BTreeMap<u32, Process>,
     next_session: u32,
     /// Session numbers below are this agent's to give out: the state on disk says so.
@@ -114,6 +115,16 @@ impl Group {
     /// All regions, in order of their numbers.
     pub fn regions(&self) -> Vec<Arc<Region>> {
         self.lock().regions.values().cloned().collect()
+    }
+
+    /// A process was told of a region, and may append for it from here on.
+    pub fn told(&self, id: RegionId, process: ProcessId) {
+        self.lock().numbers.told(id, process.0);
+    }
+
+    /// A process appends nothing further for a region, whose end it has recorded.
+    pub fn released(&self, id: RegionId, process: ProcessId) {
+        self.lock().numbers.released(id, process.0);
     }
 
     /// Controller: the log says that a region has a new size.
@@ -199,7 +210,9 @@ impl Group {
     fn drop_regions(&self, inner: &mut Inner, gone: impl Fn(&Region) -> bool) -> Result<(), GroupError> {
         let ids: Vec<RegionId> = inner.regions.values().filter(|r| gone(r)).map(|r| r.id()).collect();
         for id in ids {
-            inner.regions.remove(&id);
+            if let Some(region) = inner.regions.remove(&id) {
+                inner.numbers.ended(&region);
+            }
             self.log().set_region(id, None)?;
         }
         self.save(inner)
@@ -211,7 +224,7 @@ impl Group {
             version: VERSION,
             id: self.id,
             generation: self.generation,
-            next_region: inner.next_region,
+            next_region: inner.numbers.next(),
             next_session: inner.reserved_sessions,
             regions,
         };
@@ -230,4 +243,4 @@ impl Drop for Group {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

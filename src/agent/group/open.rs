@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use super::numbers::Numbers;
 use super::process::none;
 use super::region::share;
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
@@ -92,8 +93,7 @@ impl Group {
             resumed,
             inner: Mutex::new(Inner {
                 regions: BTreeMap::new(),
-                next_region: state.next_region,
-                next_bit: 0,
+                numbers: Numbers::new(state.next_region),
                 processes: none(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,
@@ -140,10 +140,11 @@ impl Group {
                     match self.log().region(region.id()) {
                         Some(entry) => {
                             let end = entry.first_bit + share(entry.size, entry.page_shift);
-                            inner.next_bit = inner.next_bit.max(end);
+                            inner.numbers.skip_bits(end);
                         }
                         None => self.enter(&mut inner, &region)?,
                     }
+                    inner.numbers.found(region.id());
                     inner.regions.insert(region.id(), Arc::new(region));
                 }
                 Err(error) => {
@@ -246,6 +247,6 @@ const SMALLEST_BITMAP: u64 = 1 << 20;
 /// 2 TiB of regions at the finest grain.
 const LARGEST_BITMAP: u64 = 64 << 20;
 
-/// Files that a generation may protect, one after the other: as many as 16-bit numbers allow. The table takes 4 MiB of
+/// Files that a generation may protect at a time: as many as 16-bit numbers allow. The table takes 4 MiB of
 /// address space, and memory only where it is used.
 const REGIONS: u32 = u16::MAX as u32;

@@ -54,6 +54,7 @@ impl Group {
     pub fn ended(&self, id: ProcessId, ending: Ending) {
         self.bury_dead_appenders();
         let mut inner = self.lock();
+        inner.numbers.process_ended(id.0);
         let Some(process) = inner.processes.remove(&id.0) else { return };
         self.tell_end(&inner, process.pid, ending);
     }

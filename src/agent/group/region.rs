@@ -23,6 +23,7 @@ pub struct Region {
     id: RegionId,
     dev: u64,
     ino: u64,
+    since: AtomicU64,
     mode: u32,
     file: OwnedFd,
     path: Mutex<PathBuf>,
@@ -109,6 +110,19 @@ impl Region {
         payload
     }
 
+    /// As [`Region::creation`] under a name that no program asks for: no image may show the file's own name with less than its
+    /// content.
+    fn arrival(&self) -> Vec<u8> {
+        let mut payload = self.creation();
+        payload.extend(ARRIVING);
+        payload
+    }
+
+    /// Records below mean an earlier region of this number.
+    pub fn since(&self) -> Lsn {
+        Lsn(self.since.load(Relaxed))
+    }
+
     pub(super) fn set_len(&self, len: u64) {
         self.len.store(len, Relaxed);
     }
@@ -185,6 +199,7 @@ impl Region {
             id: state.region,
             dev: state.dev,
             ino: state.ino,
+            since: AtomicU64::new(0),
             mode: stat.st_mode & 0o7777,
             file: file.into(),
             path: Mutex::new(state.path.clone()),
@@ -223,17 +238,15 @@ impl Group {
             }
             return Ok((self.grown(&inner, region, len)?, self.appender().drain()));
         }
-        if u32::from(inner.next_region) >= self.log().spec().regions {
-            return Err(unfit(format!(
-                "{} files have been protected, the limit of a generation",
-                inner.next_region - 1
-            )));
-        }
         // Opened anew, since the client's descriptor may be write-only; the magic link leads to the same file.
         let file = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let file = file.map_err(|e| unfit(format!("the agent may not read it: {e}")))?;
+        let limit = self.log().spec().regions;
+        let id = inner.numbers.take(limit);
+        let id = id.ok_or_else(|| unfit(format!("the group has {} files already, the limit", limit - 1)))?;
         let region = Arc::new(Region {
-            id: RegionId(inner.next_region),
+            id,
+            since: AtomicU64::new(0),
             dev: candidate.dev,
             ino: candidate.ino,
             mode: candidate.mode & 0o7777,
@@ -244,48 +257,75 @@ impl Group {
         });
         let empty =
             candidate.size == 0 || (candidate.is_regular() && all_hole(region.file(), candidate.size));
-        self.add(&mut inner, &region)?;
+        let small = candidate.is_regular() && self.has_room_for(candidate.size.max(len));
+        let creation = if small && !empty { region.arrival() } else { region.creation() };
+        self.add(&mut inner, &region, &creation)?;
+        let whole = empty || (small && self.append_content(&region));
         let lsn = self.appender().drain();
-        (self.notify)(Notice::RegionAdded { region: region.clone(), empty });
+        (self.notify)(Notice::RegionAdded { region: region.clone(), whole });
         Ok((region, lsn))
     }
 
     /// Enters a region into the table on disk, the log's table, and the log. In this order: a number that was given out
-    /// is never given out again, and no record names a region that the table does not have.
-    fn add(&self, inner: &mut Inner, region: &Arc<Region>) -> Result<(), GroupError> {
+    /// means no other file, and no record names a region that the table does not have.
+    fn add(&self, inner: &mut Inner, region: &Arc<Region>, creation: &[u8]) -> Result<(), GroupError> {
         let path = region.path();
-        inner.next_region += 1;
         // A file of the same name that stood there before ceases to be with this one's creation, unless it went elsewhere
         // and the record of that is still on its way.
         let replaced = |r: &&Arc<Region>| r.path() == path && !r.is_named();
         let replaced: Vec<RegionId> = inner.regions.values().filter(replaced).map(|r| r.id()).collect();
         for old in &replaced {
-            inner.regions.remove(old);
+            if let Some(old) = inner.regions.remove(old) {
+                inner.numbers.ended(&old);
+            }
         }
         inner.regions.insert(region.id(), region.clone());
         if let Err(error) = self.save(inner) {
             inner.regions.remove(&region.id());
+            inner.numbers.ended(region);
             return Err(error);
         }
         for old in replaced {
             self.log().set_region(old, None)?;
         }
         self.enter(inner, region)?;
+        region.since.store(self.log().tail().0, Relaxed);
         // While the application is ahead, the copy that closes the gap creates the region.
-        let _ = self.appender().append(Kind::RegionCreate, region.id(), 0, &region.creation());
+        let _ = self.appender().append(Kind::RegionCreate, region.id(), 0, creation);
         Ok(())
+    }
+
+    /// Whether `bytes` of content fit into the log at once and leave the application most of it.
+    fn has_room_for(&self, bytes: u64) -> bool {
+        let (log, ring) = (self.log(), self.log().spec().ring_bytes);
+        bytes <= ring / CONTENT_SHARE && log.tail().since(log.free()) < ring / 2 && !log.is_ahead()
+    }
+
+    /// Appends the file's content, and then the name that it was kept from until it was whole. Whether all of that is in the
+    /// log; else only a copy of all regions brings it.
+    fn append_content(&self, region: &Region) -> bool {
+        let (appender, len) = (self.appender(), region.len() as usize);
+        let name = region.path();
+        appender.append_from_file(region.id(), 0, len, region.file(), true).is_ok()
+            && appender
+                .append(Kind::RegionRename, region.id(), 0, name.as_os_str().as_encoded_bytes())
+                .is_ok()
     }
 
     /// Gives a region its share of the log's dirty bitmap.
     pub(super) fn enter(&self, inner: &mut Inner, region: &Region) -> Result<(), GroupError> {
-        let room = self.log().spec().bitmap_bytes * 8 - inner.next_bit;
         let size = region.len().max(1);
-        let fits = |shift: &u32| share(size, *shift) <= room / 2;
-        let shift = (PAGE.trailing_zeros()..=MAX_PAGE_SHIFT).find(fits).unwrap_or(MAX_PAGE_SHIFT);
-        let entry = RegionEntry { size, first_bit: inner.next_bit, page_shift: shift };
-        self.log().set_region(region.id(), Some(entry))?;
-        inner.next_bit += share(size, shift);
-        Ok(())
+        let mut shifts = PAGE.trailing_zeros()..=MAX_PAGE_SHIFT;
+        let used = |shift: u32| inner.numbers.used_share(share(size, shift)).map(|share| (share, shift));
+        let (bits, shift) = shifts.clone().find_map(used).unwrap_or_else(|| {
+            let room = inner.numbers.fresh_bits(self.log().spec().bitmap_bytes * 8);
+            let fits = |shift: &u32| share(size, *shift) <= room / 2;
+            let shift = shifts.find(fits).unwrap_or(MAX_PAGE_SHIFT);
+            (inner.numbers.fresh_share(share(size, shift)), shift)
+        });
+        inner.numbers.entered(region.id(), bits);
+        let entry = RegionEntry { size, first_bit: bits.first, page_shift: shift };
+        Ok(self.log().set_region(region.id(), Some(entry))?)
     }
 
     fn grown(&self, inner: &Inner, region: Arc<Region>, len: u64) -> Result<Arc<Region>, GroupError> {
@@ -379,6 +419,12 @@ fn dax_size(rdev: u64) -> Option<u64> {
 
 /// What the kernel adds to the name of a file that has none any more.
 const DELETED: &[u8] = b" (deleted)";
+
+/// A file's content goes into the log with its creation if it takes no more than this part of the ring; else all regions are copied.
+const CONTENT_SHARE: u64 = 8;
+
+/// Suffix of a file's name until its content is whole.
+const ARRIVING: &[u8] = b".pmemha-arriving";
 
 /// A region's share of the dirty bitmap allows for growth up to this size at least.
 const GROWTH_ROOM: u64 = 64 << 20;

@@ -30,7 +30,7 @@ impl FdKeeper for Kept {
     }
 }
 
-struct Bench {
+pub(in crate::agent) struct Bench {
     dir: tempfile::TempDir,
     config: config::Group,
     keeper: Kept,
@@ -39,7 +39,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub(in crate::agent) fn new() -> Bench {
         let dir = tempfile::tempdir().unwrap();
         let text = format!(
             "[node]\nname = \"a\"\n[[group]]\nname = \"db\"\nlog_size = \"64KiB\"\nprotect = [\"{}/pm/*.pool\"]\n",
@@ -51,7 +51,7 @@ impl Bench {
     }
 
     /// An agent's life begins. The one before must have ended, as its lock on the directory would show.
-    fn open(&self, lowest: u32) -> (Arc<Group>, Receiver<Notice>) {
+    pub(in crate::agent) fn open(&self, lowest: u32) -> (Arc<Group>, Receiver<Notice>) {
         let (tell, notices) = channel();
         let states = Arc::new(StateDir::open(&self.dir.path().join("state")).unwrap());
         let group = Group::open(OpenGroup {
@@ -66,11 +66,11 @@ impl Bench {
         (group.unwrap(), notices)
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(in crate::agent) fn path(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join("pm").join(name)
     }
 
-    fn file(&self, name: &str, len: u64) -> File {
+    pub(in crate::agent) fn file(&self, name: &str, len: u64) -> File {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(self.path(name));
         let file = file.unwrap();
         file.set_len(len).unwrap();
@@ -98,7 +98,7 @@ fn a_region_is_in_the_log_before_its_number_is_given_out_and_keeps_it() {
     let (region, lsn) = group.protect(file.as_fd(), 0, false).unwrap();
     assert_eq!((region.id(), region.len()), (RegionId(1), 8192));
     assert!(group.log().published() >= lsn && lsn > group.log().spec().first_lsn);
-    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { empty: true, .. }));
+    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { whole: true, .. }));
 
     let again = File::options().write(true).open(bench.path("a.pool")).unwrap();
     assert_eq!(group.protect(again.as_fd(), 0, false).unwrap().0.id(), RegionId(1));
@@ -108,13 +108,60 @@ fn a_region_is_in_the_log_before_its_number_is_given_out_and_keeps_it() {
 }
 
 #[test]
-fn a_file_with_content_is_not_called_empty() {
+fn a_file_with_more_content_than_the_log_takes_at_once_is_not_called_whole() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    let file = bench.file("a.pool", 16384);
+    rustix::io::pwrite(&file, b"x", 5000).unwrap();
+    group.protect(file.as_fd(), 0, false).unwrap();
+    assert_eq!(records(&group), [(Kind::RegionCreate, RegionId(1))]);
+    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { whole: false, .. }));
+}
+
+#[test]
+fn a_small_file_s_content_is_in_the_log_before_its_name() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
     let file = bench.file("a.pool", 8192);
     rustix::io::pwrite(&file, b"x", 5000).unwrap();
-    group.protect(file.as_fd(), 0, false).unwrap();
-    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { empty: false, .. }));
+    let (region, _) = group.protect(file.as_fd(), 0, false).unwrap();
+    let kinds = [Kind::RegionCreate, Kind::Data, Kind::RegionRename];
+    assert_eq!(records(&group), kinds.map(|kind| (kind, RegionId(1))));
+    assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { whole: true, .. }));
+    assert_eq!(region.path(), bench.path("a.pool"));
+}
+
+#[test]
+fn what_gone_files_had_is_used_again_once_everyone_let_go() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    let process = |pid| Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None };
+    let (me, other) = (group.attach(process(10)), group.attach(process(11)));
+    let mut bits = std::collections::BTreeSet::new();
+    let mut journals = |holder: ProcessId, count| {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..count {
+            let (region, _) = group.protect(bench.file("journal.pool", 0).as_fd(), 0, false).unwrap();
+            let id = region.id();
+            group.told(id, holder);
+            bits.insert(group.log().region(id).unwrap().first_bit);
+            seen.insert(id);
+            std::fs::remove_file(bench.path("journal.pool")).unwrap();
+            group.region_unlinked(id).unwrap();
+            group.released(id, me);
+            drop(region);
+            notices.try_iter().for_each(drop);
+            group.log().set_free(group.log().published());
+        }
+        seen
+    };
+    let held = journals(other, 1);
+    let seen = journals(me, 300);
+    assert!(seen.len() < 300, "no number was used again");
+    assert!(seen.is_disjoint(&held), "a number was used again that a process may still append under");
+    group.ended(other, Ending::Exited);
+    assert!(journals(me, 300).is_superset(&held), "a dead process holds its number");
+    assert_eq!(bits.len(), 1, "each journal took bits of its own");
 }
 
 #[test]

@@ -157,12 +157,12 @@ impl Role {
     /// What happened in the open group. Called under the group's lock.
     fn notice(&self, notice: &Notice) {
         match notice {
-            Notice::RegionAdded { region, empty } => {
+            Notice::RegionAdded { region, whole } => {
                 self.event(
                     "region_protected",
                     json!({ "region": region.id(), "path": region.path(), "bytes": region.len() }),
                 );
-                if !empty && let Some(copies) = &*self.copies.lock().unwrap_or_else(PoisonError::into_inner) {
+                if !whole && let Some(copies) = &*self.copies.lock().unwrap_or_else(PoisonError::into_inner) {
                     copies.request();
                 }
             }

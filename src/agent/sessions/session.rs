@@ -11,6 +11,7 @@ use crate::agent::group::{Controller, Ending, Group, Process, ProcessId, Protect
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
 use crate::session::wire::{Reply, Request, VERSION};
+use crate::types::RegionId;
 
 /// A client that has not asked for anything by then has no business here.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
@@ -175,6 +176,7 @@ impl Session<'_> {
                 }
                 Reply::Ok {}
             }
+            Request::Release { region } => self.release(region),
             Request::Goodbye { .. } => {
                 self.goodbye = true;
                 Reply::Ok {}
@@ -205,14 +207,17 @@ impl Session<'_> {
     }
 
     fn protect(&self, fd: Option<OwnedFd>, len: u64, explicit: bool) -> Reply {
-        let Part::Process { group, .. } = &self.part else {
+        let Part::Process { group, id, .. } = &self.part else {
             return error("Protect comes after Hello".into());
         };
         let Some(fd) = fd else {
             return error("Protect needs the file's descriptor beside it".into());
         };
         match group.protect(fd.as_fd(), len, explicit) {
-            Ok((region, lsn)) => Reply::Protected { region: region.id(), len: region.len(), lsn },
+            Ok((region, lsn)) => {
+                group.told(region.id(), *id);
+                Reply::Protected { region: region.id(), len: region.len(), lsn }
+            }
             Err(refused @ ProtectError::NotNamed(_)) => Reply::NotProtected { reason: refused.to_string() },
             Err(refused @ ProtectError::Unfit { .. }) => {
                 self.shared.node.events().emit(
@@ -224,6 +229,14 @@ impl Session<'_> {
             }
             Err(failed) => error(failed.to_string()),
         }
+    }
+
+    fn release(&self, region: RegionId) -> Reply {
+        let Part::Process { group, id, .. } = &self.part else {
+            return error("Release comes after Hello".into());
+        };
+        group.released(region, *id);
+        Reply::Ok {}
     }
 
     fn launched_ended(&self, pid: u32, code: Option<i32>, signal: Option<i32>) -> Reply {

@@ -12,6 +12,10 @@ use crate::ship::sync::{SyncRegion, SyncSource};
 /// Keeps the group's table up with what the log says of its regions.
 pub(super) fn observe(group: &Group, header: &RecordHeader) {
     let (id, offset) = header.place();
+    if group.region(id).is_some_and(|region| header.lsn < region.since().0) {
+        // Of an earlier file, read late or again.
+        return;
+    }
     let done = match Kind::from_byte(header.kind) {
         Some(Kind::RegionResize) => group.region_resized(id, offset),
         Some(Kind::RegionUnlink) => group.region_unlinked(id),
@@ -44,8 +48,53 @@ impl SyncSource for GroupRegions {
         self.0.follow_files().map_err(io::Error::other)?;
         let region = |r: Arc<Region>| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
-            Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file })
+            Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file, held: r })
         };
         self.0.regions().into_iter().map(region).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::group::tests::Bench;
+    use crate::types::RegionId;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_copy_takes_the_names_that_files_have_now_and_leaves_out_those_without() {
+        let bench = Bench::new();
+        let (group, _notices) = bench.open(1);
+        for name in ["a.pool", "b.pool", "c.pool"] {
+            group.protect(bench.file(name, 4096).as_fd(), 0, false).unwrap();
+        }
+        // Nothing of this is in the log: the application was ahead of it.
+        std::fs::rename(bench.path("a.pool"), bench.path("b.pool")).unwrap();
+        std::fs::remove_file(bench.path("c.pool")).unwrap();
+        let regions = GroupRegions(group.clone()).regions().unwrap();
+        assert_eq!(regions.iter().map(|r| r.id).collect::<Vec<_>>(), [RegionId(1)]);
+        assert!(regions[0].creation.ends_with(b"/pm/b.pool"));
+        assert_eq!(group.regions().len(), 1);
+    }
+
+    #[test]
+    fn a_record_that_means_an_earlier_file_of_the_number_changes_nothing() {
+        let bench = Bench::new();
+        let (group, _notices) = bench.open(1);
+        let (region, _) = group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+        let unlink = |lsn| RecordHeader {
+            lsn,
+            len: 0,
+            owner: 0,
+            state: 0,
+            kind: Kind::RegionUnlink as u8,
+            place: RecordHeader::pack_place(region.id(), 0),
+            generation: 0,
+            crc: 0,
+        };
+        observe(&group, &unlink(region.since().0 - 32));
+        assert_eq!(group.regions().len(), 1);
+        observe(&group, &unlink(region.since().0 + 32));
+        assert!(group.regions().is_empty());
     }
 }

@@ -4,6 +4,8 @@
  *     steps WAY FILE
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <libpmem.h>
 #include <libpmem2.h>
@@ -106,6 +108,57 @@ static void private_mapping(void)
 	CHECK(p != MAP_FAILED);
 	memset(p, 7, 64);
 	pmem_persist(p, 64);
+}
+
+/* A private page laid over a shared mapping of the same file hides it. */
+static void covered(void)
+{
+	int fd = create(SIZE);
+	char *p = map(fd, SIZE);
+	fill(p, 3 * PAGE, 1);
+	pmem_persist(p, 3 * PAGE);
+	CHECK(mmap(p + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, PAGE) != MAP_FAILED);
+	fill(p, 3 * PAGE, 2);
+	pmem_persist(p, 3 * PAGE);
+}
+
+/* Copies that begin or end outside of the file's mapping. */
+static void straddle(void)
+{
+	static char from[2 * PAGE];
+	int fd = create(SIZE), anonymous = MAP_SHARED | MAP_ANONYMOUS;
+	char *p = mmap(NULL, 12 * PAGE, PROT_READ | PROT_WRITE, anonymous, -1, 0);
+	CHECK(p != MAP_FAILED);
+	CHECK(mmap(p + 4 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED);
+	fill(from, sizeof(from), 5);
+	pmem_memcpy_persist(p + 3 * PAGE + 40, from, sizeof(from));
+	pmem_memset_persist(p + 4 * PAGE - 10, 6, 100);
+	pmem_memmove_persist(p + 7 * PAGE + 70, from, sizeof(from));
+	pmem_memset_persist(p + 8 * PAGE - 50, 7, 100);
+}
+
+/* Functions found by hand, in a library's handle. */
+static void lookup(void)
+{
+	void *pmem = dlopen("libpmem.so.1", RTLD_NOW | RTLD_LOCAL), *c = dlopen("libc.so.6", RTLD_NOW | RTLD_LOCAL);
+	CHECK(pmem && c);
+	void (*flush)(const void *, size_t) = (void (*)(const void *, size_t))dlsym(pmem, "pmem_flush");
+	void (*drain)(void) = (void (*)(void))dlsym(pmem, "pmem_drain");
+	void *(*copy)(void *, const void *, size_t, unsigned) =
+		(void *(*)(void *, const void *, size_t, unsigned))dlsym(pmem, "pmem_memcpy");
+	ssize_t (*at)(int, const void *, size_t, off_t) = (ssize_t (*)(int, const void *, size_t, off_t))dlsym(c, "pwrite");
+	CHECK(flush && drain && copy && at);
+	CHECK(dlsym(pmem, "pmem_map_file") && dlerror() == NULL);
+	CHECK(dlsym(pmem, "no_such_thing") == NULL && dlerror() != NULL);
+	CHECK(dlsym(RTLD_NEXT, "main") == NULL && dlsym(RTLD_DEFAULT, "main") == NULL);
+	CHECK(dlsym(RTLD_DEFAULT, "write") == (void *)write && dlsym(RTLD_NEXT, "write") == (void *)write);
+	char *p = map_pmem();
+	fill(p, 500, 1);
+	flush(p, 500);
+	drain();
+	copy(p + PAGE, p, 500, 0);
+	int fd = open(path, O_RDWR);
+	CHECK(at(fd, "written", 7, 3 * PAGE) == 7 && fsync(fd) == 0);
 }
 
 static void libpmem2(void)
@@ -238,6 +291,80 @@ static void stdio(void)
 	/* left to exit */
 }
 
+/* The stream of standard output, which the program goes on to hold, gets another file. */
+static void reopened(void)
+{
+	CHECK(freopen(path, "w", stdout) == stdout);
+	for (int i = 0; i < 3000; i++)
+		printf("line %d of many\n", i);
+	CHECK(fflush(stdout) == 0 && fsync(STDOUT_FILENO) == 0);
+	CHECK(fseek(stdout, 100, SEEK_SET) == 0);
+	printf("left to exit");
+}
+
+static void refused(void)
+{
+	char other[4096];
+	snprintf(other, sizeof(other), "%s.tmp", path);
+	int fd = create(8 * PAGE);
+	CHECK(close(open(other, O_RDWR | O_CREAT, 0600)) == 0);
+	CHECK(renameat2(AT_FDCWD, path, AT_FDCWD, other, RENAME_EXCHANGE) == -1 && errno == EINVAL);
+	CHECK(renameat2(AT_FDCWD, other, AT_FDCWD, path, RENAME_EXCHANGE) == -1 && errno == EINVAL);
+	CHECK(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE) == -1 && errno == EOPNOTSUPP);
+	CHECK(fallocate(fd, FALLOC_FL_INSERT_RANGE, 0, PAGE) == -1 && errno == EOPNOTSUPP);
+}
+
+static void lock(int fd)
+{
+	struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	CHECK(fcntl(fd, F_SETLK, &all) == 0);
+}
+
+static void check_locked(void)
+{
+	pid_t child = fork();
+	if (child == 0) {
+		struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+		int fd = open(path, O_RDWR);
+		_exit(fd < 0 || fcntl(fd, F_GETLK, &all) != 0 || all.l_type == F_UNLCK);
+	}
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+/* A locked file gets a protected name: the lock stays. */
+static void locked(void)
+{
+	char other[4096];
+	snprintf(other, sizeof(other), "%s.tmp", path);
+	int fd = open(other, O_RDWR | O_CREAT, 0600);
+	CHECK(fd >= 0 && write(fd, "before", 6) == 6);
+	lock(fd);
+	CHECK(rename(other, path) == 0);
+	check_locked();
+	CHECK(write(fd, "after", 5) == 5 && fsync(fd) == 0);
+}
+
+/* A file is mapped and locked, and only then does the agent come: the mapping is protected, the lock stays. */
+static void adopted(void)
+{
+	int fd = create(SIZE);
+	char *p = map(fd, SIZE), byte[1];
+	fill(p, 100, 1);
+	lock(fd);
+	printf("mapped\n");
+	CHECK(fflush(stdout) == 0 && read(STDIN_FILENO, byte, 1) == 1);
+	/* whatever is opened has the library look for the agent again, not more often than every second */
+	for (int i = 0; i < 15; i++) {
+		CHECK(close(open(path, O_RDWR | O_APPEND)) == 0);
+		lock(fd);
+		usleep(100000);
+	}
+	check_locked();
+	fill(p + PAGE, 100, 2);
+	CHECK(msync(p, SIZE, MS_SYNC) == 0);
+}
+
 static void replace(void)
 {
 	char temporary[4096];
@@ -276,6 +403,22 @@ static void forks(void)
 		_exit(0);
 	fill(p + 10 * PAGE, 500, 10);
 	pmem_persist(p + 10 * PAGE, 500);
+}
+
+/* The parent is gone before its child goes on. */
+static void daemons(void)
+{
+	int ready[2];
+	char *p = map_pmem(), byte;
+	fill(p, 500, 1);
+	pmem_persist(p, 500);
+	CHECK(pipe(ready) == 0);
+	if (fork() != 0)
+		_exit(0);
+	CHECK(close(ready[1]) == 0 && read(ready[0], &byte, 1) == 0);
+	fill(p + PAGE, 500, 2);
+	pmem_persist(p + PAGE, 500);
+	_exit(0);
 }
 
 static char *shared;
@@ -341,11 +484,47 @@ static void inherited(void)
 	CHECK(write(STDOUT_FILENO, "inherited", 9) == 9 && fdatasync(STDOUT_FILENO) == 0);
 }
 
-static void execs(void)
+static void left_at_quick_exit(void)
+{
+	left_at_exit();
+	quick_exit(0);
+}
+
+static void store_unsynced(void)
 {
 	char *p = map(create(SIZE), SIZE);
 	fill(p, 100, 1);
+}
+
+static void execs(void)
+{
+	store_unsynced();
 	execvp("true", (char *[]){ "true", NULL });
+	CHECK(0);
+}
+
+/* More arguments than there are registers for, each to arrive where it belongs. */
+#define SEVEN "sh", "-c", "test $# = 6 -a $6 = f", "sh", "a", "b", "c", "d", "e", "f", (char *)NULL
+
+static void execs_list(void)
+{
+	store_unsynced();
+	execl("/bin/sh", SEVEN);
+	CHECK(0);
+}
+
+static void execs_list_in_path(void)
+{
+	store_unsynced();
+	execlp("sh", SEVEN);
+	CHECK(0);
+}
+
+static void execs_list_with_environment(void)
+{
+	char *environment[] = { "A=b", NULL };
+	store_unsynced();
+	execle("/bin/sh", "sh", "-c", "test $A$# = b6", "sh", "a", "b", "c", "d", "e", "f", (char *)NULL, environment);
 	CHECK(0);
 }
 
@@ -361,6 +540,10 @@ int main(int argc, char **argv)
 		{ "replace", replace }, { "fork", forks }, { "signals", signals }, { "threads", threads },
 		{ "exit", left_at_exit }, { "inherited", inherited }, { "exec", execs },
 		{ "dsync", dsync },
+		{ "execl", execs_list }, { "execlp", execs_list_in_path }, { "execle", execs_list_with_environment },
+		{ "quick_exit", left_at_quick_exit }, { "covered", covered }, { "straddle", straddle },
+		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "locked", locked },
+		{ "adopted", adopted }, { "daemon", daemons },
 	};
 	CHECK(argc == 3);
 	path = argv[2];
