@@ -46,11 +46,7 @@ pub unsafe extern "C" fn pmemha_protect_path(
     len: u64,
     region: *mut *mut pmemha_region,
 ) -> pmemha_rc {
-    guard(|| {
-        Failure::unless_null("region", region)?;
-        // SAFETY: not NULL, so valid as the caller promises.
-        unsafe { put(region, std::ptr::null_mut()) };
-        let live = find(session)?;
+    let make = |live: &Session| {
         Failure::unless_null("path", path)?;
         // SAFETY: not NULL, so a string as the caller promises.
         let name = unsafe { std::ffi::CStr::from_ptr(path) };
@@ -59,11 +55,10 @@ pub unsafe extern "C" fn pmemha_protect_path(
         let file =
             file.map_err(|e| Failure::new(PMEMHA_E_SYSTEM, format!("cannot open {}: {e}", name.display())))?;
         let protection = live.protect(file.as_fd(), len, true)?;
-        let handle = register(session.addr(), &live, protection, None)?;
-        // SAFETY: as above.
-        unsafe { put(region, std::ptr::without_provenance_mut(handle)) };
-        Ok(())
-    })
+        Ok((protection, None))
+    };
+    // SAFETY: `region` is as the caller promises.
+    unsafe { protect(session, region, make) }
 }
 
 /// Protects the file behind a range of addresses.
@@ -90,11 +85,7 @@ pub unsafe extern "C" fn pmemha_protect_range(
     len: usize,
     region: *mut *mut pmemha_region,
 ) -> pmemha_rc {
-    guard(|| {
-        Failure::unless_null("region", region)?;
-        // SAFETY: not NULL, so valid as the caller promises.
-        unsafe { put(region, std::ptr::null_mut()) };
-        let live = find(session)?;
+    let make = |live: &Session| {
         Failure::unless_null("addr", addr)?;
         let range = addresses(addr, len)?;
         if range.is_empty() {
@@ -103,11 +94,10 @@ pub unsafe extern "C" fn pmemha_protect_range(
         let mapped = MappedFile::behind(range.clone())?;
         let protection = live.protect(mapped.file.as_fd(), mapped.offset + len as u64, true)?;
         let mapping = Mapping { range, offset: mapped.offset, flush: mapped.flush };
-        let handle = register(session.addr(), &live, protection, Some(mapping))?;
-        // SAFETY: as above.
-        unsafe { put(region, std::ptr::without_provenance_mut(handle)) };
-        Ok(())
-    })
+        Ok((protection, Some(mapping)))
+    };
+    // SAFETY: `region` is as the caller promises.
+    unsafe { protect(session, region, make) }
 }
 
 /// Records stores to a protected mapping and flushes them locally: what pmem_flush() does, and the record.
@@ -295,6 +285,28 @@ fn find_region(region: *mut pmemha_region) -> Result<InUse<'static, Region>, Fai
     REGIONS.get(region.addr()).ok_or_else(|| {
         let text = "the region's session is closed, or the pointer never was a region";
         Failure::new(PMEMHA_E_CLOSED, text)
+    })
+}
+
+/// Protects what `make` finds in the session, and puts a handle of it into `region`.
+///
+/// # Safety
+/// `region` is NULL or valid.
+unsafe fn protect(
+    session: *mut pmemha_session,
+    region: *mut *mut pmemha_region,
+    make: impl FnOnce(&Session) -> Result<(Protection, Option<Mapping>), Failure>,
+) -> pmemha_rc {
+    guard(|| {
+        Failure::unless_null("region", region)?;
+        // SAFETY: not NULL, so valid as the caller promises.
+        unsafe { put(region, std::ptr::null_mut()) };
+        let live = find(session)?;
+        let (protection, mapping) = make(&live)?;
+        let handle = register(session.addr(), &live, protection, mapping)?;
+        // SAFETY: as above.
+        unsafe { put(region, std::ptr::without_provenance_mut(handle)) };
+        Ok(())
     })
 }
 
