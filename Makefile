@@ -1,11 +1,12 @@
 # pmemha: `make demo` shows the main job, `make test` runs every test. Both set up what they need.
 
-.PHONY: all demo test setup build clean help
+.PHONY: all demo test soak setup build clean help
 all: build
 
 help:
 	@echo 'make demo          set up, then: a PMDK program outlives its machine'
 	@echo 'make test          set up, then every test with reduced counts'
+	@echo 'make soak HOURS=n  the full counts, for up to n hours; goes on where it stopped'
 	@echo 'make build         release binaries and libraries'
 	@echo 'make install PREFIX=/usr/local [DESTDIR=…]'
 
@@ -23,6 +24,9 @@ demo: setup build
 
 test: setup
 	@scripts/test
+
+soak: setup
+	@scripts/soak $(HOURS)
 
 clean:
 	cargo clean
