@@ -12,7 +12,7 @@ use std::process::Command;
 
 use pmemha_testkit::node::Node;
 
-use crate::recording::record;
+use crate::recording::{CALM, record};
 use crate::walk::{Points, each_image};
 use crate::{CONTROL_FINDS, CONTROL_POINTS, DROP_ONE_IN, OTHER_POINTS, rounds, spoil};
 
@@ -85,7 +85,7 @@ struct Run {
 
 impl Run {
     fn make(engine: &Engine, seed: u64) -> Run {
-        let (node, entries) = record(&mut |node, _| {
+        let (node, entries) = record(&CALM, &|node, _| {
             // A file of the right size is not laid out first, which would double the log.
             let file = fs::File::create(node.files().join(FILE)).expect("our own directory");
             file.set_len(FILE_BYTES).expect("our own file");

@@ -42,10 +42,11 @@ impl Points {
         Points(chosen)
     }
 
-    /// At most `limit` of the records that `is_one` picks, from the first copy's end on.
-    pub fn all_of(entries: &[Entry], is_one: impl Fn(&Entry) -> bool, limit: usize) -> Points {
+    /// At most `limit` of the records with a consistent image that `is_one` picks, evenly spread.
+    pub fn of_those(entries: &[Entry], limit: usize, is_one: impl Fn(&Entry) -> bool) -> Points {
         let first = 1 + entries.iter().position(|e| e.kind == Kind::SyncEnd).expect("a first copy");
-        Points((first..entries.len()).filter(|i| is_one(&entries[*i])).take(limit).collect())
+        let picked: Vec<usize> = (first..entries.len()).filter(|i| is_one(&entries[*i])).collect();
+        Points((0..limit).map(|i| picked[i * (picked.len() - 1) / (limit - 1)]).collect())
     }
 
     /// Where the chosen records end.

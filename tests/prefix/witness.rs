@@ -46,9 +46,14 @@ impl Acknowledgements {
         self.of_thread.iter().map(Vec::len).sum()
     }
 
+    /// Operations of all threads after which the clock said exactly this.
+    pub fn count_at(&self, lsn: Lsn) -> usize {
+        self.of_thread.iter().flatten().filter(|noted| **noted == lsn).count()
+    }
+
     /// Whether a clock said exactly this.
     pub fn is_one(&self, lsn: Lsn) -> bool {
-        self.of_thread.iter().any(|seen| seen.binary_search(&lsn).is_ok())
+        self.count_at(lsn) > 0
     }
 
     /// What the archive must reach to hold them all.
