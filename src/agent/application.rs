@@ -11,12 +11,11 @@ use crate::failover::supervise::{self, StartCommand, Supervisor};
 use crate::failover::{Event, Round};
 
 /// What is to be done to the application.
-#[derive(Debug)]
 pub enum Order {
     /// A process of it that attached by itself: it belongs to what is frozen and killed.
     Adopt(u32),
     /// Freeze; reported by the round.
-    Freeze(Round),
+    Freeze(Round, Halfway),
     /// Let it run.
     Thaw,
     /// Keep it frozen whatever becomes of the agent.
@@ -25,6 +24,33 @@ pub enum Order {
     Kill,
     /// Start the command, if one is configured and nothing of it runs.
     Start,
+    /// Take in what an earlier agent supervised; the answer says whether all of it is frozen.
+    Found(Vec<u32>, Sender<bool>),
+    /// To be done once every order before has been carried out.
+    Then(Deed),
+}
+
+/// See [`Order::Then`].
+pub struct Deed(pub Box<dyn FnOnce() + Send>);
+
+/// Says whether a frozen application stands in the middle of something that it has to finish before the group can be
+/// handed over.
+pub struct Halfway(pub Box<dyn Fn() -> bool + Send>);
+
+impl Order {
+    /// For messages.
+    fn word(&self) -> &'static str {
+        match self {
+            Order::Adopt(_) => "adopt",
+            Order::Freeze(..) => "freeze",
+            Order::Thaw => "thaw",
+            Order::Hold => "hold frozen",
+            Order::Kill => "kill",
+            Order::Start => "start",
+            Order::Found(..) => "find",
+            Order::Then(_) => "go on",
+        }
+    }
 }
 
 /// Gives orders; ends on drop, leaving the application as it is.
@@ -76,7 +102,10 @@ impl Application {
 impl Drop for Application {
     fn drop(&mut self) {
         drop(self.orders.take());
-        if let Some(thread) = self.thread.take() {
+        // The last to let go may be the thread itself, which then simply ends.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
             let _ = thread.join();
         }
     }
@@ -85,28 +114,52 @@ impl Drop for Application {
 impl Keeper {
     fn run(&mut self, orders: &Receiver<Order>) {
         for order in orders {
-            tracing::debug!(group = self.name, ?order, "application");
-            let done = match &order {
-                Order::Adopt(pid) => self.means.add(*pid),
-                Order::Freeze(round) => self.freeze(*round),
+            let what = order.word();
+            tracing::debug!(group = self.name, what, "application");
+            let done = match order {
+                Order::Adopt(pid) => self.means.add(pid),
+                Order::Freeze(round, halfway) => self.freeze(round, &halfway),
                 Order::Thaw => self.means.thaw(),
                 Order::Hold => self.means.hold_frozen(),
                 Order::Kill => self.kill(),
                 Order::Start => self.start(),
+                Order::Found(pids, answer) => self.means.found(&pids).map(|frozen| {
+                    // Whoever asked may have ended.
+                    let _ = answer.send(frozen);
+                }),
+                Order::Then(deed) => {
+                    (deed.0)();
+                    Ok(())
+                }
             };
             if let Err(error) = done {
-                tracing::error!(group = self.name, ?order, %error, "the application was not supervised as ordered");
+                tracing::error!(group = self.name, what, %error, "the application was not supervised as ordered");
             }
         }
     }
 
-    fn freeze(&mut self, round: Round) -> Result<(), supervise::SuperviseError> {
-        let frozen = self.means.freeze(Instant::now() + self.freeze_within);
+    fn freeze(&mut self, round: Round, halfway: &Halfway) -> Result<(), supervise::SuperviseError> {
+        let frozen = self.freeze_at_rest(halfway);
         self.teller.tell(match &frozen {
             Ok(()) => Event::FreezeDone { round },
             Err(_) => Event::FreezeFailed { round },
         });
         frozen
+    }
+
+    /// Freezes; where that has halted a process in the middle of a record that others wait for, lets everything run for a
+    /// moment and tries again. The state machine waits twice the deadline before it has the application killed.
+    fn freeze_at_rest(&mut self, halfway: &Halfway) -> Result<(), supervise::SuperviseError> {
+        let deadline = Instant::now() + self.freeze_within;
+        self.means.freeze(deadline)?;
+        let mut run = SHORTEST_RUN;
+        while (halfway.0)() && Instant::now() + run < deadline {
+            self.means.thaw()?;
+            thread::sleep(run);
+            run = (run * 2).min(LONGEST_RUN);
+            self.means.freeze(Instant::now() + self.freeze_within)?;
+        }
+        Ok(())
     }
 
     fn kill(&mut self) -> Result<(), supervise::SuperviseError> {
@@ -141,3 +194,9 @@ impl Keeper {
         })
     }
 }
+
+/// How long an application that was halted in the middle of a record runs before it is frozen again: a record takes microseconds.
+const SHORTEST_RUN: Duration = Duration::from_micros(200);
+
+/// The same after several attempts: the halted thread may have to wait for a processor.
+const LONGEST_RUN: Duration = Duration::from_millis(20);

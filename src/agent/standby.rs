@@ -271,6 +271,7 @@ impl Standby {
             fabric: link.map(|_| self.fabrics.choose(self.config.encrypt).kind().to_owned()),
             durability: Some(self.durability.to_string()),
             encrypted: link.map(|l| l.endpoint.encrypted()),
+            resumed: None,
             unprotected_writes: 0,
             sync: status
                 .as_ref()

@@ -285,8 +285,8 @@ pub enum Note {
 pub enum Alarm {
     /// No heir is configured: nothing to hand over to.
     NoHeir,
-    /// The tail cannot be brought to the heir.
-    HeirUnreachable,
+    /// The tail is not at the heir, which therefore cannot take over, and the time for bringing it there is over.
+    TailNotSaved,
     /// The application did not freeze in time and was killed.
     FreezeFailed,
     /// The image could not be verified.
@@ -316,8 +316,8 @@ impl Alarm {
             Alarm::NoHeir => {
                 "no heir is configured for this group: it stays here until the power ends; set `heir`"
             }
-            Alarm::HeirUnreachable => {
-                "the heir cannot be reached, so the log's tail cannot be brought there: check the network and the heir's agent"
+            Alarm::TailNotSaved => {
+                "the log's tail is not at the heir yet, so the heir cannot take over: check the network and the heir's agent"
             }
             Alarm::FreezeFailed => {
                 "the application did not freeze in time and was killed; the handover goes on"

@@ -400,7 +400,7 @@ impl Turn<'_> {
         match self.next.phase {
             Phase::Freezing | Phase::Refreezing => self.kill_unfrozen(),
             Phase::Saving => {
-                self.alarm(Alarm::HeirUnreachable);
+                self.alarm(Alarm::TailNotSaved);
                 if self.owns() && self.next.cause != Cause::Power {
                     self.resume_uncommitted();
                 } else {

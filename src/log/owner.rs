@@ -92,6 +92,16 @@ impl LogRegion {
         })
     }
 
+    /// Agent: whether a process of the application, `is_dead` ones excepted, is in the middle of a record or of noting one in
+    /// the dirty bitmap. If it is frozen there, nothing behind that record can be published and no copy completed.
+    pub fn halfway(&self, is_dead: &dyn Fn(&Owner) -> bool) -> bool {
+        let me = std::process::id();
+        let living = |index| self.owner(index).is_some_and(|owner| owner.pid != me && !is_dead(&owner));
+        protocol::any_incomplete(self, living)
+            || (0..self.spec().appenders as u16)
+                .any(|index| self.owner_word(index, INFLIGHT).load(Acquire) != 0 && living(index))
+    }
+
     /// Takes a cell for this process.
     pub(crate) fn acquire_cell(&self, session: u32) -> Option<u16> {
         let me = Identity::own();

@@ -252,6 +252,31 @@ pub(crate) fn gap<C: Cells>(c: &C) -> Option<(u64, Option<u64>)> {
 /// `still_its` says whether the cell still names the dead one: it is asked after each word was loaded, so that a word found
 /// while it says so is none of the cell's next owner.
 pub(crate) fn retire<C: Cells>(c: &C, owner: u16, still_its: impl Fn() -> bool) {
+    walk_incomplete(c, |at, word, claim| {
+        if claim.owner != owner {
+            return true;
+        }
+        if still_its() {
+            let filler = Claim { state: SlotState::Filler, ..claim };
+            c.slot(c.codec().index(at)).swap_if(word, c.codec().pack(at, filler));
+            return true;
+        }
+        false
+    });
+}
+
+/// Whether a slot is claimed and not complete whose owner `waits_for` says will complete it.
+pub(crate) fn any_incomplete<C: Cells>(c: &C, waits_for: impl Fn(u16) -> bool) -> bool {
+    let mut found = false;
+    walk_incomplete(c, |_, _, claim| {
+        found = waits_for(claim.owner);
+        !found
+    });
+    found
+}
+
+/// Shows `visit` every slot that is claimed and not complete, the newest claim included, until it says `false`.
+fn walk_incomplete<C: Cells>(c: &C, mut visit: impl FnMut(u64, u64, Claim) -> bool) {
     // A claim whose tail move is outstanding lies outside the walk: move the tail first.
     let (mut end, ahead) = tail(c);
     let newest = c.codec().view(c.slot(c.codec().index(end)).load(), end);
@@ -261,16 +286,12 @@ pub(crate) fn retire<C: Cells>(c: &C, owner: u16, still_its: impl Fn() -> bool) 
     }
     let mut at = c.published().load();
     while at < end && end - at <= c.ring_bytes() {
-        let slot = c.slot(c.codec().index(at));
-        let word = slot.load();
+        let word = c.slot(c.codec().index(at)).load();
         match c.codec().view(word, at) {
             View::Current(Claim { span: 0, .. }) | View::Older => break,
             View::Current(claim) => {
-                if claim.state == SlotState::Reserved && claim.owner == owner {
-                    if !still_its() {
-                        return;
-                    }
-                    slot.swap_if(word, c.codec().pack(at, Claim { state: SlotState::Filler, ..claim }));
+                if claim.state == SlotState::Reserved && !visit(at, word, claim) {
+                    return;
                 }
                 at += claim.span;
             }

@@ -33,6 +33,54 @@ pub struct Tail {
     pub took: Duration,
 }
 
+/// What a last gasp waits for at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeldUp {
+    /// A copy of the regions is outstanding, and its end cannot be published.
+    #[error(
+        "a process of the application is halted in the middle of a record, behind which no copy of the regions can be \
+         completed; the destination has no complete copy, so it cannot take over"
+    )]
+    Halfway,
+    /// Nothing is acknowledged.
+    #[error("no destination is connected that counts")]
+    NotCounting,
+    /// A first sync, or one that closes a gap.
+    #[error(
+        "the copy of the regions is at {done} of {total} bytes; until it is complete the destination cannot take over"
+    )]
+    Copying {
+        /// Bytes looked at.
+        done: u64,
+        /// Bytes to be looked at.
+        total: u64,
+    },
+    /// The rest of the log.
+    #[error("{missing} bytes of the log are not durable at the destination")]
+    Shipping {
+        /// Bytes.
+        missing: u64,
+    },
+}
+
+/// What the last gasp of `log` would wait for if it began now; `None` where everything is there.
+pub fn held_up(log: &LogRegion, status: &ShipStatus, syncer: &Syncer) -> Option<HeldUp> {
+    let (view, sync) = (status.view(), syncer.view());
+    let gap = log.is_ahead() || log.gap().is_some_and(|gap| gap.end.is_none());
+    let copy = gap || sync.active;
+    if (copy || !view.counts) && log.halfway(&Owner::confirmed_dead) {
+        return Some(HeldUp::Halfway);
+    }
+    if copy {
+        return Some(HeldUp::Copying { done: sync.done, total: sync.total });
+    }
+    if !view.counts {
+        return Some(HeldUp::NotCounting);
+    }
+    let missing = log.published().since(view.durable);
+    (missing > 0).then_some(HeldUp::Shipping { missing })
+}
+
 /// Why the tail is not at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GaspError {

@@ -3,8 +3,11 @@
 //!
 //! Everything cleans up after itself when dropped, a panicking test included.
 
+pub mod chance;
 pub mod dirs;
+pub mod image;
 pub mod install;
+pub mod load;
 pub mod node;
 pub mod programs;
 pub mod test_agent;

@@ -5,9 +5,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmemha::fabric::tls::{Pem, make_authority, make_node_certificate};
+use pmemha::session::socket::Connection;
+use pmemha::session::wire::{Reply, Request};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,6 +18,9 @@ use crate::{dirs, programs, wait};
 
 /// How long an agent may take to answer after its start, on a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
+
+/// How long a group may take to become what a test waits for: a first sync on a busy machine.
+const AWAIT: Duration = Duration::from_secs(60);
 
 /// Paths of the two binaries; the tests of package `pmemha` know them as `env!("CARGO_BIN_EXE_…")`.
 #[derive(Clone, Copy, Debug)]
@@ -260,6 +266,65 @@ impl Node {
     pub fn try_status(&self) -> Option<Value> {
         let out = self.cli().args(["status", "--json"]).output().expect("pmemha runs");
         out.status.success().then(|| serde_json::from_slice(&out.stdout).expect("status is JSON"))
+    }
+
+    /// The same document, asked for on the socket: quick enough for a sampler.
+    pub fn status(&self) -> Option<Value> {
+        match self.ask(&Request::Status {})? {
+            Reply::Status { document } => Some(document),
+            other => panic!("{} answered {other:?}", self.name),
+        }
+    }
+
+    /// Asks the agent; `None` if it does not answer.
+    pub fn ask(&self, request: &Request) -> Option<Reply> {
+        let deadline = Instant::now() + START;
+        let connection = Connection::connect(&self.socket(), deadline).ok()?;
+        connection.send(request, None, Some(deadline)).ok()?;
+        Some(connection.recv::<Reply>(Some(deadline)).ok()?.0)
+    }
+
+    /// Waits until `probe` finds what it looks for in the status of the group `app`.
+    pub fn await_group<T>(&self, what: &str, mut probe: impl FnMut(&Value) -> Option<T>) -> T {
+        let mut last = Value::Null;
+        let what = format!("{what} at {}", self.name);
+        let found = wait::attempt(AWAIT, || {
+            last = self.status()?["groups"][0].take();
+            probe(&last)
+        });
+        found.unwrap_or_else(|| panic!("waited {AWAIT:?} in vain for: {what}; the group is {last:#}"))
+    }
+
+    /// Waits until the destination's image counts, with everything applied that was published until now.
+    pub fn await_streaming(&self) -> Value {
+        let row = |group: &Value| {
+            let row = &group["destinations"][0];
+            (row["state"] == "streaming" && group["log"]["ahead"] == false).then(|| row.clone())
+        };
+        let published = self.await_group("a destination that counts", row)["lsn_published"].clone();
+        self.await_group("the destination to catch up", |group| {
+            row(group).filter(|row| row["lsn_applied"].as_u64() >= published.as_u64())
+        })
+    }
+
+    /// Stops the agent in its tracks: nothing of it executes until [`Node::go_on`].
+    pub fn stand_still(&self) {
+        self.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.pid());
+        wait::until("the agent to stand still", START, || {
+            let text = fs::read_to_string(&stat).ok()?;
+            text.rsplit_once(") ")?.1.starts_with('T').then_some(())
+        });
+    }
+
+    /// See [`Node::stand_still`].
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32).expect("a process id");
+        kill_process(pid, signal).expect("our own child");
     }
 
     /// A program of ours under the preload library, attached to this node.

@@ -1,5 +1,7 @@
 //! The main job, end to end: an unmodified program under the preload library, two agents, power loss.
 
+mod first_sync;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

@@ -1,5 +1,6 @@
 /*
  * workload run MODE POOL ACKS COUNT [SEED]     create POOL and ACKS and work
+ * workload go-on MODE POOL ACKS COUNT [SEED]   the same, or check what is there and go on where it ends
  * workload check MODE POOL ACKS                check one state
  * workload check-many MODE                     check states named on stdin, a line "POOL ACKS" each;
  *                                              answers a line "ok FOUND…" (a number a thread) or
@@ -148,14 +149,25 @@ int main(int argc, char **argv)
 		printf(wrong ? "bad %s\n" : "ok\n", wrong);
 		return wrong != NULL;
 	}
-	if (argc < 6 || strcmp(argv[1], "run") != 0) {
+	if (argc < 6 || (strcmp(argv[1], "run") != 0 && strcmp(argv[1], "go-on") != 0)) {
 		fprintf(stderr, "usage: workload run MODE POOL ACKS COUNT [SEED]\n"
+				"       workload go-on MODE POOL ACKS COUNT [SEED]\n"
 				"       workload check MODE POOL ACKS\n"
 				"       workload check-many MODE\n");
 		return 2;
 	}
 	const struct mode *mode = find_mode(argv[2]);
+	uint64_t found[MAX_THREADS] = {0};
+	int resumes = strcmp(argv[1], "go-on") == 0 && access(argv[3], F_OK) == 0;
+	if (resumes) {
+		const char *wrong = check_one(mode, argv[3], argv[4], found);
+		if (wrong) {
+			fprintf(stderr, "workload: what was found is bad: %s\n", wrong);
+			return 3;
+		}
+	}
 	struct job job = {
+		.resumes = resumes,
 		.pool = argv[3],
 		.acks = map_acks(argv[4], 1),
 		.threads = mode->threads,
@@ -163,6 +175,12 @@ int main(int argc, char **argv)
 		.seed = argc > 6 ? strtoull(argv[6], NULL, 10) : 1,
 	};
 	open_witness();
+	for (unsigned t = 0; t < MAX_THREADS; t++) {
+		job.first[t] = found[t] + 1;
+		/* one that was cut short before it could be acknowledged is, now that it was found */
+		if (found[t] != job.acks->thread[t].done)
+			acknowledge(&job, t, found[t]);
+	}
 	mode->run(&job);
 	printf("done %lu\n", (unsigned long)job.count);
 	return 0;

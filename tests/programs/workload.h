@@ -27,7 +27,9 @@ struct job {
 	const char *pool;
 	struct acks *acks;
 	unsigned threads;
-	uint64_t count;	/* operations a thread */
+	int resumes;	/* the pool is there and has passed its check */
+	uint64_t first[MAX_THREADS]; /* number of each thread's first operation */
+	uint64_t count;	/* number of its last one */
 	uint64_t seed;
 };
 

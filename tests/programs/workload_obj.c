@@ -59,9 +59,10 @@ static PMEMobjpool *create(struct job *job, size_t size)
 	const char *mib = getenv("WORKLOAD_POOL_MIB");
 	if (mib != NULL)
 		size = strtoul(mib, NULL, 10) << 20;
-	PMEMobjpool *pop = pmemobj_create(job->pool, LAYOUT, size, 0600);
+	PMEMobjpool *pop = job->resumes ? pmemobj_open(job->pool, LAYOUT)
+					: pmemobj_create(job->pool, LAYOUT, size, 0600);
 	if (pop == NULL) {
-		fprintf(stderr, "pmemobj_create: %s\n", pmemobj_errormsg());
+		fprintf(stderr, "%s: %s\n", job->pool, pmemobj_errormsg());
 		exit(2);
 	}
 	pmemobj_root(pop, sizeof(struct root));
@@ -166,7 +167,7 @@ static const char *check_list(struct list *list, uint64_t *found)
 static void run_tx(struct job *job)
 {
 	PMEMobjpool *pop = create(job, POOL_SIZE);
-	for (uint64_t n = 1; n <= job->count; n++) {
+	for (uint64_t n = job->first[0]; n <= job->count; n++) {
 		push(pop, &root_of(pop)->lists[0], n, job->seed);
 		acknowledge(job, 0, n);
 	}
@@ -197,7 +198,7 @@ struct worker {
 static void *work(void *arg)
 {
 	struct worker *w = arg;
-	for (uint64_t n = 1; n <= w->job->count; n++) {
+	for (uint64_t n = w->job->first[w->thread]; n <= w->job->count; n++) {
 		push(w->pop, &root_of(w->pop)->lists[w->thread], n, w->job->seed);
 		acknowledge(w->job, w->thread, n);
 	}
@@ -235,7 +236,14 @@ static int construct(PMEMobjpool *pop, void *ptr, void *arg)
 static void run_atomic(struct job *job)
 {
 	PMEMobjpool *pop = create(job, POOL_SIZE);
-	for (uint64_t n = 1; n <= job->count; n++) {
+	uint64_t len = 0;
+	TOID(struct elem) e;
+	POBJ_LIST_FOREACH (e, &root_of(pop)->elems, at)
+		len++;
+	/* the removal that an earlier run did not come to */
+	if (len > 1000)
+		POBJ_LIST_REMOVE_FREE(pop, &root_of(pop)->elems, POBJ_LIST_FIRST(&root_of(pop)->elems), at);
+	for (uint64_t n = job->first[0]; n <= job->count; n++) {
 		struct root *r = root_of(pop);
 		if (OID_IS_NULL(POBJ_LIST_INSERT_NEW_TAIL(pop, &r->elems, at, sizeof(struct elem), construct, &n)))
 			die("POBJ_LIST_INSERT_NEW_TAIL");
@@ -290,7 +298,7 @@ static void run_memcpy(struct job *job)
 	PMEMobjpool *pop = create(job, POOL_SIZE);
 	struct root *r = root_of(pop);
 	unsigned char src[BLOCK];
-	for (uint64_t n = 1; n <= job->count; n++) {
+	for (uint64_t n = job->first[0]; n <= job->count; n++) {
 		struct block *b = &r->blocks[n % BLOCKS];
 		unsigned f = flags[mix(n) % (sizeof(flags) / sizeof(*flags))];
 		size_t cut = mix(n + 1) % BLOCK, shift = mix(n + 2) % 64;
@@ -351,7 +359,7 @@ static void run_huge(struct job *job)
 {
 	PMEMobjpool *pop = create(job, HUGE_POOL_SIZE);
 	struct root *r = root_of(pop);
-	for (uint64_t n = 1; n <= job->count; n++) {
+	for (uint64_t n = job->first[0]; n <= job->count; n++) {
 		size_t len = huge_len(n);
 		TX_BEGIN(pop)
 		{

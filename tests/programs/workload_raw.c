@@ -45,10 +45,14 @@ static void work(struct job *job, char *base, const struct library *pm)
 {
 	struct head *head = (struct head *)base;
 	size_t at = HEAD;
+	if (head->count > 0) {
+		const struct rec *last = (const struct rec *)(base + head->offset[head->count % KEEP]);
+		at = (head->offset[head->count % KEEP] + sizeof(*last) + last->len + 7) & ~7UL;
+	}
 	unsigned char body[5000];
 	printf("ready\n");
 	fflush(stdout);
-	for (uint64_t n = 1; n <= job->count; n++) {
+	for (uint64_t n = job->first[0]; n <= job->count; n++) {
 		size_t body_len = rec_len(n);
 		if (at + sizeof(struct rec) + body_len > FILE_SIZE)
 			at = HEAD + mix(n) % 64 * 8;

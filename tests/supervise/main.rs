@@ -38,7 +38,7 @@ fn helper_that(first: &str) -> Helper {
     );
     // `exec-in` must keep its standard output: the command it becomes may write there.
     let script = script.replace(">/dev/null", "");
-    Helper { argv: ["/bin/sh", "-c", &script, "sh"].map(OsString::from).to_vec() }
+    Helper { argv: ["/bin/sh", "-c", &script, "sh"].map(OsString::from).to_vec(), lock: None }
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod open;
 mod process;
 mod region;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +56,8 @@ struct Inner {
     regions: BTreeMap<RegionId, Arc<Region>>,
     numbers: Numbers,
     processes: BTreeMap<u32, Process>,
+    /// Sessions with an earlier agent whose processes live on and have not come to this one.
+    found: BTreeSet<u32>,
     next_session: u32,
     /// Session numbers below are this agent's to give out: the state on disk says so.
     reserved_sessions: u32,

@@ -1,6 +1,6 @@
 //! Opening a group: finding the log that an earlier agent left, or making a new one in a new generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -86,7 +86,7 @@ impl Group {
             id: state.id,
             generation: state.generation,
             log_fd,
-            appender: Appender::attach(log, AGENT_SESSION)?,
+            appender: Appender::for_agent(log, AGENT_SESSION)?,
             patterns: Patterns::new(&config.protect)?,
             states: states.clone(),
             notify,
@@ -95,6 +95,7 @@ impl Group {
                 regions: BTreeMap::new(),
                 numbers: Numbers::new(state.next_region),
                 processes: none(),
+                found: BTreeSet::new(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,
             }),

@@ -1,6 +1,12 @@
 //! The application's processes: who is attached, and how each one ended.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Weak};
+use std::{fs, thread};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
 use crate::log::Owner;
@@ -37,6 +43,7 @@ impl Group {
             }
         }
         let pid = process.pid;
+        inner.forget_found(pid);
         inner.processes.insert(session, process);
         (self.notify)(Notice::ProcessAttached { pid });
         ProcessId(session)
@@ -84,6 +91,31 @@ impl Group {
         self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead()).collect()
     }
 
+    /// Counts `owners`, which [`Group::appending`] found, among the attached processes, and hears of their end: a program that
+    /// maps its memory once and never asks anything again would not come to us by itself. One that has ended since is told of
+    /// at once.
+    pub fn watch_found(self: &Arc<Self>, owners: &[Owner]) {
+        for &owner in owners {
+            let process = Process {
+                pid: Some(owner.pid),
+                uid: fs::metadata(format!("/proc/{}", owner.pid)).map_or(0, |m| m.uid()),
+                program: fs::read_to_string(format!("/proc/{}/comm", owner.pid))
+                    .unwrap_or_default()
+                    .trim()
+                    .into(),
+            };
+            let mut inner = self.lock();
+            inner.processes.insert(owner.session, process);
+            inner.found.insert(owner.session);
+            drop(inner);
+            let group = Arc::downgrade(self);
+            let body = move || await_end(&group, &owner);
+            if let Err(error) = thread::Builder::new().name(format!("watch-{}", owner.pid)).spawn(body) {
+                tracing::error!(group = self.name(), pid = owner.pid, %error, "the end of a process will not be seen");
+            }
+        }
+    }
+
     /// Frees the cells of appenders that are dead beyond doubt.
     pub fn bury_dead_appenders(&self) {
         for (index, owner) in self.owners().filter(|(_, owner)| owner.confirmed_dead()) {
@@ -105,6 +137,43 @@ impl Group {
         (self.notify)(notice);
     }
 }
+
+impl Inner {
+    /// A process that was found has come by itself, and speaks for itself from here on.
+    fn forget_found(&mut self, pid: Option<u32>) {
+        let of_it = |s: &u32| pid.is_some() && self.processes.get(s).and_then(|p| p.pid) == pid;
+        let sessions: Vec<u32> = self.found.iter().copied().filter(of_it).collect();
+        for session in sessions {
+            self.found.remove(&session);
+            self.processes.remove(&session);
+        }
+    }
+}
+
+/// Waits for the end of a process that was found, unless it comes by itself or the group is closed before.
+fn await_end(group: &Weak<Group>, owner: &Owner) {
+    // The descriptor holds on to whatever process has the number now; only then look whose it is.
+    let watch = Pid::from_raw(owner.pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let watch = watch.filter(|_| !owner.confirmed_dead());
+    loop {
+        let ended = watch.as_ref().is_none_or(|watch| {
+            let mut fds = [PollFd::new(watch, PollFlags::IN)];
+            poll(&mut fds, Some(&LOOK)).is_ok_and(|n| n > 0)
+        });
+        let Some(group) = group.upgrade() else { return };
+        if !group.lock().found.contains(&owner.session) {
+            return;
+        }
+        if ended {
+            group.lock().found.remove(&owner.session);
+            let how = "it vanished without a goodbye".to_owned();
+            return group.ended(ProcessId(owner.session), Ending::Died(how));
+        }
+    }
+}
+
+/// How often the thread that waits for a found process looks whether it is still needed.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// Session numbers that an agent reserves on disk at a time, so that no number is given out twice in a log's life and
 /// attaching seldom writes.

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{PLACED_FILE, Role};
-use crate::agent::application::Order;
+use crate::agent::application::{Deed, Halfway, Order};
 use crate::agent::ownership::Deeds;
-use crate::failover::{Action, Event, Mandate, Note, Request, Round, Saved};
+use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
 use crate::log::region::boottime;
+use crate::ship::gasp::HeldUp;
 use crate::types::Generation;
 
 /// The machine's hands. Weak, since the role owns the machine.
@@ -21,7 +22,7 @@ impl Deeds for RoleDeeds {
         let Some(role) = &self.0.upgrade() else { return };
         match action {
             Action::Persist(_) | Action::Reply(_) => unreachable!("done by the machine's driver"),
-            Action::Freeze { round } => role.application.order(Order::Freeze(round)),
+            Action::Freeze { round } => role.application.order(Order::Freeze(round, role.halfway())),
             Action::Thaw { .. } => {
                 role.cancel_gasp();
                 role.application.order(Order::Thaw);
@@ -29,14 +30,8 @@ impl Deeds for RoleDeeds {
             Action::HoldFrozen => role.application.order(Order::Hold),
             Action::Kill => role.application.order(Order::Kill),
             Action::ShipTail { round } => role.ship_tail(round),
-            Action::Send(request) => {
-                if let Some(messenger) = &role.messenger {
-                    if let Request::Saved { round, saved, .. } = &request {
-                        role.event("saved", json!({ "round": round.to_string(), "lsn": saved.lsn }));
-                    }
-                    messenger.send(request);
-                }
-            }
+            // Behind the orders before it: what is sent rests on the application being held frozen.
+            Action::Send(request) => role.application.order(Order::Then(role.sending(request))),
             Action::Prepare => role.event("source_is_saving", json!({})),
             Action::Revoke { round } => role.beside("revoke", move |role| {
                 if let Some(standby) = &role.standby {
@@ -58,14 +53,39 @@ impl Deeds for RoleDeeds {
                 }
             }
             Action::Alarm(alarm) => {
-                tracing::error!(group = role.name, alarm = ?alarm, "{}", alarm.message());
-                role.event("alarm", json!({ "what": alarm, "message": alarm.message() }));
+                let why = match alarm {
+                    Alarm::TailNotSaved => role.source().and_then(|s| s.held_up()).map(|why| why.to_string()),
+                    _ => None,
+                };
+                let message = why.iter().fold(alarm.message().to_owned(), |m, why| format!("{m}: {why}"));
+                tracing::error!(group = role.name, alarm = ?alarm, "{message}");
+                role.event("alarm", json!({ "what": alarm, "message": message }));
             }
         }
     }
 }
 
 impl Role {
+    fn halfway(self: &Arc<Self>) -> Halfway {
+        let role = Arc::downgrade(self);
+        Halfway(Box::new(move || {
+            let source = role.upgrade().and_then(|role| role.source());
+            source.is_some_and(|source| source.held_up() == Some(HeldUp::Halfway))
+        }))
+    }
+
+    fn sending(self: &Arc<Self>, request: Request) -> Deed {
+        let role = Arc::downgrade(self);
+        Deed(Box::new(move || {
+            let Some(role) = role.upgrade() else { return };
+            let Some(messenger) = &role.messenger else { return };
+            if let Request::Saved { round, saved, .. } = &request {
+                role.event("saved", json!({ "round": round.to_string(), "lsn": saved.lsn }));
+            }
+            messenger.send(request);
+        }))
+    }
+
     fn cancel_gasp(&self) -> Arc<AtomicBool> {
         let fresh = Arc::new(AtomicBool::new(false));
         let mut gasp = self.gasp.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,7 +9,7 @@ mod deeds;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use super::source::{Destination, Source, SourceSetup};
 use super::standby::Standby;
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::{Answer, Application as Life, Event, Standing};
+use crate::log::Owner;
 use crate::replica::ImageHealth;
 use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
@@ -134,24 +135,21 @@ impl Role {
         })
     }
 
-    /// The application as this agent finds it at its start.
-    pub(super) fn running(&self) -> Life {
+    /// The application as this agent finds it at its start, and its processes, whose end is to be heard of
+    /// ([`Group::watch_found`]) once the machine has been told.
+    pub(super) fn running(&self) -> (Life, Vec<Owner>) {
         let open = self.open().as_ref().map(|o| o.group.clone());
         let mut processes = open.map(|g| g.appending()).unwrap_or_default();
         // An agent never freezes or kills the process that it is part of.
         processes.retain(|p| p.pid != std::process::id());
-        for process in &processes {
-            self.application.order(Order::Adopt(process.pid));
+        if processes.is_empty() {
+            return (Life::Gone, processes);
         }
-        let stopped = |pid: u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-        };
-        match processes.len() {
-            0 => Life::Gone,
-            _ if processes.iter().all(|p| stopped(p.pid)) => Life::Frozen,
-            _ => Life::Running,
-        }
+        let (answer, frozen) = mpsc::channel();
+        self.application.order(Order::Found(processes.iter().map(|p| p.pid).collect(), answer));
+        // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
+        let life = if frozen.recv().unwrap_or(false) { Life::Frozen } else { Life::Running };
+        (life, processes)
     }
 
     /// What happened in the open group. Called under the group's lock.

@@ -112,7 +112,7 @@ fn recover(
     store: DurableFile,
     inbox: Inbox,
 ) -> Result<(), RolesError> {
-    let mut life = Life::Gone;
+    let (mut life, mut processes) = (Life::Gone, Vec::new());
     let owns = matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. });
     if owns && durable.boot == policy.boot {
         let state: Option<GroupState> = role.context.states.load(&role.name, STATE_FILE)?;
@@ -121,7 +121,7 @@ fn recover(
         match kept {
             Some(generation) => {
                 role.open_group(generation)?;
-                life = role.running();
+                (life, processes) = role.running();
             }
             // A log that is lost without a reboot is as lost as with one; a first start has none to lose.
             None if matches!(durable.standing, Standing::Owner { stage: Stage::Begun, .. }) => {
@@ -137,6 +137,11 @@ fn recover(
     ownership
         .teller()
         .tell(Event::Recovered { application: life, life: u64::from(chance()) << 32 | u64::from(chance()) });
+    let group = role.open().as_ref().map(|open| open.group.clone());
+    if let Some(group) = group {
+        // Not before: the first that the machine hears is what was found.
+        group.watch_found(&processes);
+    }
     if role.ownership.set(ownership).is_err() {
         unreachable!("a role is recovered once");
     }
@@ -165,7 +170,8 @@ fn application(
     // Two agents of one machine (a demo, a test) must not freeze each other's applications.
     let dir = context.config.node.state_dir.as_os_str().as_encoded_bytes();
     let unit = format!("{name}-{:08x}", crc32c::crc32c(dir));
-    let helper = || Helper { argv: vec![context.program.clone().into()] };
+    let lock = context.states.group_dir(name)?.join(WATCHDOG_FILE);
+    let helper = || Helper { argv: vec![context.program.clone().into()], lock: Some(lock.clone()) };
     let mut made = Err(None);
     for hierarchy in hierarchies(&mounts).iter().map(Some).chain([None]) {
         match supervise::Application::new(&unit, hierarchy, helper()) {
@@ -210,6 +216,9 @@ fn boot_id() -> Result<BootId, RolesError> {
 fn chance() -> u32 {
     RandomState::new().build_hasher().finish() as u32
 }
+
+/// File of the group's directory that the watchdog of its application locks.
+const WATCHDOG_FILE: &str = "watchdog";
 
 /// File of the group's directory that holds who owns it.
 const OWNERSHIP_FILE: &str = "ownership";

@@ -27,6 +27,8 @@ pub(super) struct LinkInfo {
     pub(super) fabric: Option<&'static str>,
     pub(super) encrypted: Option<bool>,
     pub(super) durability: Option<Durability>,
+    /// The stream went on where the destination's image ends.
+    pub(super) resumed: Option<bool>,
     pub(super) last_error: Option<String>,
 }
 
@@ -50,7 +52,7 @@ impl Shared {
         let destination = self.setup.destination.as_ref().expect("the thread runs for a destination");
         let mut backoff = Backoff::default();
         while !self.stop.load(Ordering::Acquire) {
-            let began = Instant::now();
+            let (began, before) = (Instant::now(), self.ship.view().applied);
             let error = self.run_link(destination);
             self.syncer.set_flowing(false);
             self.ship.disconnected();
@@ -58,7 +60,8 @@ impl Shared {
                 return;
             }
             self.note(&error);
-            if began.elapsed() > CONNECT_WITHIN {
+            // A link that got something done was a good one, however soon it ended.
+            if began.elapsed() > CONNECT_WITHIN || self.ship.view().applied > before {
                 backoff.succeeded();
             }
             self.sleep(backoff.failed((self.setup.chance)()));
@@ -136,6 +139,7 @@ impl Shared {
             fabric: Some(fabric.kind()),
             encrypted: Some(encrypted),
             durability: Some(opened.durability),
+            resumed: Some(!begin.fresh),
             last_error: None,
         };
         tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");

@@ -23,7 +23,7 @@ use crate::fabric::tls::TlsIdentity;
 use crate::log::region::boottime;
 use crate::log::{LinkState, SleepDepth};
 use crate::ship::archiver::Archiver;
-use crate::ship::gasp::{self, GaspError, Tail};
+use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
 use crate::ship::status::ShipStatus;
 use crate::ship::sync::{Requester, Syncer};
@@ -139,6 +139,12 @@ impl Source {
     pub fn ship_tail(&self, cancel: &AtomicBool, deadline: Instant) -> Result<Tail, GaspError> {
         let shared = &self.shared;
         gasp::ship_tail(shared.setup.group.log(), &shared.ship, &shared.syncer, cancel, deadline)
+    }
+
+    /// What a last gasp would wait for at this instant.
+    pub fn held_up(&self) -> Option<HeldUp> {
+        let shared = &self.shared;
+        gasp::held_up(shared.setup.group.log(), &shared.ship, &shared.syncer)
     }
 
     /// Whether a destination counts, so that a handover could begin.

@@ -53,6 +53,7 @@ impl Shared {
             fabric: link.fabric.map(str::to_owned),
             durability: link.durability.map(|d| d.to_string()),
             encrypted: link.encrypted,
+            resumed: link.resumed,
             unprotected_writes: 0,
             sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
             last_error: link.last_error.or(sync.error),

@@ -186,6 +186,9 @@ pub struct DestinationStatus {
     pub durability: Option<String>,
     /// Whether the data travels encrypted; none while unconnected.
     pub encrypted: Option<bool>,
+    /// At the source: whether the present connection went on where the image ended, from the log's ring; false: it began
+    /// with a copy of everything. None while unconnected.
+    pub resumed: Option<bool>,
     /// Places that were found changed without a record in the log, by sampling.
     pub unprotected_writes: u64,
     /// A first sync or resync that is under way.

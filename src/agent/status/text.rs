@@ -203,6 +203,7 @@ mod tests {
             fabric: Some("tcp".into()),
             durability: Some("disk".into()),
             encrypted: Some(true),
+            resumed: None,
             unprotected_writes: 0,
             sync: None,
             last_error: None,

@@ -116,6 +116,21 @@ impl Application {
         }
     }
 
+    /// Takes in processes that an agent before us supervised; whether all of them are frozen. One that it had not taken in
+    /// yet runs.
+    pub fn found(&mut self, pids: &[u32]) -> Result<bool, SuperviseError> {
+        // Looked at first: joining a frozen control group freezes.
+        let frozen = match &self.means {
+            Means::Cgroup(cgroup) => {
+                let members = cgroup.members()?;
+                cgroup.is_frozen()? && pids.iter().all(|pid| members.contains(pid))
+            }
+            Means::Tree(_) => true,
+        };
+        pids.iter().try_for_each(|pid| self.add(*pid))?;
+        Ok(frozen && self.is_frozen()?)
+    }
+
     /// Starts `command` as a part of the application: it is inside before its first instruction.
     pub fn start(&mut self, command: &StartCommand) -> Result<Started, SuperviseError> {
         let started = command.spawn(self.watchdog.helper(), self.procs_file())?;

@@ -5,10 +5,15 @@
 //! understood: nothing needs an answer.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::cgroup::Cgroup;
 use super::signals::Tree;
@@ -19,6 +24,9 @@ use super::{Means, SuperviseError};
 pub struct Helper {
     /// Program and leading arguments.
     pub argv: Vec<OsString>,
+    /// A file that a watchdog holds a lock on while it lives. One of an agent that is gone may be about to thaw: it is
+    /// waited for, so that nobody takes for frozen what is not going to stay so. None: nothing was there before.
+    pub lock: Option<PathBuf>,
 }
 
 impl Helper {
@@ -68,9 +76,11 @@ impl Watchdog {
             Means::Tree(_) => command.arg("signals").arg("-"),
         };
         // A group of its own: what ends the agent's group must not end this.
+        // The lock goes with the descriptor that only the child keeps.
+        let lock = helper.lock.as_deref().map(take_over).transpose()?;
         let mut child = command
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(lock.map_or_else(Stdio::null, Stdio::from))
             .process_group(0)
             .spawn()
             .map_err(|e| SuperviseError::system(format!("starting the watchdog ({command:?})"), e))?;
@@ -92,6 +102,29 @@ impl Drop for Watchdog {
         }
     }
 }
+
+/// Locks `path` once no earlier watchdog holds it.
+fn take_over(path: &Path) -> Result<File, SuperviseError> {
+    let failed = |e: io::Error| {
+        let what = "waiting for the watchdog of an earlier agent, which holds";
+        SuperviseError::system(format!("{what} {}", path.display()), e)
+    };
+    let file = File::create(path).map_err(failed)?;
+    let deadline = Instant::now() + EARLIER_ENDS_WITHIN;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOOK),
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+}
+
+/// A watchdog ends at once when its agent does; a machine that is busy may keep it from running.
+const EARLIER_ENDS_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often an earlier watchdog is looked for.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// What the process `HELPER watchdog KIND DIR` does with its standard input; returns when the agent is gone.
 pub fn watch(kind: &str, dir: &Path, agent: impl BufRead) -> io::Result<()> {
