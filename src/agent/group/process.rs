@@ -103,6 +103,7 @@ impl Group {
                     .unwrap_or_default()
                     .trim()
                     .into(),
+                tracks: None,
             };
             let mut inner = self.lock();
             inner.processes.insert(owner.session, process);
