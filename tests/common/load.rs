@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::node::Node;
 use crate::{programs, wait};
 
@@ -98,6 +100,21 @@ impl Load {
     pub fn assert_alive(&mut self) {
         let ended = self.child.try_wait().expect("our own child");
         assert!(ended.is_none(), "the program ended with {ended:?}");
+    }
+
+    /// Stops it in its tracks.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// See [`Load::pause`].
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32).expect("a process id");
+        kill_process(pid, signal).expect("our own child");
     }
 
     /// Kills it as `kill -9` does.

@@ -39,7 +39,10 @@ pub struct Pair {
     pub beta: Node,
 }
 
-/// What a pair of nodes shall be like.
+/// Stands in [`PairOptions`] for the node's own directory of files.
+const FILES: &str = "@files@";
+
+/// What a pair of nodes shall be like. `@files@` in a line stands for the files' directory of the node that it is for.
 #[derive(Clone, Debug, Default)]
 pub struct PairOptions {
     /// Extra lines for `[[group]]` at the source.
@@ -68,7 +71,7 @@ impl Pair {
             power = alpha.power().display(),
             port = beta.port,
             files = alpha.files().display(),
-            extra = options.group,
+            extra = options.group.replace(FILES, &alpha.files().to_string_lossy()),
         ));
         beta.configure(&format!(
             "[[peer]]\nname = \"alpha\"\naddress = \"127.0.0.1:{port}\"\n\n\
@@ -79,7 +82,7 @@ impl Pair {
             encrypt = options.encrypt,
             from = alpha.files().display(),
             to = beta.files().display(),
-            extra = options.replica,
+            extra = options.replica.replace(FILES, &beta.files().to_string_lossy()),
         ));
         if options.both_ways {
             alpha.configure_more(&format!(
@@ -238,7 +241,7 @@ impl Node {
         wait::until(&format!("the agent of {} to answer", self.name), START, || {
             let gone = self.agent.as_mut().and_then(|a| a.try_wait().ok()).flatten();
             assert!(gone.is_none(), "pmemhad of {} ended with {gone:?}:\n{}", self.name, self.log());
-            self.try_status()
+            self.status()
         });
     }
 

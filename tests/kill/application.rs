@@ -1,0 +1,120 @@
+//! The application dies: it is started again where it was, or the heir takes over with everything that it published.
+
+use std::fs;
+use std::path::Path;
+
+use pmemha::session::wire::Request;
+use pmemha_testkit::chance::Chance;
+use pmemha_testkit::load::{ENDLESS, Files};
+use pmemha_testkit::node::{Node, Pair, PairOptions};
+use pmemha_testkit::programs;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::BINARIES;
+use super::rig::{moment, prove};
+
+/// `on_death = "restart"`.
+pub fn restarts(mode: &'static str, kills: u64, chance: &mut Chance) {
+    let pair = start(mode, "restart");
+    let files = Files::of(&pair.alpha.files());
+    for _ in 0..kills {
+        let pid = pair.alpha.await_group("the program to run", running);
+        let claim = moment(&pair.alpha, &files, chance);
+        kill(pid);
+        pair.beta.stand_still();
+        prove(&claim, mode, &pair.beta, &pair);
+        pair.beta.go_on();
+        pair.alpha.await_group("another program to run", |g| running(g).filter(|now| *now != pid));
+        assert_eq!(users(&files.pool).len(), 1, "one writer");
+        // It checks what it finds before it goes on.
+        files.await_progress("after its restart", 10);
+        assert!(files.done() >= claim.done);
+    }
+    println!("application, restarted: {kills} kills");
+}
+
+/// `on_death = "failover"`, and back by the operator's order.
+pub fn failovers(mode: &'static str, kills: u64, chance: &mut Chance) {
+    let pair = start(mode, "failover");
+    let (here, there) = (Files::of(&pair.alpha.files()), Files::of(&pair.beta.files()));
+    for _ in 0..kills {
+        let pid = pair.alpha.await_group("the program to run", running);
+        await_standby(&pair.beta);
+        let claim = moment(&pair.alpha, &here, chance);
+        kill(pid);
+        moved(&pair.alpha, &pair.beta, &claim.group);
+        // The program is dead, so what its memory shows had been done when it died.
+        assert!(there.done() >= here.done(), "{} done, {} taken over", here.done(), there.done());
+        assert!(users(&here.pool).is_empty(), "one writer");
+        there.await_progress("at the heir", 10);
+
+        await_standby(&pair.alpha);
+        let claim = moment(&pair.beta, &there, chance);
+        let answer = pair.beta.ask(&Request::LastGasp { group: Some("app".into()) });
+        assert!(matches!(answer, Some(pmemha::session::wire::Reply::Ok {})), "{answer:?}");
+        moved(&pair.beta, &pair.alpha, &claim.group);
+        assert!(here.done() >= claim.done, "{} done, {} taken over", claim.done, here.done());
+        here.await_progress("back again", 10);
+    }
+    println!("application, taken over by the heir: {kills} kills");
+}
+
+/// Waits until the group of `before` at `from` is owned by `to` in the next generation and the program runs there.
+fn moved(from: &Node, to: &Node, before: &Value) {
+    let generation = before["generation"].as_u64().expect("a number");
+    to.await_group("the heir to run the program", |g| {
+        (g["generation"].as_u64() > Some(generation)).then(|| running(g)).flatten()
+    });
+    let group = &from.status().expect("the agent answers")["groups"][0];
+    let over = ["handing_over", "handed_over", "demoted", "standby"].iter().any(|s| group["state"] == **s);
+    assert!(over, "one writer: {group:#}");
+    from.await_group("the source to step down", |g| {
+        (g["role"] == "destination" && g["sessions"].as_array().is_none_or(Vec::is_empty)).then_some(())
+    });
+}
+
+/// A node that a trigger would find ready.
+fn await_standby(node: &Node) {
+    node.await_group("a standby", |g| (g["state"] == "standby").then_some(()));
+}
+
+/// A pair in which each node runs the program when it owns the group.
+fn start(mode: &str, on_death: &str) -> Pair {
+    let command = format!(
+        "[\"/bin/sh\", \"-c\", \"exec env LD_PRELOAD={} PMEM_IS_PMEM_FORCE=1 {} go-on {mode} @files@/pool @files@/acks {ENDLESS} >/dev/null\"]",
+        programs::preload().display(),
+        programs::workload().display(),
+    );
+    let options = PairOptions {
+        group: format!(
+            "log_size = \"8MiB\"\ncommit = \"received\"\ncommit_timeout = \"200ms\"\non_death = \"{on_death}\"\ncommand = {command}"
+        ),
+        replica: format!("start = {command}"),
+        both_ways: true,
+        ..PairOptions::default()
+    };
+    Pair::start(BINARIES, &options)
+}
+
+/// The process that runs, if one does.
+fn running(group: &Value) -> Option<u32> {
+    let attached = group["sessions"].as_array()?.iter().find_map(|s| s["pid"].as_u64());
+    attached.filter(|_| group["state"] == "running").map(|pid| pid as u32)
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid as i32).expect("a process id"), Signal::KILL).expect("the program runs");
+}
+
+/// Processes that were told to use `pool` and are no zombies.
+fn users(pool: &Path) -> Vec<u32> {
+    let wanted = pool.to_string_lossy();
+    let processes = fs::read_dir("/proc").expect("procfs").flatten();
+    let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&*wanted))
+    })
+    .collect()
+}

@@ -1,0 +1,142 @@
+//! A pair under load, what its source claims at an instant, and the proof of it on a copy of the destination.
+
+use std::fs;
+use std::time::Duration;
+
+use pmemha_testkit::chance::Chance;
+use pmemha_testkit::image::Copy;
+use pmemha_testkit::load::{Files, Load};
+use pmemha_testkit::node::{Node, Pair, PairOptions};
+use serde_json::Value;
+
+use super::BINARIES;
+
+/// A kill comes at most so long after everything is well again.
+const CALM: Duration = Duration::from_millis(60);
+
+/// Ring, and a commit timeout that a program waits for once when its destination dies.
+const GROUP: &str = "log_size = \"8MiB\"\ncommit_timeout = \"200ms\"";
+
+/// A pair with a load of one mode.
+pub struct Rig {
+    pub pair: Pair,
+    pub load: Load,
+    pub mode: &'static str,
+}
+
+/// What the source says at an instant.
+pub struct Claim {
+    /// Operations that had returned to the program.
+    pub done: u64,
+    /// Whether each of them had waited until the destination acknowledged it.
+    pub waited: bool,
+    /// The group in the source's status, taken after `done`.
+    pub group: Value,
+}
+
+impl Rig {
+    /// Starts everything; the destination counts.
+    pub fn start(mode: &'static str, commit: &str) -> Rig {
+        let group = format!("{GROUP}\ncommit = \"{commit}\"");
+        let pair = Pair::start(BINARIES, &PairOptions { group, ..PairOptions::default() });
+        let load = Load::start(&pair.alpha, mode);
+        pair.alpha.await_streaming();
+        Rig { pair, load, mode }
+    }
+
+    /// Waits until all is well, then for a random moment; what the source claims then.
+    pub fn moment(&mut self, chance: &mut Chance) -> Claim {
+        self.load.assert_alive();
+        let claim = moment(&self.pair.alpha, &self.load.files, chance);
+        assert_eq!(claim.group["sessions"][0]["pid"], self.load.pid(), "{:#}", claim.group);
+        claim
+    }
+
+    /// Proves `claim` on a copy of the destination, whose agent is dead or stands still.
+    pub fn prove(&self, claim: &Claim) {
+        prove(claim, self.mode, &self.pair.beta, &self.pair);
+    }
+
+    /// Names of the destination's images: another one means another copy of everything.
+    pub fn images(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.pair.beta.replica()).expect("the replica's directory");
+        let names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("image-")).collect()
+    }
+
+    /// The destination is well again. Where the program has not outrun the ring since `claim`, the stream went on from the ring, into
+    /// the same image, and the status says so. Whether it did.
+    pub fn assert_resumed(&self, claim: &Claim, images: &[String]) -> bool {
+        let row = self.pair.alpha.await_streaming();
+        let log = &self.pair.alpha.status().expect("the agent answers")["groups"][0]["log"];
+        let then = &claim.group["destinations"][0];
+        let copying = then["state"] != "streaming" || then["sync"].is_object();
+        if copying || log["times_ahead"] != claim.group["log"]["times_ahead"] {
+            return false;
+        }
+        assert_eq!(row["resumed"], true, "the ring had everything: {row:#}");
+        assert_eq!(self.images(), images, "the ring had everything: {row:#}");
+        true
+    }
+}
+
+/// Waits until `source` has a destination that counts, then for a random moment; what it claims then of the program in `files`.
+pub fn moment(source: &Node, files: &Files, chance: &mut Chance) -> Claim {
+    source.await_streaming();
+    let group = |node: &Node| node.status().expect("the agent answers")["groups"][0].take();
+    let given_up = |group: &Value| group["log"]["commits_given_up"].as_u64();
+    // From the first commit on that was not given up.
+    let before = group(source);
+    files.await_progress("with a destination that counts", 1);
+    chance.pass(CALM);
+    let done = files.done();
+    let group = group(source);
+    Claim { done, waited: given_up(&group) == given_up(&before), group }
+}
+
+/// See [`Rig::prove`]; `node` is the destination.
+pub fn prove(claim: &Claim, mode: &str, node: &Node, pair: &Pair) {
+    let mut copy = Copy::of(node, &[&pair.alpha.files(), &pair.beta.files()]);
+    let (row, there) = (&claim.group["destinations"][0], copy.status());
+    if row["state"] == "streaming" {
+        for (level, have) in
+            [("received", there.received), ("durable", there.durable), ("applied", there.applied)]
+        {
+            let claimed = row[format!("lsn_{level}")].as_u64().expect("an LSN");
+            assert!(have.0 >= claimed, "{level} was claimed up to {claimed}, there is {have}: {row:#}");
+        }
+    }
+    let files = copy.promote().unwrap_or_else(|why| panic!("cannot be promoted: {why}; claimed: {row:#}"));
+    let found = files.check(mode).unwrap_or_else(|why| panic!("{mode}: {why}; claimed: {row:#}"));
+    if claim.waited {
+        assert!(found >= claim.done, "{mode}: {} acknowledged, {found} found: {row:#}", claim.done);
+    }
+}
+
+/// Counts what a campaign saw, so that it says when it has stopped to see what it is for.
+#[derive(Default)]
+pub struct Tally {
+    pub kills: u64,
+    pub proved_acknowledgements: u64,
+    pub resumed: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, claim: &Claim, resumed: bool) {
+        self.kills += 1;
+        self.proved_acknowledgements += u64::from(claim.waited);
+        self.resumed += u64::from(resumed);
+    }
+
+    /// Says the counts; a campaign of some length must have met each case.
+    pub fn close(&self, what: &str) {
+        let Tally { kills, proved_acknowledgements, resumed } = self;
+        println!(
+            "{what}: {kills} kills, acknowledgements proved after {proved_acknowledgements}, resumed from the ring after {resumed}"
+        );
+        if *kills >= 8 {
+            assert!(proved_acknowledgements * 2 > *kills, "{what}: commits were given up most of the time");
+            assert!(*resumed > 0, "{what}: the ring never held what was missing");
+        }
+    }
+}
