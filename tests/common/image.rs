@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use pmemha::replica::Replica;
 use pmemha::replica::applier::ApplierConfig;
 use pmemha::replica::promote::Request;
+use pmemha::replica::recover::Recovery;
 use pmemha::replica::status::ReplicaStatus;
 use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, GroupId};
@@ -18,37 +19,75 @@ use crate::dirs;
 use crate::load::Files;
 use crate::node::Node;
 
-/// A copy of a replica as it was at one instant.
-pub struct Copy {
+/// The replica's directory as it was at one instant, not opened.
+pub struct Snapshot {
     dir: TempDir,
-    replica: Replica,
-    sources: Vec<std::path::PathBuf>,
+    group: GroupId,
 }
 
-impl Copy {
-    /// Of `node`'s replica of the group `app`; its agent must not run, or stand still. `sources`: where the files may be at
-    /// the source.
-    pub fn of(node: &Node, sources: &[&Path]) -> Copy {
+impl Snapshot {
+    /// Of `node`'s replica of the group `app`; its agent must not run, or stand still.
+    pub fn of(node: &Node) -> Snapshot {
         let known = fs::read_to_string(node.dir().join("state/groups/app/replica.json"));
         let known = known.expect("the destination has been given the group's identity");
         let known: serde_json::Value = serde_json::from_str(&known).expect("JSON");
-        let id: GroupId = serde_json::from_value(known["id"].clone()).expect("an identity");
+        let group = serde_json::from_value(known["id"].clone()).expect("an identity");
+        Snapshot::copy(&node.replica(), group)
+    }
+
+    /// Another one of the same.
+    pub fn again(&self) -> Snapshot {
+        Snapshot::copy(&self.replica(), self.group)
+    }
+
+    fn copy(replica: &Path, group: GroupId) -> Snapshot {
         let dir = dirs::in_memory();
         let status = Command::new("cp")
             .args(["-a", "--sparse=always"])
-            .args([node.replica().as_path(), &dir.path().join("replica")])
+            .args([replica, &dir.path().join("replica")])
             .status()
             .expect("cp is there");
         assert!(status.success(), "the replica cannot be copied");
-        fs::create_dir(dir.path().join("files")).expect("an own directory");
+        Snapshot { dir, group }
+    }
+
+    /// Its directory.
+    pub fn replica(&self) -> PathBuf {
+        self.dir.path().join("replica")
+    }
+
+    /// Opens it as an agent does after a crash. `sources`: where the files may be at the source.
+    pub fn open(self, sources: &[&Path]) -> Copy {
+        fs::create_dir(self.dir.path().join("files")).expect("an own directory");
         let config = ApplierConfig {
             store: Arc::new(DiskStore::new(Durability::Battery)),
-            dir: dir.path().join("replica"),
-            group: id,
+            dir: self.replica(),
+            group: self.group,
             durability: Durability::Battery,
         };
-        let (replica, _) = Replica::open(config).expect("a replica opens after any crash");
-        Copy { dir, replica, sources: sources.iter().map(|s| s.to_path_buf()).collect() }
+        let (replica, recovery) = Replica::open(config).expect("a replica opens after any crash");
+        let sources = sources.iter().map(|s| s.to_path_buf()).collect();
+        Copy { dir: self.dir, replica, recovery, sources }
+    }
+}
+
+/// A copy of a replica, opened.
+pub struct Copy {
+    dir: TempDir,
+    replica: Replica,
+    recovery: Recovery,
+    sources: Vec<PathBuf>,
+}
+
+impl Copy {
+    /// See [`Snapshot::of`] and [`Snapshot::open`].
+    pub fn of(node: &Node, sources: &[&Path]) -> Copy {
+        Snapshot::of(node).open(sources)
+    }
+
+    /// What had landed and was applied when it was opened.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
     /// How far it is, after whatever had landed has been applied.

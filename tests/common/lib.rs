@@ -10,5 +10,6 @@ pub mod install;
 pub mod load;
 pub mod node;
 pub mod programs;
+pub mod proxy;
 pub mod test_agent;
 pub mod wait;

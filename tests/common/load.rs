@@ -102,6 +102,11 @@ impl Load {
         assert!(ended.is_none(), "the program ended with {ended:?}");
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("our own child").is_some()
+    }
+
     /// Stops it in its tracks.
     pub fn pause(&self) {
         self.signal(Signal::STOP);

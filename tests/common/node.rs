@@ -53,6 +53,10 @@ pub struct PairOptions {
     pub encrypt: bool,
     /// Whether the source keeps a replica for the group's way back, and the destination watches its power, too.
     pub both_ways: bool,
+    /// Port by which the source reaches the destination's control channel, if not the destination's own.
+    pub way: Option<u16>,
+    /// Whether the agents find no control group to freeze with, so that signals have to do.
+    pub no_cgroups: bool,
 }
 
 impl Pair {
@@ -62,6 +66,7 @@ impl Pair {
         let mut beta = Node::new(binaries, "beta");
         let authority = make_authority().expect("certificates can be made");
         for node in [&mut alpha, &mut beta] {
+            node.no_cgroups = options.no_cgroups;
             node.certify(&authority);
         }
         alpha.configure(&format!(
@@ -69,7 +74,7 @@ impl Pair {
              [[peer]]\nname = \"beta\"\naddress = \"127.0.0.1:{port}\"\n\n\
              [[group]]\nname = \"app\"\nprotect = [\"{files}/*\"]\ndestinations = [\"beta\"]\n{extra}\n",
             power = alpha.power().display(),
-            port = beta.port,
+            port = options.way.unwrap_or(beta.port),
             files = alpha.files().display(),
             extra = options.group.replace(FILES, &alpha.files().to_string_lossy()),
         ));
@@ -136,6 +141,7 @@ pub struct Node {
     dir: TempDir,
     agent: Option<Child>,
     starts: u32,
+    no_cgroups: bool,
 }
 
 impl Node {
@@ -144,7 +150,7 @@ impl Node {
         for sub in ["state", "run", "tls", "files", "replica"] {
             fs::create_dir(dir.path().join(sub)).expect("fresh directory");
         }
-        Node { binaries, name, port: free_port(), dir, agent: None, starts: 0 }
+        Node { binaries, name, port: free_port(), dir, agent: None, starts: 0, no_cgroups: false }
     }
 
     /// The node's own directory.
@@ -229,7 +235,14 @@ impl Node {
             .append(true)
             .open(self.dir().join("agent.log"))
             .expect("own directory");
-        let child = Command::new(self.binaries.agent)
+        let mut command = Command::new(self.binaries.agent);
+        if self.no_cgroups {
+            // In a mount namespace of its own; the process stays the same one through both exec calls.
+            command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "/bin/sh", "-c"]);
+            command.args(["umount -l -a -t cgroup,cgroup2 && exec \"$0\" \"$@\"", self.binaries.agent]);
+        }
+        let child = command
             .arg("--config")
             .arg(self.config())
             .stdin(Stdio::null())
@@ -285,6 +298,20 @@ impl Node {
         let connection = Connection::connect(&self.socket(), deadline).ok()?;
         connection.send(request, None, Some(deadline)).ok()?;
         Some(connection.recv::<Reply>(Some(deadline)).ok()?.0)
+    }
+
+    /// The detail of the first event of `kind` that the agent has emitted, waited for.
+    pub fn await_event(&self, kind: &str) -> Value {
+        let deadline = Instant::now() + AWAIT;
+        let connection = Connection::connect(&self.socket(), deadline).expect("the agent listens");
+        connection.send(&Request::Events { since: Some(0) }, None, Some(deadline)).expect("the agent reads");
+        loop {
+            match connection.recv::<Reply>(Some(deadline)) {
+                Ok((Reply::Event { event }, _)) if event["kind"] == kind => return event["detail"].clone(),
+                Ok((Reply::Event { .. }, _)) => {}
+                other => panic!("waited for the event {kind} of {}: {other:?}", self.name),
+            }
+        }
     }
 
     /// Waits until `probe` finds what it looks for in the status of the group `app`.

@@ -31,9 +31,6 @@ pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chanc
         assert_ne!(state(&rig), "streaming", "while the destination is dead");
         rig.pair.beta.start();
         let resumed = rig.assert_resumed(&claim, &images);
-        if pauses {
-            rig.load.go_on();
-        }
         rig.load.assert_alive();
         tally.add(&claim, resumed);
     }

@@ -7,9 +7,13 @@ use pmemha_testkit::chance::Chance;
 use pmemha_testkit::image::Copy;
 use pmemha_testkit::load::{Files, Load};
 use pmemha_testkit::node::{Node, Pair, PairOptions};
+use pmemha_testkit::wait;
 use serde_json::Value;
 
 use super::BINARIES;
+
+/// For whatever a busy machine may delay.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A kill comes at most so long after everything is well again.
 const CALM: Duration = Duration::from_millis(60);
@@ -64,14 +68,21 @@ impl Rig {
         names.filter(|name| name.starts_with("image-")).collect()
     }
 
-    /// The destination is well again. Where the program has not outrun the ring since `claim`, the stream went on from the ring, into
-    /// the same image, and the status says so. Whether it did.
+    /// Both agents run again. Where the program, which may stand still, has not outrun the ring since `claim`, the stream goes on
+    /// from the ring, into the same image, and the status says so. Whether it did. The program runs when this returns.
     pub fn assert_resumed(&self, claim: &Claim, images: &[String]) -> bool {
-        let row = self.pair.alpha.await_streaming();
-        let log = &self.pair.alpha.status().expect("the agent answers")["groups"][0]["log"];
+        let group = self.pair.alpha.await_group("the log", |g| g["log"].is_object().then(|| g.clone()));
         let then = &claim.group["destinations"][0];
         let copying = then["state"] != "streaming" || then["sync"].is_object();
-        if copying || log["times_ahead"] != claim.group["log"]["times_ahead"] {
+        let outran = copying || group["log"]["times_ahead"] != claim.group["log"]["times_ahead"];
+        if outran {
+            // No copy is completed while a process stands still in the middle of noting what it stores.
+            self.load.go_on();
+        }
+        let row = self.pair.alpha.await_streaming();
+        let log = &self.pair.alpha.status().expect("the agent answers")["groups"][0]["log"];
+        self.load.go_on();
+        if outran || log["times_ahead"] != claim.group["log"]["times_ahead"] {
             return false;
         }
         assert_eq!(row["resumed"], true, "the ring had everything: {row:#}");
@@ -85,9 +96,12 @@ pub fn moment(source: &Node, files: &Files, chance: &mut Chance) -> Claim {
     source.await_streaming();
     let group = |node: &Node| node.status().expect("the agent answers")["groups"][0].take();
     let given_up = |group: &Value| group["log"]["commits_given_up"].as_u64();
-    // From the first commit on that was not given up.
-    let before = group(source);
-    files.await_progress("with a destination that counts", 1);
+    // From where on commits wait again: programs learn of the destination with the agent's next pulse.
+    let before = wait::until("commits to wait for the destination", SOON, || {
+        let before = group(source);
+        files.await_progress("with a destination that counts", 2);
+        (given_up(&group(source)) == given_up(&before)).then_some(before)
+    });
     chance.pass(CALM);
     let done = files.done();
     let group = group(source);

@@ -34,9 +34,6 @@ pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chanc
         });
         rig.pair.alpha.start();
         let resumed = rig.assert_resumed(&claim, &images);
-        if pauses {
-            rig.load.go_on();
-        }
         rig.load.assert_alive();
         tally.add(&claim, resumed);
     }
