@@ -1,0 +1,8 @@
+//! What each mechanism must show, as statements that a test decides: one module a mechanism, one test a claim.
+
+mod s3;
+
+use pmemha_testkit::node::Binaries;
+
+const BINARIES: Binaries =
+    Binaries { agent: env!("CARGO_BIN_EXE_pmemhad"), cli: env!("CARGO_BIN_EXE_pmemha") };
