@@ -1,7 +1,8 @@
 //! Carries the state machine's requests to the other node of a group, and its answers back.
 //!
 //! One thread a group with a connection of its own, kept up while idle, so that nothing has to be connected when the power
-//! fails. A request that cannot be delivered is dropped: the machine asks again when its patience is over.
+//! fails. A request that cannot be delivered is dropped, and so is one that a newer one has overtaken: the machine asks
+//! again when its patience is over.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -78,6 +79,8 @@ fn run(route: &Route, requests: &Receiver<Request>) {
     loop {
         let ask = match requests.recv_timeout(KEEP_WARM) {
             Ok(request) => {
+                // What waited behind an unreachable node is out of date: a trigger, say, that is to be cancelled by now.
+                let request = requests.try_iter().last().unwrap_or(request);
                 let Some(id) = (route.id)() else { continue };
                 Ask::Ownership { group: route.group.clone(), id, request }
             }
