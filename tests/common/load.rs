@@ -60,9 +60,13 @@ impl Files {
         drop(input);
         let out = child.wait_with_output().expect("our own child");
         let said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-        match said.strip_prefix("ok ").and_then(|n| n.parse().ok()) {
-            Some(found) => Ok(found),
-            None => Err(format!("{said} ({})", out.status)),
+        // A number a thread.
+        let numbers = said
+            .strip_prefix("ok ")
+            .map(|n| n.split(' ').map(str::parse::<u64>).collect::<Result<Vec<_>, _>>());
+        match numbers {
+            Some(Ok(found)) => Ok(found.iter().sum()),
+            _ => Err(format!("{said} ({})", out.status)),
         }
     }
 }
