@@ -1,5 +1,4 @@
-//! A gap: the agent does not run for a while, the ring fills, and the application runs ahead of its log rather than wait for
-//! an agent that may be dead, even where the group says `on_full = "block"`.
+//! A gap: the agent does not run for a while, the ring fills, and the application runs ahead of its log.
 //!
 //! What the program does in a gap is in no prefix until the sync that closes the gap is complete, and no drain in it returns an
 //! LSN that a prefix before reaches. From the sync's end on, every prefix holds all of it.
@@ -18,13 +17,14 @@ use crate::report;
 use crate::walk::{Points, walk};
 
 /// LSNs before the gap, and as many after it.
-const POINTS: usize = 60;
+const POINTS: usize = 15;
 
 /// Bytes of records before the gap and after it: some hundred operations.
-const ENOUGH: u64 = 2 << 20;
+const ENOUGH: u64 = 1 << 20;
 
+/// Waits for room no longer than the agent is stopped, and longer than a busy machine keeps it from running.
 const SMALL_RING: Conditions<'static> = Conditions {
-    group: "log_size = \"1MiB\"\non_full = \"block\"\nblock_limit = \"60s\"",
+    group: "log_size = \"4MiB\"\non_full = \"block\"\nblock_limit = \"2s\"",
     gaps: 1,
     meanwhile: &stop_until_ahead,
 };

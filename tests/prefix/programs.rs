@@ -30,8 +30,8 @@ pub const MEMCPY: Program = of_workload("memcpy", 200, 1, 8);
 pub const HUGE: Program = of_workload("huge", 40, 1, 48);
 pub const RAW: Program = of_workload("raw", 800, 1, 8);
 pub const THREADS: Program = of_workload("threads", 100, 4, 12);
-/// To be killed: it writes over what it wrote, so that it could go on for ever.
-pub const ENDLESS: Program = of_workload("raw", 1 << 40, 1, 8);
+/// To be killed: a pool with room for many more operations than there will be.
+pub const ENDLESS: Program = of_workload("tx", 1 << 40, 1, 256);
 pub const PMEM2: Program = of_workload("pmem2", 500, 1, 8);
 pub const LMDB: Program = key_value("lmdb", &["db"]);
 pub const LMDB_WRITEMAP: Program = key_value("lmdb-writemap", &["db"]);
