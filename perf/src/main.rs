@@ -3,6 +3,7 @@
 mod append;
 mod apply;
 mod figures;
+mod instructions;
 mod overhead;
 mod tcp;
 
@@ -22,6 +23,8 @@ enum What {
     Append(append::Options),
     /// A destination applying a stream beside memcpy
     Apply(apply::Options),
+    /// The same, in instructions: counted one by one
+    Instructions(instructions::Options),
     /// An unmodified libpmemobj program bare and protected
     Overhead(overhead::Options),
     /// The tcp fabric beside iperf3
@@ -32,6 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match Cli::parse().what {
         What::Append(options) => append::run(&options),
         What::Apply(options) => apply::run(&options),
+        What::Instructions(options) => instructions::run(&options),
         What::Overhead(options) => overhead::run(&options),
         What::Tcp(options) => tcp::run(&options),
     }

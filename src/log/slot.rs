@@ -25,6 +25,8 @@ pub const MAX_OWNERS: u64 = 1 << OWNER_BITS;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SlotCodec {
     ring: u64,
+    /// Its logarithm: a division takes longer than the rest of a claim.
+    ring_shift: u32,
     lap_shift: u32,
 }
 
@@ -55,7 +57,7 @@ impl SlotCodec {
     pub(crate) fn new(ring: u64) -> SlotCodec {
         // A span is at most a quarter of the ring: ring / 128 units, and that number itself must fit.
         let span_bits = (ring / 4 / RECORD_ALIGN).ilog2() + 1;
-        SlotCodec { ring, lap_shift: SPAN_SHIFT + span_bits }
+        SlotCodec { ring, ring_shift: ring.ilog2(), lap_shift: SPAN_SHIFT + span_bits }
     }
 
     /// Index of the word for `lsn`.
@@ -67,7 +69,7 @@ impl SlotCodec {
     /// The word of a claim at `lsn`.
     #[inline]
     pub(crate) fn pack(&self, lsn: u64, claim: Claim) -> u64 {
-        let lap = (lsn / self.ring) << self.lap_shift;
+        let lap = (lsn >> self.ring_shift) << self.lap_shift;
         let units = claim.span / RECORD_ALIGN;
         lap | (units << SPAN_SHIFT) | (u64::from(claim.owner) << STATE_BITS) | claim.state as u64
     }
@@ -82,7 +84,7 @@ impl SlotCodec {
             _ => return View::Older,
         };
         // The distance between the laps, modulo the bits kept, as a signed number.
-        let ahead = ((word >> self.lap_shift).wrapping_sub(lsn / self.ring) << self.lap_shift) as i64;
+        let ahead = ((word >> self.lap_shift).wrapping_sub(lsn >> self.ring_shift) << self.lap_shift) as i64;
         match ahead {
             0 => View::Current(Claim {
                 state,

@@ -94,11 +94,13 @@ impl SharedMem {
     }
 
     /// The address of byte `off`, for registration with a device or a kernel call. Not to be dereferenced.
+    #[inline]
     pub fn addr(&self, off: usize) -> *mut u8 {
         assert!(off <= self.reach, "offset {off} past the end of a mapping of {}", self.reach);
         self.base.wrapping_add(off)
     }
 
+    #[inline]
     fn at(&self, off: usize, len: usize) -> *mut u8 {
         assert!(self.contains(off, len), "bytes {off}+{len} outside a mapping of {}", self.reach);
         self.base.wrapping_add(off)
@@ -148,6 +150,7 @@ impl SharedMem {
     }
 
     /// The `u64` at `off`, which is a multiple of 8.
+    #[inline]
     pub fn u64(&self, off: usize) -> &AtomicU64 {
         assert!(off.is_multiple_of(8));
         let p = self.at(off, 8).cast::<u64>();
@@ -156,6 +159,7 @@ impl SharedMem {
     }
 
     /// The `u32` at `off`, which is a multiple of 4.
+    #[inline]
     pub fn u32(&self, off: usize) -> &AtomicU32 {
         assert!(off.is_multiple_of(4));
         let p = self.at(off, 4).cast::<u32>();
