@@ -10,9 +10,8 @@ use super::rig::{Rig, Tally};
 /// A dead destination is noticed at the latest by a ping (sent every second) that is not answered (for 5 s).
 const DETECTION: Duration = Duration::from_secs(7);
 
-pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chance) {
+pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chance, tally: &mut Tally) {
     let mut rig = Rig::start(mode, commit);
-    let mut tally = Tally::default();
     for _ in 0..kills {
         let claim = rig.moment(chance);
         let images = rig.images();
@@ -34,7 +33,6 @@ pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chanc
         rig.load.assert_alive();
         tally.add(&claim, resumed);
     }
-    tally.close(&format!("destination, {mode}"));
 }
 
 fn state(rig: &Rig) -> String {

@@ -16,6 +16,7 @@ mod source;
 
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::node::Binaries;
+use rig::Tally;
 
 const BINARIES: Binaries =
     Binaries { agent: env!("CARGO_BIN_EXE_pmemhad"), cli: env!("CARGO_BIN_EXE_pmemha") };
@@ -37,17 +38,21 @@ const LOADS: [(&str, &str); 3] = [("raw", "received"), ("atomic", "durable"), ("
 #[test]
 fn the_destination_agent_is_killed() {
     let mut chance = chance(1);
+    let mut tally = Tally::default();
     for (i, (mode, commit)) in LOADS.into_iter().enumerate() {
-        destination::campaign(mode, commit, share(i), &mut chance);
+        destination::campaign(mode, commit, share(i), &mut chance, &mut tally);
     }
+    tally.close("destination");
 }
 
 #[test]
 fn the_source_agent_is_killed() {
     let mut chance = chance(2);
+    let mut tally = Tally::default();
     for (i, (mode, commit)) in LOADS.into_iter().enumerate() {
-        source::campaign(mode, commit, share(i), &mut chance);
+        source::campaign(mode, commit, share(i), &mut chance, &mut tally);
     }
+    tally.close("source");
 }
 
 #[test]

@@ -11,9 +11,8 @@ use super::rig::{Rig, Tally};
 /// The end of the source's connections is seen at once; for a machine that is busy with other tests.
 const DETECTION: Duration = Duration::from_secs(7);
 
-pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chance) {
+pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chance, tally: &mut Tally) {
     let mut rig = Rig::start(mode, commit);
-    let mut tally = Tally::default();
     for _ in 0..kills {
         let claim = rig.moment(chance);
         let images = rig.images();
@@ -42,5 +41,4 @@ pub fn campaign(mode: &'static str, commit: &str, kills: u64, chance: &mut Chanc
     rig.pair
         .alpha
         .await_group("the death of the program to be seen", |g| (g["state"] == "stopped").then_some(()));
-    tally.close(&format!("source, {mode}"));
 }
