@@ -33,9 +33,6 @@ fn with_tracker<R>(f: impl FnOnce(&mut dyn DirtyTracker) -> R) -> R {
     let tracker = tracker.get_or_insert_with(|| {
         let best = dirty::best();
         info!("stores to mapped files are found by {}", best.kind());
-        if let Some(session) = state::session() {
-            session.tracks(best.kind());
-        }
         best
     });
     f(&mut **tracker)
@@ -82,8 +79,17 @@ fn enter(file: &File, start: usize, len: usize, offset: u64) {
         region: file.region,
         tag: u32::from(file.region.0),
     };
+    tell(file);
     TABLE.insert(span);
     watch(&span);
+}
+
+/// The agent must know before the first store.
+fn tell(file: &File) {
+    let kind = with_tracker(|t| t.kind());
+    if let Some(session) = state::session() {
+        session.maps(file.region, kind);
+    }
 }
 
 fn watch(span: &Span) {
@@ -288,6 +294,7 @@ fn adopt(start: usize, end: usize, offset: u64, path: &str) {
     if let Ok(facts) = pmemha::region::identity::Facts::of(fd)
         && let Some(file) = state::protect(fd.as_fd(), &facts, Some(path.as_ref()), false)
     {
+        tell(file);
         TABLE.insert(Span { start, end, offset, region: file.region, tag: u32::from(file.region.0) });
     }
     if let Ok(fd) = opened {

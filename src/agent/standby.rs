@@ -23,12 +23,13 @@ use crate::fabric::{Endpoint, FabricError, Offer, Registration, RemoteAccess, Re
 use crate::failover::{Mandate, Round};
 use crate::replica::applier::{ApplierConfig, ApplyError};
 use crate::replica::durability;
+use crate::replica::peek;
 use crate::replica::promote::{PromoteError, Promoted, Request};
 use crate::replica::status::{ImageHealth, ReplicaStatus};
 use crate::replica::store::disk::DiskStore;
 use crate::replica::worker;
 use crate::replica::{Replica, StatusWatch, StreamStart};
-use crate::types::{Durability, Generation, GroupId, Lsn};
+use crate::types::{Durability, Generation, GroupId, Lsn, RegionId};
 
 /// File of the group's directory that holds its identity, as the first source gave it.
 const STATE_FILE: &str = "replica.json";
@@ -208,6 +209,13 @@ impl Standby {
     pub fn status(&self) -> Option<ReplicaStatus> {
         let watch = self.lock().watch.clone();
         watch.map(|w| w.status())
+    }
+
+    /// Digests of pages of the live image; empty if there is none of the region.
+    pub fn digests(&self, region: RegionId, pages: &[u64]) -> Vec<u64> {
+        let Some(status) = self.status() else { return Vec::new() };
+        let store = DiskStore::new(self.durability);
+        peek::digests(&store, &self.config.dir, status.generation, region, pages).unwrap_or_default()
     }
 
     /// Takes the source's access away: nothing of its can land any more when this returns. Whatever was opened is void.

@@ -63,6 +63,9 @@ pub struct RegionState {
     /// Whether that is only the file's beginning.
     #[serde(default)]
     pub partial: bool,
+    /// Whether a process that records what it does may have mapped it.
+    #[serde(default)]
+    pub mapped: bool,
 }
 
 /// Why state could not be read or written.
@@ -197,6 +200,7 @@ mod tests {
                 ino: 2,
                 len: 4096,
                 partial: false,
+                mapped: false,
             }],
         }
     }

@@ -1,15 +1,68 @@
-//! Writes that nobody records, found by sampling: raw system calls, io_uring, static binaries, inlined flushes.
+//! Writes that nobody records, found by sampling: raw system calls, io_uring, static binaries.
 //!
-//! The agent looks at some pages of a region every now and then: a digest of what the memory or file holds, one of what the
-//! image holds, and the LSN of the last record that touched the page. A page that differs from the image in two looks with no
-//! record in between is written by something that the hooks do not see (or by a program that never flushes what it
-//! stores, which a power cut would lose as well). One look proves nothing: a record may be on its way.
+//! Two questions, both answered by looking twice. *Is there a reason to look?* [`Motive`]: the file's time of modification moved
+//! although no record tells of its growth. A file that a program under our eyes has mapped is left out for good, since that program may
+//! store and not flush for as long as it likes (a transaction that waits, a lock that lives in a pool), and leave it so when it
+//! ends: such lines differ from the image by right. *Which pages?* [`Samples`]: a page that differs from the image in two looks with no record in between. One look
+//! proves nothing: a record may be on its way.
 //!
-//! Pure: whoever samples reads, keeps the looks and decides how often.
+//! Pure, but for [`digests`]: whoever samples keeps the looks and decides how often. `agent::source` does.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::types::{ByteRange, Lsn, PAGE};
+
+/// A file as it is at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glimpse {
+    /// Time of modification, seconds and nanoseconds. Stores through a mapping move it, too.
+    pub modified: (i64, i64),
+    /// How many records of its creation, growth or renaming there have been.
+    pub structure: u64,
+}
+
+/// Whether a file gives reason to be searched.
+#[derive(Clone, Debug, Default)]
+pub struct Motive {
+    before: Option<Glimpse>,
+    /// The glimpse before the one at which the time was found moved.
+    moved: Option<Glimpse>,
+}
+
+impl Motive {
+    /// Takes a new glimpse, a second or more after the last one. Whether the file is to be searched: the first time, since nobody
+    /// knows what was done before, and whenever somebody may have written to it in a way that no record tells of.
+    ///
+    /// The latter answer comes a glimpse late, so that a record on its way is seen.
+    pub fn look(&mut self, now: Glimpse) -> bool {
+        let reason = self.moved.take().is_some_and(|then| now.structure == then.structure);
+        let Some(before) = self.before.replace(now) else { return true };
+        if before.modified != now.modified {
+            self.moved = Some(before);
+        }
+        reason
+    }
+}
+
+/// Digests of whole pages of a file; what lies behind its end counts as zeros.
+pub fn digests(file: BorrowedFd<'_>, pages: &[u64]) -> io::Result<Vec<u64>> {
+    let one = |page: &u64| {
+        let mut bytes = [0; PAGE];
+        let mut got = 0;
+        while got < PAGE {
+            match rustix::io::pread(file, &mut bytes[got..], page.saturating_mul(PAGE as u64) + got as u64)? {
+                0 => break,
+                n => got += n,
+            }
+        }
+        Ok(xxh3_64(&bytes))
+    };
+    pages.iter().map(one).collect()
+}
 
 /// One page, looked at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +103,11 @@ impl Samples {
         (look.differs() && before.is_some_and(silent)).then(|| bytes_of(page))
     }
 
+    /// Forgets what was seen of page number `page`: a record tells of it by now, or it is equal.
+    pub fn forget(&mut self, page: u64) {
+        self.looks.remove(&page);
+    }
+
     /// Forgets everything: after a gap or a sync, records no longer tell what the image holds.
     pub fn clear(&mut self) {
         self.looks.clear();
@@ -64,6 +122,35 @@ fn bytes_of(page: u64) -> ByteRange {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_file_is_searched_at_first_and_when_a_call_moved_its_time_but_not_for_growing() {
+        let quiet = Glimpse { modified: (1, 0), structure: 3 };
+        let moved = Glimpse { modified: (2, 0), ..quiet };
+        let grown = Glimpse { structure: 4, ..moved };
+        let reasons = |glimpses: &[Glimpse]| -> Vec<bool> {
+            let mut motive = Motive::default();
+            glimpses.iter().map(|g| motive.look(*g)).collect()
+        };
+        assert_eq!(reasons(&[quiet, quiet, moved, moved, moved]), [true, false, false, true, false]);
+        assert_eq!(
+            reasons(&[quiet, moved, grown]),
+            [true, false, false],
+            "the record of the growth came late"
+        );
+    }
+
+    #[test]
+    fn what_lies_behind_the_end_counts_as_zeros() {
+        use std::os::fd::AsFd;
+        let file = tempfile::tempfile().unwrap();
+        let zeros = xxh3_64(&[0; PAGE]);
+        assert_eq!(digests(file.as_fd(), &[0, u64::MAX >> 14]).unwrap(), [zeros; 2]);
+        file.set_len(100).unwrap();
+        assert_eq!(digests(file.as_fd(), &[0]).unwrap(), [zeros]);
+        rustix::io::pwrite(&file, b"x", 99).unwrap();
+        assert_ne!(digests(file.as_fd(), &[0]).unwrap(), [zeros]);
+    }
 
     fn look(source: u64, image: u64, last_record: u64) -> Look {
         Look { source, image, last_record: Lsn(last_record) }

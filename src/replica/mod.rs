@@ -15,6 +15,7 @@ mod handle;
 pub mod image;
 pub mod landing;
 pub mod paths;
+pub mod peek;
 pub mod place;
 pub mod pmdk;
 pub mod promote;

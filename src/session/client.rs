@@ -200,9 +200,10 @@ impl Session {
         }
     }
 
-    /// Tells the agent, for its status, how this process finds its stores to mapped files. Waits a moment at most.
-    pub fn tracks(&self, by: Kind) {
-        self.link().tracks(by);
+    /// Tells the agent that this process is about to map `region`, and how it finds its stores: the agent blames nobody for
+    /// bytes of that file that are in no record. Cheap but the first time; waits a moment at most.
+    pub fn maps(&self, region: RegionId, by: Kind) {
+        self.link().maps(region, by);
     }
 
     /// Tells the agent that this process records nothing further for `region`, whose end it has recorded: its number may be

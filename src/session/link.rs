@@ -7,9 +7,10 @@
 //!
 //! Threads: requests of several threads take turns.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +19,7 @@ use super::client::SessionError;
 use super::socket::{Connection, SocketError};
 use super::wire::{Reply, Request, VERSION};
 use crate::region::dirty::Kind;
-use crate::types::{Generation, GroupId, Level};
+use crate::types::{Generation, GroupId, Level, RegionId};
 
 /// What an agent says to a new session.
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub(super) struct Link {
     socket: PathBuf,
     group: Option<String>,
     program: String,
-    /// What every new session of this process is told of it.
-    tracks: OnceLock<Kind>,
+    /// What this process maps: every new session is told.
+    maps: Mutex<BTreeMap<RegionId, Kind>>,
     state: Mutex<State>,
 }
 
@@ -70,14 +71,15 @@ impl Link {
     /// A link that is not connected yet. `expected` is the log that is already attached, if one is.
     pub fn new(socket: PathBuf, group: Option<String>, program: String, expected: Option<Identity>) -> Link {
         let state = Mutex::new(State { expected, ..State::default() });
-        Link { socket, group, program, tracks: OnceLock::new(), state }
+        Link { socket, group, program, maps: Mutex::default(), state }
     }
 
-    /// Tells the agent how stores are found here: the present one, and each that follows it. Nothing is lost but a word of
-    /// the status if that fails.
-    pub fn tracks(&self, by: Kind) {
-        if self.tracks.set(by).is_ok() && self.lock().up.is_some() {
-            let _ = self.request(&Request::Tracks { by }, None, TELL_WAIT);
+    /// Tells the agent that a region is being mapped: the present one, once, and each that follows it.
+    pub fn maps(&self, region: RegionId, by: Kind) {
+        let new = self.maps.lock().unwrap_or_else(PoisonError::into_inner).insert(region, by).is_none();
+        if new && self.lock().up.is_some() {
+            // An agent that is gone is told when there is one again.
+            let _ = self.request(&Request::Maps { region, by }, None, TELL_WAIT);
         }
     }
 
@@ -177,9 +179,10 @@ impl Link {
                 theirs: welcome.identity.generation,
             });
         }
-        if let Some(&by) = self.tracks.get() {
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (region, by) in maps {
             let told = connection
-                .send(&Request::Tracks { by }, None, Some(deadline))
+                .send(&Request::Maps { region, by }, None, Some(deadline))
                 .and_then(|()| connection.recv::<Reply>(Some(deadline)));
             told.map_err(|e| self.lost(state, e))?;
         }
@@ -281,7 +284,7 @@ fn file_id(fd: BorrowedFd<'_>) -> Result<FileId, SocketError> {
 /// Descriptors below are left to the program: shells and daemons close or expect low numbers.
 const LOWEST_FD: i32 = 500;
 
-/// Longest wait for what only the status needs.
+/// Longest wait for a word that changes nothing for the program.
 const TELL_WAIT: Duration = Duration::from_millis(100);
 
 /// For so long after a failure the agent is taken for unreachable, so that a program which opens many files

@@ -37,9 +37,11 @@ pub enum Request {
         /// Protect although the configuration's patterns do not name it (C API, `pmemha run`).
         explicit: bool,
     },
-    /// How this process finds its stores to mapped files, for status: told when it first looks for some.
-    Tracks {
-        /// The way.
+    /// This process is about to map a protected file, and may store to it what it never flushes.
+    Maps {
+        /// Which.
+        region: RegionId,
+        /// How it finds its stores.
         by: crate::region::dirty::Kind,
     },
     /// The process records nothing further for this region, whose file it unlinked or replaced.

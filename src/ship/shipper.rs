@@ -18,7 +18,7 @@ use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
 use crate::log::digest::chain;
-use crate::log::format::{Kind, RecordHeader};
+use crate::log::format::RecordHeader;
 use crate::log::region::boottime;
 use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
 use crate::region::memory::SharedMem;
@@ -128,7 +128,7 @@ pub struct Shipment {
     pub status: Arc<ShipStatus>,
     /// Ends the link when set; wake the log afterwards.
     pub stop: Arc<AtomicBool>,
-    /// Sees every record shipped that is no content.
+    /// Sees the header of every record shipped.
     pub observe: Box<dyn Fn(&RecordHeader) + Send>,
 }
 
@@ -313,7 +313,7 @@ impl Shipper {
         }
         self.window.post(batch.end);
         self.woken |= wakes;
-        batch.headers.iter().filter(|h| h.kind != Kind::Data as u8).for_each(&self.observe);
+        batch.headers.iter().for_each(&self.observe);
         self.digest = batch.headers.iter().fold(self.digest, chain);
         self.status.set_digest(self.digest, batch.end);
         Ok(true)

@@ -109,6 +109,8 @@ fn there_and_back_again() {
     let before = pair.beta.try_status().expect("beta runs")["groups"][0]["generation"].clone();
 
     pair.alpha.kill();
+    // What is left at the old source is of the past, and must not be taken for the present.
+    fs::write(pair.alpha.files().join("pool"), "stale").expect("own directory");
     pair.alpha.set_power(true);
     pair.alpha.start();
     wait::until("the old source to follow", SOON, || {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fabric::{EndpointAddress, RemoteKey};
 use crate::failover;
-use crate::types::{Durability, Generation, GroupId, Lsn};
+use crate::types::{Durability, Generation, GroupId, Lsn, RegionId};
 
 use super::frame::{self, FrameError, Way};
 
@@ -17,6 +17,9 @@ pub const MAX_NAME: usize = 255;
 
 /// Longest text meant for a person, in bytes; a longer one is cut by its author.
 pub const MAX_TEXT: usize = 2048;
+
+/// Most pages that are asked for at once: a megabyte for the destination to read.
+pub const MAX_PAGES: usize = 256;
 
 /// What the source's agent asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +47,13 @@ pub enum Ask {
     },
     /// How is it?
     Ping {},
+    /// What does the live image hold? To find what passes the log by; on the channel of an open group.
+    Digests {
+        /// Of which region.
+        region: RegionId,
+        /// Numbers of its pages of 4 KiB, at most [`MAX_PAGES`].
+        pages: Vec<u64>,
+    },
     /// Who owns the group; on any channel after Hello.
     Ownership {
         /// The group's name.
@@ -77,6 +87,11 @@ pub enum Answer {
     },
     /// To Ping.
     Pong(ReplicaReport),
+    /// To Digests.
+    Digests {
+        /// XXH3 of each page asked for, zeros behind the region's end included; empty if there is no live image of the region.
+        digests: Vec<u64>,
+    },
     /// To Ownership; what it promises is durable.
     Ownership {
         /// The state machine's answer.
@@ -236,6 +251,7 @@ impl Message for Ask {
                     _ => Ok(()),
                 }
             }
+            Ask::Digests { pages, .. } => many("the pages asked for", pages),
             Ask::Attach { .. } | Ask::Ping {} => Ok(()),
         }
     }
@@ -252,6 +268,7 @@ impl Message for Answer {
                 features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
             }
             Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
+            Answer::Digests { digests } => many("the digests", digests),
             Answer::GroupOpened(_) | Answer::Attached { .. } | Answer::Pong(_) | Answer::Ownership { .. } => {
                 Ok(())
             }
@@ -287,6 +304,13 @@ fn bounded(what: &'static str, text: &str, limit: usize) -> Result<(), MessageEr
     match text.len() {
         len if (1..=limit).contains(&len) => Ok(()),
         len => Err(MessageError::Bounds { what, len, limit }),
+    }
+}
+
+fn many(what: &'static str, pages: &[u64]) -> Result<(), MessageError> {
+    match pages.len() {
+        len if len <= MAX_PAGES => Ok(()),
+        len => Err(MessageError::Bounds { what, len, limit: MAX_PAGES }),
     }
 }
 
@@ -340,6 +364,14 @@ mod tests {
         assert!(encode(&hello("n".repeat(MAX_NAME))).is_ok());
         assert!(encode(&hello("n".repeat(MAX_NAME + 1))).is_err());
         assert!(encode(&hello(String::new())).is_err());
+    }
+
+    #[test]
+    fn pages_asked_for_at_once_are_bounded() {
+        let ask = |pages: usize| Ask::Digests { region: RegionId(1), pages: vec![u64::MAX; pages] };
+        assert!(encode(&ask(MAX_PAGES)).is_ok());
+        assert!(encode(&ask(MAX_PAGES + 1)).is_err());
+        assert!(encode(&Answer::Digests { digests: vec![0; MAX_PAGES + 1] }).is_err());
     }
 
     #[test]

@@ -193,6 +193,7 @@ impl Group {
             region: r.id(),
             path: r.path().display().to_string(),
             len: r.len(),
+            mapped: r.is_mapped(),
         };
         self.regions().into_iter().map(status).collect()
     }

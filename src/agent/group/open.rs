@@ -105,7 +105,7 @@ impl Group {
         match resumed {
             true => {}
             false if ended == Some(group.generation) => group.carry_over(&before),
-            false => placed.iter().for_each(|path| group.protect_file(path, 0)),
+            false => placed.iter().for_each(|path| group.protect_unopened(path, 0)),
         }
         Ok(Arc::new(group))
     }
@@ -113,7 +113,7 @@ impl Group {
     fn carry_over(&self, regions: &[RegionState]) {
         for known in regions {
             match Region::reopen(known) {
-                Ok(_) => self.protect_file(&known.path, if known.partial { known.len } else { 0 }),
+                Ok(_) => self.protect_unopened(&known.path, if known.partial { known.len } else { 0 }),
                 Err(error) => {
                     tracing::warn!(group = self.name(), region = %known.region, %error, "region left out")
                 }
@@ -122,11 +122,11 @@ impl Group {
     }
 
     /// Protects a file that nobody has opened yet.
-    fn protect_file(&self, path: &Path, len: u64) {
+    fn protect_unopened(&self, path: &Path, len: u64) {
         let opened = File::options().read(true).write(true).open(path);
         let done = opened
             .map_err(|e| e.to_string())
-            .and_then(|file| self.protect(file.as_fd(), len, true).map_err(|e| e.to_string()));
+            .and_then(|file| self.protect_file(file.as_fd(), len, true, false).map_err(|e| e.to_string()));
         if let Err(error) = done {
             tracing::warn!(group = self.name(), path = %path.display(), error, "protected once it is opened");
         }

@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
 use crate::log::Owner;
 use crate::region::dirty::Kind;
+use crate::types::RegionId;
 
 /// An attached process.
 #[derive(Clone, Debug)]
@@ -49,11 +50,13 @@ impl Group {
         ProcessId(session)
     }
 
-    /// A process says how it finds its stores to mapped files.
-    pub fn tracks(&self, id: ProcessId, by: Kind) {
-        if let Some(process) = self.lock().processes.get_mut(&id.0) {
+    /// A process maps a region, and finds its stores so.
+    pub fn maps(&self, id: ProcessId, region: RegionId, by: Kind) {
+        let mut inner = self.lock();
+        if let Some(process) = inner.processes.get_mut(&id.0) {
             process.tracks = Some(by);
         }
+        self.mark_mapped(&inner, region);
     }
 
     /// A process is dead for certain, and how it ended is known as far as it ever will be. Its unfinished slots become

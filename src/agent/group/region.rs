@@ -30,6 +30,8 @@ pub struct Region {
     len: AtomicU64,
     /// Only the file's beginning is protected, not what lies or grows behind it.
     partial: AtomicBool,
+    /// A process that records what it does has mapped it: what is in no record may be stores that nobody flushed, by right.
+    mapped: AtomicBool,
 }
 
 /// Where a region's file is by now.
@@ -97,6 +99,11 @@ impl Region {
         self.mode
     }
 
+    /// Whether a process that records what it does may have mapped it at some time.
+    pub fn is_mapped(&self) -> bool {
+        self.mapped.load(Relaxed)
+    }
+
     /// The file, open for reading.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -139,6 +146,7 @@ impl Region {
             ino: self.ino,
             len: self.len(),
             partial: self.partial.load(Relaxed),
+            mapped: self.is_mapped(),
         }
     }
 
@@ -205,6 +213,7 @@ impl Region {
             path: Mutex::new(state.path.clone()),
             len: AtomicU64::new(state.len),
             partial: AtomicBool::new(state.partial),
+            mapped: AtomicBool::new(state.mapped),
         })
     }
 }
@@ -219,6 +228,18 @@ impl Group {
         fd: BorrowedFd<'_>,
         len: u64,
         explicit: bool,
+    ) -> Result<(Arc<Region>, Lsn), ProtectError> {
+        // Whoever names a file itself may have mapped it long ago.
+        self.protect_file(fd, len, explicit, explicit)
+    }
+
+    /// As [`Group::protect`]; `mapped`: a process that records what it does may have mapped it already.
+    pub(super) fn protect_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        len: u64,
+        explicit: bool,
+        mapped: bool,
     ) -> Result<(Arc<Region>, Lsn), ProtectError> {
         let candidate = Candidate::examine(fd)?;
         if !explicit && !self.patterns().matches(&candidate.path) {
@@ -254,6 +275,7 @@ impl Group {
             path: Mutex::new(candidate.path.clone()),
             len: AtomicU64::new(len),
             partial: AtomicBool::new(partial),
+            mapped: AtomicBool::new(mapped),
         });
         let empty =
             candidate.size == 0 || (candidate.is_regular() && all_hole(region.file(), candidate.size));
@@ -264,6 +286,17 @@ impl Group {
         let lsn = self.appender().drain();
         (self.notify)(Notice::RegionAdded { region: region.clone(), whole });
         Ok((region, lsn))
+    }
+
+    /// A process that records what it does maps a region.
+    pub(super) fn mark_mapped(&self, inner: &Inner, id: RegionId) {
+        let Some(region) = inner.regions.get(&id) else { return };
+        if !region.mapped.swap(true, Relaxed)
+            && let Err(error) = self.save(inner)
+        {
+            // Only an agent that comes after this one could forget it.
+            tracing::warn!(group = self.name(), %error, "that a region is mapped could not be stored");
+        }
     }
 
     /// Enters a region into the table on disk, the log's table, and the log. In this order: a number that was given out

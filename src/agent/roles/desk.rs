@@ -60,6 +60,10 @@ impl PeerSession for Visitor {
                 Some(report) => Answer::Pong(report),
                 None => out_of_order("no group is open on this channel"),
             },
+            Ask::Digests { region, pages } => match self.open.as_ref().and_then(|r| r.standby.as_ref()) {
+                Some(standby) => Answer::Digests { digests: standby.digests(region, &pages) },
+                None => out_of_order("no group is open on this channel"),
+            },
             Ask::Ownership { group, id, request } => {
                 let Some(role) = self.role(&group) else { return self.unknown(&group) };
                 if role.id().is_some_and(|known| known != id) {

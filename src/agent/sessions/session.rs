@@ -170,9 +170,9 @@ impl Session<'_> {
     fn answer(&mut self, request: Request, fd: Option<OwnedFd>) -> Reply {
         match request {
             Request::Protect { len, explicit } => self.protect(fd, len, explicit),
-            Request::Tracks { by } => {
+            Request::Maps { region, by } => {
                 if let Part::Process { group, id, .. } = &self.part {
-                    group.tracks(*id, by);
+                    group.maps(*id, region, by);
                 }
                 Reply::Ok {}
             }

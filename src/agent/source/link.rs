@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::table::observe;
 use super::{DESTINATION, Destination, Shared, spawn};
 use crate::agent::clock::WallTime;
@@ -144,7 +146,7 @@ impl Shared {
         };
         tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
         let stop = Arc::new(AtomicBool::new(false));
-        let (observed, shipped) = (group.clone(), group.clone());
+        let (observed, shipped, sampler) = (group.clone(), group.clone(), self.sampler.clone());
         let shipment = Shipment {
             consumer: begin.consumer,
             digest: begin.digest,
@@ -153,7 +155,10 @@ impl Shared {
             space: (self.space.clone(), DESTINATION),
             status: self.ship.clone(),
             stop: stop.clone(),
-            observe: Box::new(move |header| observe(&observed, header)),
+            observe: Box::new(move |header| {
+                sampler.observe(header);
+                observe(&observed, header);
+            }),
         };
         Ok((client, Shipper::new(shipped.log().clone(), shipment), stop))
     }
@@ -173,6 +178,25 @@ impl Shared {
         // What the ring holds means nothing to a copy that begins after it.
         self.space.done(DESTINATION, from);
         Begin { consumer: Consumer::new(log.clone(), from), digest: 0, fresh: true }
+    }
+
+    /// Goes on looking for writes that pass the log by.
+    fn sample(&self, client: &mut Client) -> Result<(), ControlError> {
+        let (group, ship) = (&self.setup.group, self.ship.view());
+        let log = group.log();
+        let whole = !log.is_ahead() && log.gap().is_none_or(|gap| gap.end.is_some());
+        let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active());
+        let mut ask = |region, pages| match client.ask(&Ask::Digests { region, pages }, PONG_WITHIN)? {
+            Answer::Digests { digests } => Ok(digests),
+            other => Err(unexpected(client.peer(), other)),
+        };
+        self.sampler.tick(group, applied, &mut ask, &|region, pages| {
+            tracing::warn!(group = group.name(), path = %region.path().display(), pages, "written to without a record");
+            (self.setup.event)(
+                "unprotected_writes",
+                json!({ "region": region.id(), "path": region.path(), "pages": pages }),
+            );
+        })
     }
 
     /// Ships until the link ends, pinging meanwhile.
@@ -202,7 +226,7 @@ impl Shared {
             }
             drop(over);
             match client.ask(&Ask::Ping {}, PONG_WITHIN) {
-                Ok(Answer::Pong(_)) => {}
+                Ok(Answer::Pong(_)) => lost = self.sample(&mut client).err(),
                 Ok(other) => lost = Some(unexpected(client.peer(), other)),
                 Err(error) => lost = Some(error),
             }

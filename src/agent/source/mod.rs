@@ -8,6 +8,7 @@
 mod archive;
 mod link;
 mod report;
+mod sampler;
 mod table;
 
 use std::io;
@@ -30,6 +31,7 @@ use crate::ship::sync::{Requester, Syncer};
 use crate::types::Generation;
 use archive::consumers;
 use link::LinkInfo;
+use sampler::Sampler;
 use table::GroupRegions;
 
 /// Time between beats; the log's readers take ten times that for death.
@@ -81,6 +83,7 @@ struct Shared {
     syncer: Syncer,
     space: Arc<Space>,
     ship: Arc<ShipStatus>,
+    sampler: Arc<Sampler>,
     stop: AtomicBool,
     link: Mutex<LinkInfo>,
     changed: Condvar,
@@ -93,6 +96,7 @@ impl Source {
             syncer: Syncer::start(&name, Arc::new(GroupRegions(group.clone())))?,
             space: Space::new(group.log().clone(), consumers(&setup)),
             ship: Arc::default(),
+            sampler: Arc::default(),
             stop: AtomicBool::new(false),
             link: Mutex::default(),
             changed: Condvar::new(),

@@ -54,7 +54,7 @@ impl Shared {
             durability: link.durability.map(|d| d.to_string()),
             encrypted: link.encrypted,
             resumed: link.resumed,
-            unprotected_writes: 0,
+            unprotected_writes: self.sampler.found(),
             sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
             last_error: link.last_error.or(sync.error),
             as_of: WallTime::now().to_string(),

@@ -128,6 +128,8 @@ pub struct RegionStatus {
     pub path: String,
     /// Bytes.
     pub len: u64,
+    /// Whether an attached process has mapped it: such a file is not searched for unprotected writes.
+    pub mapped: bool,
 }
 
 /// The log region.

@@ -216,7 +216,12 @@ mod tests {
             state: "running".into(),
             supervision: Some("cgroup2".into()),
             sessions: vec![],
-            regions: vec![RegionStatus { region: RegionId(1), path: "/mnt/a".into(), len: 8 << 20 }],
+            regions: vec![RegionStatus {
+                region: RegionId(1),
+                path: "/mnt/a".into(),
+                len: 8 << 20,
+                mapped: true,
+            }],
             log: None,
             destinations: vec![row],
             archive: None,

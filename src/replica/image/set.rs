@@ -16,7 +16,7 @@ use crate::replica::store::{Bytes, Store};
 use crate::types::{Generation, GroupId, Lsn};
 
 /// Name of an image's directory begins with this.
-const PREFIX: &str = "image-";
+pub const PREFIX: &str = "image-";
 
 /// Images of one group, and how far the stream has been applied to them.
 ///

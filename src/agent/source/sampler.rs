@@ -1,0 +1,283 @@
+//! Finds writes to protected files that no record tells of, by comparing pages with the destination's image.
+//!
+//! The link's thread calls [`Sampler::tick`] after each ping, about once a second. A tick looks at each file's time of
+//! modification; only a file that gives a reason ([`Motive`]) and was never mapped is searched, so an idle group costs a `stat` a file and second, and
+//! a search a few megabytes of reading a second on either node. A page that differs is looked at twice more ([`Samples`]), each
+//! time against an image that has everything that was in the log when the page was read. `unprotected_writes` is the number
+//! of pages that were found so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::fstat;
+
+use crate::agent::control::message::MAX_PAGES;
+use crate::agent::group::{Group, Region};
+use crate::log::format::{Kind, RecordHeader};
+use crate::region::sampling::{self, Glimpse, Look, Motive, Samples};
+use crate::types::{Lsn, PAGE, RegionId};
+
+/// Asks the destination for digests of pages of a region.
+pub(super) type AskDigests<'a, E> = dyn FnMut(RegionId, Vec<u64>) -> Result<Vec<u64>, E> + 'a;
+
+/// One group's. Records come in on the shipper's thread, ticks on the link's.
+#[derive(Default)]
+pub(super) struct Sampler {
+    records: Records,
+    eyes: Mutex<Eyes>,
+    found: AtomicU64,
+}
+
+/// What the log says of files and of the pages under suspicion.
+struct Records {
+    /// By region number, modulo: how many records of creation, growth and renaming there have been. A number shared by two regions
+    /// only makes a search less likely.
+    structure: Vec<AtomicU64>,
+    /// Whether `touched` holds anything: most of the time it does not, and nobody takes the lock.
+    suspicious: AtomicBool,
+    /// Pages under suspicion, and where the last record that touched each began.
+    touched: Mutex<BTreeMap<(RegionId, u64), Lsn>>,
+}
+
+/// What the ticks remember.
+#[derive(Default)]
+struct Eyes {
+    motives: BTreeMap<RegionId, Motive>,
+    /// Files being searched, and the next page.
+    searches: BTreeMap<RegionId, u64>,
+    samples: BTreeMap<RegionId, Samples>,
+    /// Pages found already.
+    found: BTreeSet<(RegionId, u64)>,
+    reading: Option<Reading>,
+}
+
+/// Pages as they were read, to be compared once the image has everything that the log had then.
+struct Reading {
+    tail: Lsn,
+    at: Instant,
+    pages: BTreeMap<RegionId, Vec<Page>>,
+}
+
+struct Page {
+    number: u64,
+    digest: u64,
+    /// Where the last record that touched it began; none if it is not under suspicion yet.
+    touched: Option<Lsn>,
+}
+
+impl Sampler {
+    /// How many pages were found.
+    pub fn found(&self) -> u64 {
+        self.found.load(Relaxed)
+    }
+
+    /// A record has been shipped.
+    pub fn observe(&self, header: &RecordHeader) {
+        self.records.observe(header);
+    }
+
+    /// Goes on looking. `applied`: up to where records are in the image; none while it does not follow the stream. `tell` hears
+    /// of every region in which something is found.
+    pub fn tick<E>(
+        &self,
+        group: &Group,
+        applied: Option<Lsn>,
+        ask: &mut AskDigests<'_, E>,
+        tell: &dyn Fn(&Region, u64),
+    ) -> Result<(), E> {
+        let mut eyes = self.eyes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(applied) = applied else {
+            // The copy that is bound to come holds whatever was written until then.
+            *eyes = Eyes::default();
+            self.records.clear();
+            return Ok(());
+        };
+        eyes.glimpse(group, &self.records);
+        match eyes.reading.take() {
+            Some(reading) if applied >= reading.tail => {
+                for (id, pages) in reading.pages {
+                    // One that has been mapped meanwhile may hold stores that nobody need flush.
+                    let Some(region) = group.region(id).filter(|r| !r.is_mapped()) else {
+                        self.records.acquit(id);
+                        continue;
+                    };
+                    let image = ask(id, pages.iter().map(|p| p.number).collect())?;
+                    let new = eyes.compare(id, &pages, &image, &self.records);
+                    if new > 0 {
+                        self.found.fetch_add(new, Relaxed);
+                        tell(&region, new);
+                    }
+                }
+            }
+            Some(reading) if reading.at.elapsed() < APPLIED_WITHIN => eyes.reading = Some(reading),
+            _ => {}
+        }
+        if eyes.reading.is_none() {
+            eyes.reading = eyes.read(group, &self.records);
+        }
+        Ok(())
+    }
+}
+
+impl Eyes {
+    /// Looks at every file's time of modification.
+    fn glimpse(&mut self, group: &Group, records: &Records) {
+        let regions: Vec<_> =
+            group.regions().into_iter().filter(|r| !r.is_mapped()).take(MAX_FILES).collect();
+        self.motives.retain(|id, _| regions.iter().any(|r| r.id() == *id));
+        for region in regions {
+            let Ok(stat) = fstat(region.file()) else { continue };
+            let now = Glimpse {
+                modified: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+                structure: records.structure[slot(region.id())].load(Relaxed),
+            };
+            if self.motives.entry(region.id()).or_default().look(now) {
+                self.searches.entry(region.id()).or_insert(0);
+            }
+        }
+    }
+
+    /// Reads the pages under suspicion, and some more of what is being searched.
+    fn read(&mut self, group: &Group, records: &Records) -> Option<Reading> {
+        let mut wanted: BTreeMap<RegionId, Vec<(u64, Option<Lsn>)>> = BTreeMap::new();
+        for (&(id, page), &touched) in records.lock().iter() {
+            // The others' turn comes when these have been decided.
+            if wanted.len() < MAX_ASKS || wanted.contains_key(&id) {
+                wanted.entry(id).or_default().push((page, Some(touched)));
+            }
+        }
+        let mut left = MAX_READ;
+        self.searches.retain(|&id, next| {
+            let Some(region) = group.region(id).filter(|r| !r.is_mapped()) else { return false };
+            if wanted.len() >= MAX_ASKS && !wanted.contains_key(&id) {
+                return true;
+            }
+            let end = region.len().div_ceil(PAGE as u64);
+            let pages = wanted.entry(id).or_default();
+            while *next < end && pages.len() < MAX_PAGES && left > 0 {
+                if !pages.iter().any(|p| p.0 == *next) {
+                    pages.push((*next, None));
+                    left -= 1;
+                }
+                *next += 1;
+            }
+            *next < end
+        });
+        wanted.retain(|_, pages| !pages.is_empty());
+        if wanted.is_empty() {
+            return None;
+        }
+        let read = |id: RegionId, pages: Vec<(u64, Option<Lsn>)>| -> io::Result<(RegionId, Vec<Page>)> {
+            let region = group.region(id).ok_or(io::ErrorKind::NotFound)?;
+            let numbers: Vec<u64> = pages.iter().map(|p| p.0).collect();
+            let digests = sampling::digests(region.file().as_fd(), &numbers)?;
+            let page = |((number, touched), digest)| Page { number, digest, touched };
+            Ok((id, pages.into_iter().zip(digests).map(page).collect()))
+        };
+        // What cannot be read (a device, a file that vanished) is not searched.
+        let pages = wanted.into_iter().filter_map(|(id, pages)| read(id, pages).ok()).collect();
+        // After the reading: whatever was recorded of these pages before lies below.
+        Some(Reading { tail: group.log().tail(), at: Instant::now(), pages })
+    }
+
+    /// Compares pages with the image's; how many were found for the first time.
+    fn compare(&mut self, id: RegionId, pages: &[Page], image: &[u64], records: &Records) -> u64 {
+        let mut suspects = records.lock();
+        let mut new = 0;
+        for (page, &image) in pages.iter().zip(image) {
+            let place = (id, page.number);
+            let look = |last_record| Look { source: page.digest, image, last_record };
+            match page.touched {
+                None if page.digest != image
+                    && suspects.len() < MAX_PAGES
+                    && !self.found.contains(&place) =>
+                {
+                    suspects.insert(place, Lsn(0));
+                }
+                None => {}
+                Some(before) if page.digest != image && suspects.get(&place) == Some(&before) => {
+                    if self.samples.entry(id).or_default().enter(page.number, look(before)).is_some() {
+                        suspects.remove(&place);
+                        new += u64::from(self.found.len() < sampling::MAX_PAGES && self.found.insert(place));
+                    }
+                }
+                // Equal, or a record was on its way.
+                Some(_) => {
+                    suspects.remove(&place);
+                    self.samples.entry(id).or_default().forget(page.number);
+                }
+            }
+        }
+        records.suspicious.store(!suspects.is_empty(), Relaxed);
+        new
+    }
+}
+
+impl Records {
+    fn observe(&self, header: &RecordHeader) {
+        let (id, offset) = header.place();
+        match Kind::from_byte(header.kind) {
+            Some(kind @ (Kind::Data | Kind::Zero)) => {
+                // A page that comes under suspicion meanwhile is looked at twice more: missing it here once is harmless.
+                if self.suspicious.load(Relaxed) {
+                    let end = if kind == Kind::Data { offset + u64::from(header.len) } else { u64::MAX };
+                    let pages = (id, offset / PAGE as u64)..(id, end.div_ceil(PAGE as u64));
+                    self.lock().range_mut(pages).for_each(|(_, touched)| *touched = Lsn(header.lsn));
+                }
+            }
+            Some(Kind::RegionCreate | Kind::RegionResize | Kind::RegionRename) => {
+                self.structure[slot(id)].fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets the suspicions of a region.
+    fn acquit(&self, id: RegionId) {
+        let mut suspects = self.lock();
+        suspects.retain(|place, _| place.0 != id);
+        self.suspicious.store(!suspects.is_empty(), Relaxed);
+    }
+
+    fn clear(&self) {
+        self.lock().clear();
+        self.suspicious.store(false, Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(RegionId, u64), Lsn>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Records {
+    fn default() -> Self {
+        Records {
+            structure: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            suspicious: AtomicBool::new(false),
+            touched: Mutex::default(),
+        }
+    }
+}
+
+fn slot(id: RegionId) -> usize {
+    usize::from(id.0) % SLOTS
+}
+
+/// Files that are told apart in what the log says.
+const SLOTS: usize = 256;
+
+/// Files that are looked at: a tick must stay short.
+const MAX_FILES: usize = 1024;
+
+/// Regions that the destination is asked about in a tick.
+const MAX_ASKS: usize = 4;
+
+/// Pages of searches that are read in a tick: 4 MiB, a millisecond or two on either node.
+const MAX_READ: usize = 4 * MAX_PAGES;
+
+/// A destination that lags by more is busy enough: the pages are read anew.
+const APPLIED_WITHIN: Duration = Duration::from_secs(10);
