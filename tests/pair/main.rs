@@ -188,3 +188,19 @@ fn an_operators_word_promotes_and_the_old_source_steps_down() {
     pair.alpha.await_status("alpha has stepped down", |s| s.state == "demoted");
     assert!(pair.alpha.attach().is_err());
 }
+
+#[test]
+fn an_operator_calls_a_last_gasp_off() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    assert!(pair.alpha.controller().cancel().unwrap_err().contains("nothing to cancel"));
+    pair.beta.stop();
+    app.write();
+    pair.alpha.controller().last_gasp().unwrap();
+    pair.alpha.await_status("the tail waits for its way out", |s| s.state == "saving");
+    assert!(pair.alpha.attach().is_err());
+    pair.alpha.controller().cancel().unwrap();
+    pair.alpha.await_status("the application may run on", |_| pair.alpha.attach().is_ok());
+    assert_eq!(pair.alpha.status().generation.0, 1);
+}

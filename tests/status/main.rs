@@ -83,6 +83,10 @@ fn every_field_says_what_is_so() {
     assert_eq!(group(&pair.alpha).unwrap()["sessions"][0]["tracker"], Value::Null, "nothing is mapped yet");
     program.does("m = mmap.mmap(f.fileno(), 0); m[5000] = 1; m.flush()");
     await_streaming(&pair);
+    wait::until("a drain rate", SOON, || {
+        program.does("f.seek(0); f.write(os.urandom(1 << 20)); f.flush()");
+        row(&pair.alpha)?["drain_bytes_per_s"].as_u64()
+    });
     wait::until("everything to be applied", SOON, || {
         let row = row(&pair.alpha)?;
         (row["lsn_applied"] == row["lsn_published"]).then_some(())

@@ -35,6 +35,9 @@ use crate::types::{Generation, GroupId, Level, Lsn, RegionId};
 /// Session number of the agent's own appender.
 pub const AGENT_SESSION: u32 = 0;
 
+/// Unit of `st_blocks`, see `stat(2)`.
+const STAT_BLOCK: u64 = 512;
+
 /// File of a group's directory that holds its [`GroupState`].
 pub const STATE_FILE: &str = "group.json";
 
@@ -173,8 +176,11 @@ impl Group {
     pub fn log_status(&self) -> LogStatus {
         let log = self.log();
         let counters = log.counters();
+        let memory = rustix::fs::fstat(&self.log_fd).ok();
         LogStatus {
             ring_bytes: log.spec().ring_bytes,
+            memory_bytes: memory.as_ref().map_or(0, |m| m.st_blocks as u64 * STAT_BLOCK),
+            memory_limit_bytes: memory.as_ref().map_or(0, |m| m.st_size as u64),
             used_bytes: log.tail().since(log.free()).min(log.spec().ring_bytes),
             times_ahead: counters.ahead,
             fillers: counters.fillers,

@@ -360,3 +360,19 @@ fn a_new_log_has_every_file_of_the_group_whether_or_not_anyone_opens_it() {
     let (group, _notices) = bench.open(4);
     assert_eq!(named(&group), [(bench.path("a.pool"), 12288), (bench.path("c.pool"), 4096)]);
 }
+
+#[test]
+fn the_memory_of_a_log_is_stated_and_bounded() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let before = group.log_status();
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    let ring = vec![1; before.ring_bytes as usize / 4];
+    group.appender().append(Kind::Data, RegionId(1), 0, &ring).unwrap();
+    let after = group.log_status();
+    assert!(after.memory_bytes >= before.memory_bytes + ring.len() as u64, "{before:?} {after:?}");
+    assert!(after.memory_bytes <= after.memory_limit_bytes, "{after:?}");
+    // As docs/architecture.md, section 10, has it.
+    let stated = before.ring_bytes * 5 / 4 + (1 << 20) + (4 << 20);
+    assert!((stated..stated + (1 << 20)).contains(&after.memory_limit_bytes), "{after:?}, not {stated}");
+}

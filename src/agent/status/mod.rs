@@ -137,7 +137,11 @@ pub struct RegionStatus {
 pub struct LogStatus {
     /// Bytes of the ring.
     pub ring_bytes: u64,
-    /// Bytes of it that hold what some consumer still needs.
+    /// Bytes of memory that the log region takes at present: ring, slot table, dirty bitmap, region table.
+    pub memory_bytes: u64,
+    /// Bytes of memory that it takes at most.
+    pub memory_limit_bytes: u64,
+    /// Bytes of the ring that hold what some consumer still needs.
     pub used_bytes: u64,
     /// Times that the application outran the ring.
     pub times_ahead: u64,
