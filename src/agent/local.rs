@@ -5,19 +5,21 @@
 //! group keeps the ring free, tells appenders that the agent lives, and buries the dead; with one, a [`Source`] does.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::config;
+use super::application::{Application, Order};
+use super::config::{self, OnDeath};
 use super::context::Context;
-use super::group::{Controller, Group, GroupError, Notice, OpenGroup};
+use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup};
 use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
+use super::users;
+use crate::failover::Event;
 use crate::log::region::boottime;
 use crate::log::{LinkState, LogRegion, SleepDepth};
 use crate::ship::sync::Requester;
@@ -32,6 +34,7 @@ const AHEAD_PAUSE: Duration = Duration::from_millis(1);
 /// Controls a group without destinations. Its thread ends with it.
 pub struct Local {
     group: Arc<Group>,
+    application: Option<Arc<Application>>,
     stop: Arc<AtomicBool>,
     tender: Mutex<Option<Tender>>,
 }
@@ -52,6 +55,8 @@ impl Local {
         let (name, events) = (config.name.clone(), context.clone());
         let copies = Copies::default();
         let for_notices = copies.clone();
+        let care = Arc::new(Care { restart: config.on_death == OnDeath::Restart, ..Care::default() });
+        let (cares, application) = (care.clone(), start_application(context, config, &care)?);
         let group = Group::open(OpenGroup {
             config,
             states: &context.states,
@@ -66,6 +71,7 @@ impl Local {
                     copies.request();
                 }
                 tell(&events, &name, &notice);
+                cares.notice(&notice);
             }),
         })?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -80,7 +86,10 @@ impl Local {
         if let Tender::Source(source) = &tender {
             *copies.lock().unwrap_or_else(PoisonError::into_inner) = Some(source.copies());
         }
-        Ok(Arc::new(Local { group, stop, tender: Mutex::new(Some(tender)) }))
+        if let Some(application) = &application {
+            care.take_over(application, &group);
+        }
+        Ok(Arc::new(Local { group, application, stop, tender: Mutex::new(Some(tender)) }))
     }
 
     fn halt(&self) {
@@ -116,7 +125,7 @@ impl Controller for Local {
             role: Role::Source,
             generation: self.group.generation(),
             state: "unprotected".into(),
-            supervision: None,
+            supervision: self.application.as_ref().map(|a| a.means().to_owned()),
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
             log: Some(self.group.log_status()),
@@ -146,6 +155,74 @@ impl Controller for Local {
         self.halt();
         None
     }
+}
+
+/// Has the application run: started with the agent, and again when it dies if so configured. A clean exit is left at that.
+#[derive(Default)]
+struct Care {
+    restart: bool,
+    /// Whoever waits for the command reports its end; the ends of attached processes are no news then.
+    commanded: AtomicBool,
+    application: OnceLock<Weak<Application>>,
+}
+
+impl Care {
+    /// Starts the command, unless the application has outlived an earlier agent.
+    fn take_over(&self, application: &Arc<Application>, group: &Group) {
+        if self.application.set(Arc::downgrade(application)).is_err() {
+            unreachable!("a group is taken over once");
+        }
+        // An agent never supervises the process that it is part of.
+        let running = group.appending().into_iter().filter(|p| p.pid != std::process::id());
+        let running: Vec<u32> = running.map(|p| p.pid).collect();
+        if running.is_empty() {
+            self.start();
+        }
+        running.into_iter().for_each(|pid| application.order(Order::Adopt(pid)));
+    }
+
+    fn start(&self) {
+        if let Some(application) = self.application.get().and_then(Weak::upgrade) {
+            self.commanded.store(true, Ordering::Release);
+            application.order(Order::Start);
+        }
+    }
+
+    /// What an application says that we found running.
+    fn notice(&self, notice: &Notice) {
+        if let Notice::ApplicationEnded(Ending::Died(_)) = notice
+            && self.restart
+            && !self.commanded.load(Ordering::Acquire)
+        {
+            self.start();
+        }
+    }
+}
+
+fn start_application(
+    context: &Arc<Context>,
+    config: &config::Group,
+    care: &Arc<Care>,
+) -> Result<Option<Arc<Application>>, GroupError> {
+    if config.command.is_empty() {
+        return Ok(None);
+    }
+    let owner = config.user.as_ref().map(users::resolve).transpose().map_err(GroupError::User)?;
+    let (care, events, name) = (care.clone(), context.clone(), config.name.clone());
+    let hear = move |event| {
+        let (how, again) = match event {
+            Event::ApplicationDied => ("died", care.restart),
+            Event::ApplicationExited => ("exited", false),
+            Event::ApplicationFailedToStart => ("failed to start", false),
+            _ => return,
+        };
+        events.events.emit(Some(&name), "command_ended", json!({ "how": how, "restarts": again }));
+        if again {
+            care.start();
+        }
+    };
+    let application = Application::of_group(context, config, owner.map(|u| (u.uid, u.gid)), Arc::new(hear))?;
+    Ok(Some(Arc::new(application)))
 }
 
 fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source> {

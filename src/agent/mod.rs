@@ -11,7 +11,7 @@
 //! | [`group`] | a group at its source: log, regions, processes; what a controller does |
 //! | [`roles`], [`role`] | the groups shared with other nodes; one of them, as source or destination |
 //! | [`messenger`] | the way to the other node for who owns a group |
-//! | [`application`] | a group's application: frozen, thawed, killed, started |
+//! | [`application`], [`restarts`] | a group's application: frozen, thawed, killed, started, and how often |
 //! | [`power_watch`] | tells the groups of external power |
 //! | [`source`] | a group's stream at its source: the link, kept up |
 //! | [`standby`] | a group's image at its destination |
@@ -39,6 +39,7 @@ pub mod local;
 pub mod messenger;
 pub mod ownership;
 pub mod power_watch;
+pub mod restarts;
 pub mod role;
 pub mod roles;
 pub mod sessions;

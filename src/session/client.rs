@@ -209,6 +209,7 @@ impl Session {
     /// Tells the agent that this process records nothing further for `region`, whose end it has recorded: its number may be
     /// another file's once every process that knew it has said so.
     pub fn release(&self, region: RegionId) -> Result<(), SessionError> {
+        self.link().unmaps(region);
         self.done(&Request::Release { region }, REQUEST_WAIT)
     }
 

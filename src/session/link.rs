@@ -83,6 +83,11 @@ impl Link {
         }
     }
 
+    /// The region's number may mean another file from here on.
+    pub fn unmaps(&self, region: RegionId) {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner).remove(&region);
+    }
+
     /// A link to the same agent and group for the child of a fork, not connected.
     pub fn for_child(&self, expected: Identity) -> Link {
         Link::new(self.socket.clone(), self.group.clone(), self.program.clone(), Some(expected))

@@ -3,4 +3,5 @@
 mod bench;
 mod holder;
 mod lives;
+mod restarts;
 mod sessions;

@@ -50,6 +50,12 @@ pub enum GroupError {
     /// Its patterns cannot be understood.
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// Its application cannot be supervised.
+    #[error(transparent)]
+    Supervise(#[from] crate::failover::supervise::SuperviseError),
+    /// The user that its application is to run as.
+    #[error("{0}")]
+    User(String),
     /// The system refused.
     #[error("{what}: {source}")]
     System {

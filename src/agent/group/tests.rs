@@ -367,10 +367,10 @@ fn the_memory_of_a_log_is_stated_and_bounded() {
     let (group, _notices) = bench.open(1);
     let before = group.log_status();
     group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
-    let ring = vec![1; before.ring_bytes as usize / 4];
-    group.appender().append(Kind::Data, RegionId(1), 0, &ring).unwrap();
+    let bytes = vec![1; before.ring_bytes as usize / 8];
+    group.appender().append(Kind::Data, RegionId(1), 0, &bytes).unwrap();
     let after = group.log_status();
-    assert!(after.memory_bytes >= before.memory_bytes + ring.len() as u64, "{before:?} {after:?}");
+    assert!(after.memory_bytes >= before.memory_bytes + bytes.len() as u64, "{before:?} {after:?}");
     assert!(after.memory_bytes <= after.memory_limit_bytes, "{after:?}");
     // As docs/architecture.md, section 10, has it.
     let stated = before.ring_bytes * 5 / 4 + (1 << 20) + (4 << 20);

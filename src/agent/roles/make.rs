@@ -14,13 +14,12 @@ use crate::agent::context::Context;
 use crate::agent::fabrics::Fabrics;
 use crate::agent::group::STATE_FILE;
 use crate::agent::messenger::{Messenger, Route};
-use crate::agent::ownership::{DurableFile, Inbox, Ownership, Teller};
+use crate::agent::ownership::{DurableFile, Inbox, Ownership};
 use crate::agent::role::{Role, RoleDeeds};
 use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::supervise::{self, Helper, StartCommand, hierarchies};
 use crate::failover::{Application as Life, BootId, Durable, Event, Machine, Policy, Stage, Standing};
 use crate::types::Generation;
 
@@ -59,7 +58,9 @@ pub(super) fn start_role(
         None => None,
     };
     let policy = policy(identity.node(), &config, heir.as_ref(), boot);
-    let application = application(context, &name, &config, owner, inbox.teller())?;
+    let hears = inbox.teller();
+    let application =
+        Application::of_group(context, &config, owner, Arc::new(move |event| hears.tell(event)))?;
     let role = Arc::new_cyclic(|me: &std::sync::Weak<Role>| {
         let (me, teller) = (me.clone(), inbox.teller());
         let route = heir.clone().map(|peer| Route {
@@ -159,50 +160,6 @@ fn first_owner(policy: &Policy) -> Durable {
     durable
 }
 
-fn application(
-    context: &Context,
-    name: &str,
-    config: &config::Group,
-    owner: Option<(u32, u32)>,
-    teller: Teller,
-) -> Result<Application, RolesError> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(system("reading the mounts"))?;
-    // Two agents of one machine (a demo, a test) must not freeze each other's applications.
-    let dir = context.config.node.state_dir.as_os_str().as_encoded_bytes();
-    let unit = format!("{name}-{:08x}", crc32c::crc32c(dir));
-    let lock = context.states.group_dir(name)?.join(WATCHDOG_FILE);
-    let helper = || Helper { argv: vec![context.program.clone().into()], lock: Some(lock.clone()) };
-    let mut made = Err(None);
-    for hierarchy in hierarchies(&mounts).iter().map(Some).chain([None]) {
-        match supervise::Application::new(&unit, hierarchy, helper()) {
-            Ok(means) => {
-                made = Ok(means);
-                break;
-            }
-            Err(error) => {
-                tracing::debug!(group = name, %error, "not supervised by this hierarchy");
-                made = Err(Some(error));
-            }
-        }
-    }
-    let means = made.map_err(|error| match error {
-        Some(error) => RolesError::Supervise(error),
-        None => RolesError::Config { group: name.to_owned(), what: "nothing supervises".into() },
-    })?;
-    let mut env: Vec<_> = config.env.iter().map(|(k, v)| (k.into(), v.into())).collect();
-    env.push(("PMEMHA_SOCKET".into(), context.config.socket().into_os_string()));
-    env.push(("PMEMHA_GROUP".into(), name.into()));
-    let command = (!config.command.is_empty()).then(|| StartCommand {
-        argv: config.command.iter().map(Into::into).collect(),
-        env,
-        directory: config.working_dir.clone(),
-        user: owner,
-        inherit_input: false,
-    });
-    Application::start(name, means, command, config.freeze_deadline, teller)
-        .map_err(system("starting a thread"))
-}
-
 fn boot_id() -> Result<BootId, RolesError> {
     let text =
         fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("reading the boot id"))?;
@@ -216,9 +173,6 @@ fn boot_id() -> Result<BootId, RolesError> {
 fn chance() -> u32 {
     RandomState::new().build_hasher().finish() as u32
 }
-
-/// File of the group's directory that the watchdog of its application locks.
-const WATCHDOG_FILE: &str = "watchdog";
 
 /// File of the group's directory that holds who owns it.
 const OWNERSHIP_FILE: &str = "ownership";

@@ -257,6 +257,8 @@ mod tests {
     fn drains_that_returned_without_their_level_are_told_of() {
         let mut s = status();
         s.groups[0].log = Some(LogStatus {
+            memory_bytes: 2 << 20,
+            memory_limit_bytes: 9 << 20,
             ring_bytes: 64 << 20,
             used_bytes: 0,
             times_ahead: 0,

@@ -1,0 +1,45 @@
+//! A group's command on the node itself: started with the agent, started again when it dies, left alone when it exits.
+
+use std::time::Instant;
+
+use pmemha::session::wire::{Reply, Request};
+use serde_json::Value;
+
+use crate::bench::{Bench, LONG};
+
+/// An agent whose command notes each of its lives in the file `lives` and then does `what`, and the ends of it that the
+/// agent tells of until one is no cause for another start.
+fn ends(on_death: &str, what: &str) -> (usize, Vec<Value>) {
+    let dir = tempfile::tempdir().unwrap();
+    let lives = dir.path().join("lives");
+    let script = format!("echo x >>$0; {what}");
+    let command = format!("command = [\"/bin/sh\", \"-c\", {script:?}, {lives:?}]\non_death = {on_death:?}");
+    let bench = Bench::with(&command);
+    let _agent = bench.start();
+    let client = bench.connect();
+    client.0.send(&Request::Events { since: Some(0) }, None, Some(Instant::now() + LONG)).unwrap();
+    let mut told = Vec::new();
+    loop {
+        let (reply, _) = client.0.recv::<Reply>(Some(Instant::now() + LONG)).unwrap();
+        let Reply::Event { event } = reply else { panic!("{reply:?}") };
+        if event["kind"] == "command_ended" {
+            told.push(event["detail"].clone());
+            if event["detail"]["restarts"] == false {
+                return (std::fs::read_to_string(lives).unwrap().lines().count(), told);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_command_that_dies_is_started_again_until_it_exits_of_its_own_will() {
+    let (lives, told) = ends("restart", "[ $(wc -l <$0) -lt 3 ] && kill -9 $$; exit 0");
+    let how: Vec<_> = told.iter().map(|t| t["how"].as_str().unwrap()).collect();
+    assert_eq!((lives, how), (3, vec!["died", "died", "exited"]));
+}
+
+#[test]
+fn a_command_that_dies_is_left_dead_unless_it_is_to_be_restarted() {
+    let (lives, told) = ends("none", "exit 3");
+    assert_eq!((lives, told[0]["how"].as_str()), (1, Some("died")));
+}
