@@ -87,13 +87,13 @@ fn every_field_says_what_is_so() {
         program.does("f.seek(0); f.write(os.urandom(1 << 20)); f.flush()");
         row(&pair.alpha)?["drain_bytes_per_s"].as_u64()
     });
-    wait::until("everything to be applied", SOON, || {
-        let row = row(&pair.alpha)?;
-        (row["lsn_applied"] == row["lsn_published"]).then_some(())
+    let (asked, status) = wait::until("everything to be copied and applied", SOON, || {
+        let asked = WallTime::now();
+        let status = pair.alpha.try_status()?;
+        let row = &status["groups"][0]["destinations"][0];
+        let quiet = row["state"] == "streaming" && row["lsn_applied"] == row["lsn_published"];
+        quiet.then(|| (asked, status.clone()))
     });
-
-    let asked = WallTime::now();
-    let status = pair.alpha.try_status().expect("alpha answers");
     between(asked, &status["as_of"], "as_of");
     assert_eq!(status["power"]["online"], true);
     assert!(status["power"]["source"].as_str().unwrap().contains("ac_online"), "{}", status["power"]);
