@@ -132,7 +132,7 @@ impl Eyes {
         for region in regions {
             let Ok(stat) = fstat(region.file()) else { continue };
             let now = Glimpse {
-                modified: (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+                modified: (stat.st_mtime, stat.st_mtime_nsec as i64),
                 structure: records.structure[slot(region.id())].load(Relaxed),
             };
             if self.motives.entry(region.id()).or_default().look(now) {
@@ -200,7 +200,9 @@ impl Eyes {
                 }
                 None => {}
                 Some(before) if page.digest != image && suspects.get(&place) == Some(&before) => {
-                    if self.samples.entry(id).or_default().enter(page.number, look(before)).is_some() {
+                    let twice =
+                        self.samples.entry(id).or_default().enter(page.number, look(before)).is_some();
+                    if twice {
                         suspects.remove(&place);
                         new += u64::from(self.found.len() < sampling::MAX_PAGES && self.found.insert(place));
                     }
@@ -223,7 +225,8 @@ impl Records {
         match Kind::from_byte(header.kind) {
             Some(kind @ (Kind::Data | Kind::Zero)) => {
                 // A page that comes under suspicion meanwhile is looked at twice more: missing it here once is harmless.
-                if self.suspicious.load(Relaxed) {
+                let suspicious = self.suspicious.load(Relaxed);
+                if suspicious {
                     let end = if kind == Kind::Data { offset + u64::from(header.len) } else { u64::MAX };
                     let pages = (id, offset / PAGE as u64)..(id, end.div_ceil(PAGE as u64));
                     self.lock().range_mut(pages).for_each(|(_, touched)| *touched = Lsn(header.lsn));
