@@ -39,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let mut consumer = Consumer::new(log.clone(), spec.first_lsn);
     for _ in 0..8 {
-        consumer.tail_now(&|_| true);
+        log.publish_filled(&|_| true);
         match consumer.next_batch(256) {
             Ok(Some(batch)) => assert!(batch.end.since(batch.start) <= 64 << 10 && batch.end > Lsn(0)),
             Ok(None) | Err(_) => break,

@@ -10,20 +10,15 @@ use std::sync::atomic::Ordering::Acquire;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{Kind, RECORD_ALIGN, RECORD_HEADER, RecordHeader, SlotState, max_payload};
-use super::owner::Owner;
 use super::protocol::Cells;
 use super::region::LogRegion;
 use super::slot::{Claim, View};
 use crate::types::Lsn;
 
-/// Says whether a record's region is known and the record lies within what may be written of it.
-pub type RecordCheck = Box<dyn Fn(&RecordHeader) -> bool + Send>;
-
 /// A reader of one log.
 pub struct Consumer {
     log: Arc<LogRegion>,
     at: Lsn,
-    check: Option<RecordCheck>,
 }
 
 /// Consecutive published records, sealed.
@@ -52,12 +47,7 @@ pub struct PoisonError {
 impl Consumer {
     /// Reads from `from`, which is where a record starts: the first LSN, or what an earlier batch ended at.
     pub fn new(log: Arc<LogRegion>, from: Lsn) -> Consumer {
-        Consumer { log, at: from, check: None }
-    }
-
-    /// Has every record checked by `check` too.
-    pub fn with_check(self, check: RecordCheck) -> Consumer {
-        Consumer { check: Some(check), ..self }
+        Consumer { log, at: from }
     }
 
     /// Where the next batch starts.
@@ -109,12 +99,6 @@ impl Consumer {
         Ok(Some(batch))
     }
 
-    /// For the last gasp, when nobody drains any more: publishes whatever is complete and returns how far that is.
-    /// See [`LogRegion::publish_filled`].
-    pub fn tail_now(&self, is_dead: &dyn Fn(&Owner) -> bool) -> Lsn {
-        self.log.publish_filled(is_dead)
-    }
-
     /// The record at `at` as it is to be sealed, and its span.
     fn check_record(&self, at: u64, published: u64) -> Result<(RecordHeader, u64), PoisonError> {
         let log = &*self.log;
@@ -146,10 +130,6 @@ impl Consumer {
         }
         if Kind::from_byte(header.kind).is_none() {
             return refuse(format!("a record of kind {}", header.kind));
-        }
-        if self.check.as_ref().is_some_and(|check| !check(&header)) {
-            let (region, offset) = header.place();
-            return refuse(format!("{} bytes at {offset} of region {region}, not protected", header.len));
         }
         Ok(header)
     }

@@ -46,7 +46,7 @@ proptest! {
         }
         let mut consumer = Consumer::new(rig.log.clone(), spec.first_lsn);
         for _ in 0..10 {
-            consumer.tail_now(&|_| true);
+            rig.log.publish_filled(&|_| true);
             match consumer.next_batch(4096) {
                 Ok(Some(batch)) => prop_assert!(batch.end.since(batch.start) <= SPEC_RING),
                 Ok(None) | Err(_) => break,
