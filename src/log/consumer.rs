@@ -55,17 +55,25 @@ impl Consumer {
         self.at
     }
 
-    /// Whether the ring still holds a record that starts at `lsn`, or `lsn` is the end of what is published. Where a
-    /// stream ended is the word of somebody else, so it is looked up, not believed.
+    /// Whether the ring still holds a record that starts at `lsn`, from this position on, or `lsn` is the end of what is
+    /// published. Where a stream ended is the word of somebody else, so it is looked up, not believed.
+    ///
+    /// Nothing before this position counts: the reader has given it free, and appenders may use it again at any time. And
+    /// nothing is written, for the same reason.
     pub fn holds(&self, lsn: Lsn) -> bool {
-        let mut walk = Consumer::new(self.log.clone(), self.log.free());
-        while walk.position() < lsn {
-            match walk.next_batch(lsn.since(walk.position())) {
-                Ok(Some(batch)) if batch.end > batch.start => {}
-                _ => return false,
+        let published = self.log.published();
+        if lsn < self.at || lsn > published || published.since(self.at) > self.log.spec().ring_bytes {
+            return false;
+        }
+        let mut at = self.at;
+        while at < lsn {
+            match self.check_slot(at.0, published.0) {
+                Ok(claim) => at = at.advance(claim.span),
+                Err(_) => return false,
             }
         }
-        walk.position() == lsn
+        // Looked at last: had it been used again meanwhile, the words found say nothing.
+        at == lsn && self.log.free() <= self.at
     }
 
     /// Goes on at `to`, a record's start: what lies between is forgotten.
@@ -101,6 +109,16 @@ impl Consumer {
 
     /// The record at `at` as it is to be sealed, and its span.
     fn check_record(&self, at: u64, published: u64) -> Result<(RecordHeader, u64), PoisonError> {
+        let claim = self.check_slot(at, published)?;
+        let header = match claim.state {
+            SlotState::Filler => filler(at, claim),
+            _ => self.check_header(at, claim)?,
+        };
+        Ok((header, claim.span))
+    }
+
+    /// The complete slot that begins at `at`.
+    fn check_slot(&self, at: u64, published: u64) -> Result<Claim, PoisonError> {
         let log = &*self.log;
         let word = log.slot(log.codec().index(at)).load(Acquire);
         let View::Current(claim) = log.codec().view(word, at) else {
@@ -109,12 +127,10 @@ impl Consumer {
         if claim.span < RECORD_ALIGN || claim.span > log.ring_bytes() / 4 || claim.span > published - at {
             return Err(self.poison_at(at, format!("a record of {} bytes", claim.span)));
         }
-        let header = match claim.state {
-            SlotState::Reserved => return Err(self.poison_at(at, "published, yet not complete".into())),
-            SlotState::Filler => filler(at, claim),
-            SlotState::Filled => self.check_header(at, claim)?,
-        };
-        Ok((header, claim.span))
+        if claim.state == SlotState::Reserved {
+            return Err(self.poison_at(at, "published, yet not complete".into()));
+        }
+        Ok(claim)
     }
 
     fn check_header(&self, at: u64, claim: Claim) -> Result<RecordHeader, PoisonError> {

@@ -95,16 +95,7 @@ impl Archiver {
     /// Starts to archive.
     pub fn start(name: &str, archiving: Archiving) -> io::Result<Archiver> {
         let shared = Arc::<Shared>::default();
-        let work = Work {
-            consumer: Consumer::new(archiving.log.clone(), archiving.log.free()),
-            shared: shared.clone(),
-            writer: None,
-            unsynced: 0,
-            again: Instant::now(),
-            pause: FIRST_PAUSE,
-            retained: Instant::now(),
-            archiving,
-        };
+        let work = Work::new(archiving, shared.clone());
         let thread = thread::Builder::new().name(format!("archive-{name}")).spawn(move || work.run())?;
         Ok(Archiver { shared, thread: Some(thread) })
     }
@@ -145,6 +136,19 @@ struct Work {
 }
 
 impl Work {
+    fn new(archiving: Archiving, shared: Arc<Shared>) -> Work {
+        Work {
+            consumer: archiving.space.0.consumer(archiving.space.1),
+            shared,
+            writer: None,
+            unsynced: 0,
+            again: Instant::now(),
+            pause: FIRST_PAUSE,
+            retained: Instant::now(),
+            archiving,
+        }
+    }
+
     fn run(mut self) {
         if let Err(poison) = self.archive() {
             tracing::error!(error = %poison, "the archive ends");
@@ -179,7 +183,8 @@ impl Work {
         }
     }
 
-    /// Opens the archive and goes on where it ends if the ring still holds that, else begins anew.
+    /// Opens the archive and goes on where it ends if the ring still holds that for us, else begins anew. What was passed
+    /// over after a failure is not held for us, though a slower destination may keep it in the ring for a while.
     fn open(&mut self) -> Result<(), crate::log::PoisonError> {
         let generation = self.archiving.log.spec().generation;
         let begun = ArchiveWriter::open(self.archiving.config.clone()).and_then(|mut writer| {
@@ -297,4 +302,74 @@ impl Work {
 fn wall_clock_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::format::MIN_RING;
+    use crate::log::{Appender, LogSpec};
+    use crate::ship::sync::{SyncRegion, SyncSource, Syncer};
+    use crate::types::{GroupId, RegionId};
+
+    struct NoRegions(Appender);
+
+    impl SyncSource for NoRegions {
+        fn appender(&self) -> &Appender {
+            &self.0
+        }
+        fn regions(&self) -> io::Result<Vec<SyncRegion>> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn an_archive_that_was_given_up_does_not_go_back_to_what_only_the_destination_still_holds() {
+        let spec = LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() };
+        let (_fd, log) = LogRegion::create(&spec).unwrap();
+        let first = log.free();
+        // The destination, consumer 0, acknowledges nothing.
+        let space = Space::new(log.clone(), 2);
+        let copying = Appender::attach(log.clone(), 2).unwrap();
+        let syncer = Syncer::start("archive-test", Arc::new(NoRegions(copying))).unwrap();
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut work = Work::new(
+            Archiving {
+                log: log.clone(),
+                config: ArchiveConfig {
+                    dir: dir.path().join("archive"),
+                    group: GroupId([1; 16]),
+                    keep_bytes: 1 << 20,
+                    keep_age: None,
+                },
+                resumes: true,
+                space: (space, 1),
+                copies: syncer.requester(),
+                observe: Box::new(|_| {}),
+                tell: Box::new(|_| {}),
+            },
+            Arc::default(),
+        );
+        let app = Appender::attach(log.clone(), 1).unwrap();
+        let record = || {
+            app.append(Kind::Data, RegionId(1), 0, &[1; 64]).unwrap();
+            app.drain()
+        };
+        work.open().unwrap();
+        let durable = record();
+        let batch = work.consumer.next_batch(MAX_BATCH).unwrap().unwrap();
+        work.take(&batch);
+        work.sync();
+        assert_eq!(work.shared.lock().view.durable, Some(durable));
+        let lost = record();
+        let batch = work.consumer.next_batch(MAX_BATCH).unwrap().unwrap();
+        work.take(&batch);
+        let source = io::Error::from_raw_os_error(libc::ENOSPC);
+        work.fail(&ArchiveError::Io { what: "write", path: dir.path().to_owned(), source });
+
+        work.open().unwrap();
+        assert_eq!(log.free(), first, "the destination holds all of it");
+        assert_eq!(work.consumer.position(), lost, "given free by this consumer, and yet to be read again");
+        assert_eq!(work.shared.lock().view.durable, Some(lost), "begun anew behind it");
+    }
 }

@@ -169,7 +169,7 @@ impl Shared {
         let log = group.log();
         let resumes = have.generation == group.generation()
             && have.image != ImageState::Poisoned
-            && Consumer::new(log.clone(), log.free()).holds(have.applied);
+            && self.space.consumer(DESTINATION).holds(have.applied);
         if resumes {
             let consumer = Consumer::new(log.clone(), have.applied);
             return Begin { consumer, digest: have.digest, fresh: false };
