@@ -30,7 +30,7 @@ pub struct Event {
     /// The group that it happened to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// What, in a word or two: `agent_started`, `region_protected`, `saved`. The guide lists them.
+    /// What, in a word or two: `agent_started`, `region_protected`, `saved`. `docs/guide.md` lists them.
     pub kind: String,
     /// More, as fields of an object; may be null.
     #[serde(skip_serializing_if = "Value::is_null")]

@@ -14,8 +14,12 @@ impl Turn<'_> {
                 self.act(Action::Kill);
                 self.alarm(Alarm::ApplicationNotAdmitted);
             }
-            Event::OperatorPromote { force: true } => self.promote_untriggered(Mandate::Force),
-            Event::OperatorPromote { force: false } => self.operator_asks_promotion(),
+            Event::OperatorPromote { force } => match self.next.refuses_promotion(*force) {
+                Some(why) => self.alarm(why),
+                None if *force => self.promote_untriggered(Mandate::Force),
+                None if self.next.phase == Phase::Unable => self.revoke(),
+                None => {}
+            },
             Event::ArbiterGranted { generation } if *generation == self.next.durable.generation => {
                 self.promote_untriggered(Mandate::Arbiter)
             }
@@ -234,15 +238,6 @@ impl Turn<'_> {
                 self.revoke();
             }
             _ => {}
-        }
-    }
-
-    fn operator_asks_promotion(&mut self) {
-        match self.next.phase {
-            Phase::Unable => self.revoke(),
-            Phase::Demoted => self.alarm(Alarm::NoImage),
-            Phase::Revoking | Phase::Verifying => {}
-            _ => self.alarm(Alarm::NoMandate),
         }
     }
 

@@ -321,18 +321,20 @@ impl Turn<'_> {
     }
 
     fn operator_wants_ownership(&mut self, force: bool) {
+        if let Some(why) = self.next.refuses_promotion(force) {
+            return self.alarm(why);
+        }
         match (&self.next.durable.standing, self.next.phase) {
-            (Standing::GivenUp { .. }, _) if force => {
+            (Standing::GivenUp { .. }, _) => {
                 // The heir may have promoted itself to the next generation behind our back: skip that one.
                 self.next.durable.generation = self.next.durable.generation.next().next();
                 self.take_back(0);
             }
-            (_, Phase::Returned) if force => self.place_or_start(),
+            (_, Phase::Returned) => self.place_or_start(),
             (_, Phase::Stopped | Phase::Unable) => {
                 self.next.failed_starts = 0;
                 self.place_or_start();
             }
-            (Standing::GivenUp { .. }, _) | (_, Phase::Returned) => self.alarm(Alarm::NoMandate),
             _ => {}
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::Cause;
+use super::event::{Alarm, Cause};
 use crate::types::{Generation, Lsn};
 
 /// Version of [`Durable`] as it is stored.
@@ -211,6 +211,39 @@ pub enum Phase {
     Demoted,
 }
 
+impl Phase {
+    /// The word in status, documents and messages: the one that serde writes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Returned => "returned",
+            Phase::Placing => "placing",
+            Phase::Starting => "starting",
+            Phase::Running => "running",
+            Phase::Stopped => "stopped",
+            Phase::Freezing => "freezing",
+            Phase::Saving => "saving",
+            Phase::HandingOver => "handing_over",
+            Phase::HandedOver => "handed_over",
+            Phase::Refreezing => "refreezing",
+            Phase::Cancelling => "cancelling",
+            Phase::Standby => "standby",
+            Phase::SaveStarted => "save_started",
+            Phase::AwaitingSaved => "awaiting_saved",
+            Phase::Revoking => "revoking",
+            Phase::Verifying => "verifying",
+            Phase::Unable => "unable",
+            Phase::Doubtful => "doubtful",
+            Phase::Demoted => "demoted",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
 /// The application of the group on this node, as last known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -263,6 +296,18 @@ impl State {
     pub fn admits_application(&self) -> bool {
         matches!(self.durable.standing, Standing::Owner { .. })
             && matches!(self.phase, Phase::Starting | Phase::Running | Phase::Stopped)
+    }
+
+    /// Why an operator's word to promote is refused in this state. None: it is heeded, or asks for what is so already.
+    pub fn refuses_promotion(&self, force: bool) -> Option<Alarm> {
+        match (&self.durable.standing, self.phase) {
+            (Standing::Demoted { .. }, _) => Some(Alarm::NoImage),
+            _ if force => None,
+            (Standing::GivenUp { .. } | Standing::Standby { .. }, _) => Some(Alarm::NoMandate),
+            (Standing::Owner { .. }, Phase::Returned) => Some(Alarm::NoMandate),
+            (Standing::Triggered { .. }, Phase::AwaitingSaved | Phase::Doubtful) => Some(Alarm::NoMandate),
+            (Standing::Owner { .. } | Standing::Triggered { .. }, _) => None,
+        }
     }
 
     /// The round of the present attempt.
@@ -365,5 +410,26 @@ impl Policy {
             | Phase::Doubtful
             | Phase::Demoted => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_has_the_same_word_in_messages_and_in_documents() {
+        for word in words() {
+            let phase: Phase = serde_json::from_value(word.clone().into()).unwrap();
+            assert_eq!(phase.to_string(), word);
+        }
+    }
+
+    /// Every word that serde takes for a phase, as its complaint about another one has them.
+    fn words() -> Vec<String> {
+        let complaint = serde_json::from_str::<Phase>("\"?\"").unwrap_err().to_string();
+        let words: Vec<_> = complaint.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+        assert!(words.len() > 10, "{complaint}");
+        words
     }
 }

@@ -178,7 +178,8 @@ fn an_operators_word_promotes_and_the_old_source_steps_down() {
     }
     app.wait(lsn, Level::Durable);
     let acknowledged = app.next;
-    pair.beta.controller().promote(false).unwrap();
+    let refused = pair.beta.controller().promote(false).unwrap_err();
+    assert!(refused.contains("promote --force"), "{refused}");
     pair.alpha.stop();
     assert!(pair.beta.attach().is_err(), "promoted without anyone's word");
     pair.beta.controller().promote(true).unwrap();

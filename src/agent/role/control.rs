@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::Role;
 use crate::agent::group::{Controller, Group};
 use crate::agent::ownership::Ownership;
-use crate::agent::status::{GroupStatus, Role as Part};
-use crate::failover::{Event, Phase};
+use crate::agent::status::{DestinationState, GroupStatus, Role as Part};
+use crate::failover::{Event, Phase, Standing, State};
 use crate::types::Generation;
 
 impl Controller for Arc<Role> {
@@ -17,11 +17,7 @@ impl Controller for Arc<Role> {
     }
 
     fn attach(&self) -> Result<Arc<Group>, String> {
-        let state = self.ownership.get().map(Ownership::state);
-        if !state.as_ref().is_some_and(|s| s.admits_application()) {
-            let phase = state.map_or_else(|| "starting".into(), |s| format!("{:?}", s.phase));
-            return Err(format!("group `{}` does not run on this node at present ({phase})", self.name));
-        }
+        self.admitting()?;
         let open = self.open();
         open.as_ref().map(|o| o.group.clone()).ok_or_else(|| format!("group `{}` is being opened", self.name))
     }
@@ -29,11 +25,14 @@ impl Controller for Arc<Role> {
     fn report(&self) -> GroupStatus {
         let state = self.ownership.get().map(Ownership::state);
         let generation = state.as_ref().map_or(Generation(0), |s| s.durable.generation);
-        let word = state.as_ref().and_then(|s| serde_json::to_value(s.phase).ok());
+        let phase = state.as_ref().map(|s| s.phase);
         let source = matches!(state.as_ref().map(|s| s.role()), Some("source"));
         let open = self.open().as_ref().map(|o| (o.group.clone(), o.source.clone()));
         let group = open.as_ref().map(|(group, _)| group);
-        let stream = open.as_ref().and_then(|(_, source)| source.status());
+        let mut stream = open.as_ref().and_then(|(_, source)| source.status());
+        if let (Some(stream), Some(Phase::HandedOver)) = (&mut stream, phase) {
+            stream.state = DestinationState::HandedOver;
+        }
         let image = match (&self.standby, source) {
             (Some(standby), false) => Some(standby.destination_status(self.identity.node(), generation)),
             _ => None,
@@ -42,7 +41,7 @@ impl Controller for Arc<Role> {
             name: self.name.clone(),
             role: if source { Part::Source } else { Part::Destination },
             generation,
-            state: word.as_ref().and_then(|w| w.as_str()).unwrap_or("starting").to_owned(),
+            state: phase.map_or(OPENING, Phase::word).to_owned(),
             supervision: Some(self.application.means().to_owned()),
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
@@ -56,35 +55,39 @@ impl Controller for Arc<Role> {
         if self.heir.is_none() {
             return Err(format!("group `{}` has no destination to save to", self.name));
         }
-        match self.ownership.get().map(Ownership::state) {
-            Some(state) if state.admits_application() => {
-                self.teller.tell(Event::OperatorLastGasp);
-                Ok(())
-            }
-            state => Err(format!(
-                "group `{}` does not run on this node at present ({:?})",
-                self.name,
-                state.map(|s| s.phase)
-            )),
-        }
-    }
-
-    fn promote(&self, force: bool) -> Result<(), String> {
-        self.teller.tell(Event::OperatorPromote { force });
+        self.admitting()?;
+        self.teller.tell(Event::OperatorLastGasp);
         Ok(())
     }
 
+    fn promote(&self, force: bool) -> Result<(), String> {
+        let state = self.known_state()?;
+        if let Some(why) = state.refuses_promotion(force) {
+            return Err(format!("group `{}`: {}", self.name, why.message()));
+        }
+        match (&state.durable.standing, state.phase) {
+            (Standing::Owner { .. }, Phase::Running) => {
+                Err(format!("group `{}` runs here already", self.name))
+            }
+            (Standing::Owner { .. }, Phase::Freezing | Phase::Saving) => Err(format!(
+                "group `{}` is being handed over by this node ({}): `pmemha cancel` calls it off",
+                self.name, state.phase
+            )),
+            _ => {
+                self.teller.tell(Event::OperatorPromote { force });
+                Ok(())
+            }
+        }
+    }
+
     fn cancel(&self) -> Result<(), String> {
-        let state = self.ownership.get().map(Ownership::state);
-        match state.map(|s| s.phase) {
-            Some(
-                Phase::Freezing | Phase::Saving | Phase::HandingOver | Phase::HandedOver | Phase::Cancelling,
-            ) => {
+        match self.known_state()?.phase {
+            Phase::Freezing | Phase::Saving | Phase::HandingOver | Phase::HandedOver | Phase::Cancelling => {
                 self.teller.tell(Event::OperatorCancel);
                 Ok(())
             }
             phase => Err(format!(
-                "group `{}` is not being handed over by this node ({phase:?}): there is nothing to cancel",
+                "group `{}` is not being handed over by this node ({phase}): there is nothing to cancel",
                 self.name
             )),
         }
@@ -104,3 +107,23 @@ impl Controller for Arc<Role> {
         left.map(|why| format!("group `{}`: {why}", self.name))
     }
 }
+
+impl Role {
+    /// Where the group stands, or that it is too early to say.
+    fn known_state(&self) -> Result<State, String> {
+        let state = self.ownership.get().map(Ownership::state);
+        state.ok_or_else(|| format!("group `{}` is being opened: ask again in a moment", self.name))
+    }
+
+    /// Whether the application may run here; if not, the sentence that says so.
+    fn admitting(&self) -> Result<(), String> {
+        let state = self.known_state()?;
+        if state.admits_application() {
+            return Ok(());
+        }
+        Err(format!("group `{}` does not run on this node at present ({})", self.name, state.phase))
+    }
+}
+
+/// The group's word before its machine stands.
+const OPENING: &str = "opening";

@@ -3,6 +3,8 @@
 //! Plain data, gathered at the moment of the question. Every number that was not measured at that moment has
 //! its own `as_of`. [`text`] renders it for a person.
 
+#[cfg(test)]
+mod guide;
 pub mod text;
 
 use serde::{Deserialize, Serialize};
@@ -75,7 +77,8 @@ pub struct GroupStatus {
     pub role: Role,
     /// Generation known here.
     pub generation: Generation,
-    /// One word for how it is, in the words of the group's state machine; `docs/guide.md` lists them.
+    /// One word for how it is: the phase of the group's state machine, or `opening` before that stands, or `unprotected` for a
+    /// group without destinations. `docs/guide.md` lists them.
     pub state: String,
     /// What the application is frozen by: `cgroup2`, `cgroup1`, or `signals` (SIGSTOP); none if nothing here would.
     pub supervision: Option<String>,
@@ -217,14 +220,12 @@ pub enum DestinationState {
     Syncing,
     /// Records flow and count.
     Streaming,
-    /// Everything has been handed over: the destination owns the group.
+    /// Everything has been handed over: the destination has durably accepted the group.
     HandedOver,
     /// At a destination: no source is connected; the image stands still.
     Waiting,
     /// At a destination: the image cannot go on; see `last_error`.
     Poisoned,
-    /// At a destination: it has been promoted and owns the group.
-    Promoted,
 }
 
 impl DestinationState {
@@ -238,7 +239,6 @@ impl DestinationState {
             DestinationState::HandedOver => "handed_over",
             DestinationState::Waiting => "waiting",
             DestinationState::Poisoned => "poisoned",
-            DestinationState::Promoted => "promoted",
         }
     }
 }
