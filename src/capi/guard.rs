@@ -51,7 +51,7 @@ pub(super) unsafe fn optional_str<'a>(what: &str, text: *const c_char) -> Result
     text.to_str().map(Some).map_err(|_| Failure::invalid(format!("{what} is not UTF-8")))
 }
 
-/// Writes a result through a pointer of the caller's, which may be NULL if `optional`.
+/// Writes a result through a pointer of the caller's, if it is not NULL.
 ///
 /// # Safety
 /// `out` is NULL or points to a `T` that may be written.

@@ -63,7 +63,7 @@ impl<T, const N: usize> Handles<T, N> {
                 let state = slot.state.load(Relaxed);
                 let generation = (state >> GENERATION_SHIFT).wrapping_add(1) & u64::from(u32::MAX);
                 let claimed = (generation << GENERATION_SHIFT) | OCCUPIED;
-                // Acquire: pairs with the release in `vacate`, so that the old value's drop is over.
+                // Acquire: pairs with the release in the drop of `InUse`, so that the old value's drop is over.
                 if state & OCCUPIED != 0
                     || slot.state.compare_exchange(state, claimed, AcqRel, Relaxed).is_err()
                 {

@@ -208,13 +208,13 @@ pub unsafe extern "C" fn pmemha_status_json(
     })
 }
 
-/// Starts the last gasp of the session's group and waits until it has completed.
+/// Starts the last gasp of the session's group; returns once it has begun.
 ///
-/// Everything that is published goes to the destination, which is then told to take over where the agent's
-/// configuration says so. For a program that knows of a failure before the agent does.
+/// The application, the caller included, is frozen; everything that is published goes to the destination, which then takes
+/// over. For a program that knows of a failure before the agent does. `pmemha events` tells how it goes on.
 ///
 /// Returns #PMEMHA_OK, #PMEMHA_E_NO_AGENT, #PMEMHA_E_REFUSED (the agent's words say why), #PMEMHA_E_REPLACED, #PMEMHA_E_CLOSED,
-/// #PMEMHA_E_INVAL. Waits no longer than two minutes. Any thread.
+/// #PMEMHA_E_INVAL. Waits for the agent no longer than five seconds. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn pmemha_last_gasp(session: *mut pmemha_session) -> pmemha_rc {
     guard(|| Ok(find(session)?.last_gasp()?))

@@ -314,7 +314,7 @@ impl Alarm {
     pub fn message(self) -> &'static str {
         match self {
             Alarm::NoHeir => {
-                "no heir is configured for this group: it stays here until the power ends; set `heir`"
+                "no heir is configured for this group: it stays here until the power ends; name one in `destinations`"
             }
             Alarm::TailNotSaved => {
                 "the log's tail is not at the heir yet, so the heir cannot take over: check the network and the heir's agent"

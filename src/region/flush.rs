@@ -1,6 +1,6 @@
-//! Local persistence of lines of the caller's own memory, as libpmem does it: CLWB, else CLFLUSHOPT, else CLFLUSH.
+//! Local persistence of lines, as libpmem does it: CLWB, else CLFLUSHOPT, else CLFLUSH.
 //!
-//! For the C API, whose callers have no libpmem in between. What the processor offers is asked once, at run time, so
+//! For the C API, whose callers have no libpmem in between, and for a destination's own mappings. What the processor offers is asked once, at run time, so
 //! that the same library runs on old machines and under emulators that know fewer instructions.
 
 use std::arch::asm;

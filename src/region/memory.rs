@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
-use crate::types::LINE;
+use super::flush;
 
 /// A mapping, unmapped on drop. Offsets and lengths are in bytes; out-of-range ones panic, since they are
 /// bugs of ours: whoever takes an offset from outside checks it with [`SharedMem::contains`] first.
@@ -241,11 +241,12 @@ impl SharedMem {
         }
     }
 
-    /// Flushes the range's cache lines to persistent memory and fences: CLWB (CLFLUSH where absent), SFENCE.
+    /// Flushes the range's cache lines to persistent memory and fences: CLWB, or what the processor has instead, and SFENCE.
     pub fn persist(&self, off: usize, len: usize) {
-        let start = off & !(LINE - 1);
-        let p = self.at(start, off + len - start);
-        flush_lines(p, off + len - start);
+        let start = self.at(off, len) as usize;
+        // SAFETY: the range is mapped, and stays so as long as we are borrowed.
+        unsafe { flush::flush_lines(start..start + len) };
+        flush::fence();
     }
 }
 
@@ -271,16 +272,6 @@ fn map_at(
     // SAFETY: without MAP_FIXED the kernel chooses a free place; with it the caller owns the place.
     let p = unsafe { libc::mmap(at.cast(), len, prot, libc::MAP_SHARED | flags, fd, offset as libc::off_t) };
     if p == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(p.cast()) }
-}
-
-fn flush_lines(start: *mut u8, len: usize) {
-    use std::arch::x86_64::{_mm_clflush, _mm_sfence};
-    for off in (0..len).step_by(LINE) {
-        // SAFETY: flushing a line of a live mapping changes no content.
-        unsafe { _mm_clflush(start.wrapping_add(off)) };
-    }
-    // SAFETY: a fence has no operands.
-    unsafe { _mm_sfence() };
 }
 
 #[cfg(test)]

@@ -102,8 +102,9 @@ pub struct Applier {
     synced: Lsn,
     /// The highest position ever acknowledged as durable; opening again must not take it back.
     durable: Lsn,
-    /// Making the ring durable failed, so its pages' state is unknown to the system.
-    sync_again: bool,
+    /// Up to here the ring's pages may be taken for written although they are not: making them durable may have failed,
+    /// in this life or in one before. They are made dirty again before they are synced.
+    doubtful: Lsn,
 }
 
 impl Applier {
@@ -117,10 +118,11 @@ impl Applier {
             Err(e) => return Err(e.into()),
         };
         let at = set.cursor().lsn;
+        let doubtful = at.advance(landing.as_ref().map_or(0, |l| l.ring_bytes()));
         let landing = landing.filter(|l| l.generation() == set.cursor().generation);
         let pending = Vec::new();
         let applier =
-            Applier { config, set, landing, pending, landed: at, synced: at, durable: at, sync_again: false };
+            Applier { config, set, landing, pending, landed: at, synced: at, durable: at, doubtful };
         Ok((applier, refused))
     }
 
@@ -185,11 +187,10 @@ impl Applier {
         if self.landed == self.synced {
             return Ok(false);
         }
-        if let Err(source) = landing.sync(self.synced, self.landed, self.sync_again) {
+        if let Err(source) = landing.sync(self.synced, self.landed, self.synced < self.doubtful) {
             let path = self.config.dir.join(super::landing::FILE);
             return Err(LandingError::Io { what: "make durable", path, source }.into());
         }
-        self.sync_again = false;
         self.synced = self.landed;
         self.durable = self.durable.max(self.synced);
         Ok(true)
@@ -237,7 +238,7 @@ impl Applier {
 
     /// After an error: opens everything again as after a crash, so that what failed is repeated from the stored position.
     pub fn reopen(&mut self) -> Result<(), ApplyError> {
-        self.sync_again = true;
+        self.doubtful = self.doubtful.max(self.landed);
         self.set = ImageSet::open(self.config.store.clone(), &self.config.dir, self.config.group)?;
         self.rewind();
         Ok(())

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, SeekFrom, renameat_with, seek};
@@ -93,7 +93,7 @@ pub(super) fn already(
     if identity(path).map_err(fail("look at", path))? != Some(*known) {
         return Ok(None);
     }
-    let pmdk = clear(path).map_err(fail("prepare", path))?;
+    let pmdk = open_same(path, *known).and_then(|file| clear(&file)).map_err(fail("prepare", path))?;
     Ok(Some(placed(region, path, How::Already, newest_aside(path, generation), pmdk)))
 }
 
@@ -107,9 +107,9 @@ pub(super) fn prepare(
 ) -> Result<Part, PromoteError> {
     let part = parent(path).join(format!(".pmemha-{generation}-{}.part", region.entry.id));
     step("part").and_then(|()| gone_is_fine(fs::remove_file(&part))).map_err(fail("prepare", path))?;
-    let how = link_or_copy(&region.path, &part).map_err(fail("copy to", path))?;
-    let pmdk = dress(&part, region.entry.mode, owner).map_err(fail("prepare", path))?;
-    let id = FileId::of(&fs::symlink_metadata(&part).map_err(fail("look at", path))?);
+    let (how, id) = link_or_copy(&region.path, &part).map_err(fail("copy to", path))?;
+    let file = open_same(&part, id).map_err(fail("prepare", path))?;
+    let pmdk = dress(&file, region.entry.mode, owner).map_err(fail("prepare", path))?;
     Ok(Part { path: part, id, how, pmdk })
 }
 
@@ -148,18 +148,20 @@ fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PromoteErr
     move |source| PromoteError::Io { what, path, source }
 }
 
-fn link_or_copy(from: &Path, to: &Path) -> io::Result<How> {
+fn link_or_copy(from: &Path, to: &Path) -> io::Result<(How, FileId)> {
     match fs::hard_link(from, to) {
-        Ok(()) => Ok(How::Linked),
-        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => copy_sparse(from, to).map(|()| How::Copied),
+        Ok(()) => Ok((How::Linked, FileId::of(&fs::symlink_metadata(from)?))),
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            Ok((How::Copied, FileId::of(&copy_sparse(from, to)?.metadata()?)))
+        }
         Err(e) => Err(e),
     }
 }
 
-/// Copies the allocated parts of a file into a new one, and syncs it.
-pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+/// Copies the allocated parts of a file into a new one that only its owner can open, and syncs it.
+pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<File> {
     let from = File::open(from)?;
-    let to = OpenOptions::new().write(true).create_new(true).open(to)?;
+    let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     let size = from.metadata()?.len();
     to.set_len(size)?;
     let mut buf = vec![0; COPY_BYTES.min(size.max(1) as usize)];
@@ -179,24 +181,34 @@ pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
             at += n as u64;
         }
     }
-    to.sync_all()
+    to.sync_all()?;
+    Ok(to)
+}
+
+/// Opens the file at `path`, which must be that one: the directory may belong to a user who puts a link in its place, and
+/// what follows is done with our rights.
+fn open_same(path: &Path, id: FileId) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    if FileId::of(&file.metadata()?) != id {
+        return Err(io::Error::other("somebody put another file in its place"));
+    }
+    Ok(file)
 }
 
 /// Access bits, owner, shutdown state; durable.
-fn dress(part: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<Option<String>> {
+fn dress(part: &File, mode: u32, owner: Option<(u32, u32)>) -> io::Result<Option<String>> {
     let mode = if mode & 0o777 == 0 { DEFAULT_MODE } else { mode & 0o777 };
     let pmdk = clear(part)?;
-    fs::set_permissions(part, fs::Permissions::from_mode(mode))?;
+    part.set_permissions(fs::Permissions::from_mode(mode))?;
     if let Some((user, group)) = owner {
-        chown(part, Some(user), Some(group))?;
+        fchown(part, Some(user), Some(group))?;
     }
-    File::open(part)?.sync_all()?;
+    part.sync_all()?;
     Ok(pmdk)
 }
 
-fn clear(path: &Path) -> io::Result<Option<String>> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    match pmdk::clear_shutdown_state(&file) {
+fn clear(file: &File) -> io::Result<Option<String>> {
+    match pmdk::clear_shutdown_state(file) {
         Ok(None) => Ok(None),
         Ok(Some(pool)) if pool.has_shutdown_state && pool.set => {
             file.sync_all()?;

@@ -89,7 +89,10 @@ pub(super) fn run(mut applier: Box<Applier>, link: Link, shared: &Shared) -> Box
             }
             Err(e) => {
                 let again = fault(&mut applier, &mut acks, shared, e);
-                if stopping || acks.is_closed() || !again {
+                if !again {
+                    acks.close();
+                }
+                if stopping || acks.is_closed() {
                     break;
                 }
                 acks.wait(RETRY);
@@ -167,6 +170,17 @@ impl Acks {
         self.closed
     }
 
+    /// Ends the connection, once what was said has arrived: the source is to connect again and begin anew.
+    fn close(&mut self) {
+        while self.in_flight > 0 && !self.closed {
+            self.wait(SLEEP);
+        }
+        if let Err(e) = self.link.endpoint.revoke() {
+            tracing::info!(peer = self.link.endpoint.peer(), "the connection could not be ended: {e}");
+        }
+        self.closed = true;
+    }
+
     fn wait(&mut self, timeout: Duration) {
         match self.link.endpoint.wait(timeout) {
             Wake::Ready => {
@@ -230,6 +244,8 @@ impl Acks {
 fn cell(applier: &Applier, status: &ReplicaStatus, flags: u32) -> AckCell {
     let (image, counts_from) = applier.images().numbers();
     let state = match status.image {
+        // What cannot be applied must not count, however durable it is in the ring.
+        _ if status.poisoned => 0,
         ImageHealth::Consistent => COUNTS,
         ImageHealth::Syncing => SYNCING,
         ImageHealth::None | ImageHealth::Stale => 0,

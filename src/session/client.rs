@@ -219,14 +219,9 @@ impl Session {
         self.link().finish(&Request::Goodbye { status }, GOODBYE_WAIT)
     }
 
-    /// The last gasp of the session's group, now; returns when it has completed.
+    /// The last gasp of the session's group, now; returns once it has begun.
     pub fn last_gasp(&self) -> Result<(), SessionError> {
-        self.done(&Request::LastGasp { group: None }, LAST_GASP_WAIT)
-    }
-
-    /// For launchers: how the program `pid`, which the caller started, has ended.
-    pub fn ended(&self, pid: u32, code: Option<i32>, signal: Option<i32>) -> Result<(), SessionError> {
-        self.done(&Request::Ended { pid, code, signal }, REQUEST_WAIT)
+        self.done(&Request::LastGasp { group: None }, REQUEST_WAIT)
     }
 
     /// The agent's status, as `pmemha status --json` prints it.
@@ -306,9 +301,6 @@ pub const REQUEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Longest wait at exit: short, since nothing is lost but the difference between an exit and a death.
 pub const GOODBYE_WAIT: Duration = Duration::from_secs(1);
-
-/// Longest wait for a last gasp: the hold-up of any battery that it is meant for.
-pub const LAST_GASP_WAIT: Duration = Duration::from_secs(120);
 
 /// Longest wait of [`Session::tend`].
 pub const TEND_WAIT: Duration = Duration::from_millis(100);

@@ -23,7 +23,7 @@ use crate::log::region::boottime;
 use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
 use crate::region::memory::SharedMem;
 use crate::replica::ack::ACK_BYTES;
-use crate::types::{Durability, PAGE};
+use crate::types::{Durability, Lsn, PAGE};
 
 /// Largest batch: big enough that the cost of a request vanishes, small enough that several fill a link.
 const MAX_BATCH: u64 = 1 << 20;
@@ -100,6 +100,8 @@ pub struct Shipper {
     gate: AckGate,
     acked: Acked,
     digest: u64,
+    /// The newest `SyncBegin` posted: what follows it counts only once the image that it begins does.
+    sync_from: Option<Lsn>,
     rate: DrainRate,
     space: Arc<Space>,
     who: usize,
@@ -143,6 +145,7 @@ impl Shipper {
             gate: AckGate::new(log.spec().generation),
             acked: Acked::default(),
             digest,
+            sync_from: None,
             rate: DrainRate::default(),
             completions: Vec::new(),
             busy_since: None,
@@ -238,6 +241,7 @@ impl Shipper {
             Durability::Battery if self.acked.counts => self.acked.durable.max(received),
             _ => self.acked.durable,
         };
+        let copied = is_copied(&self.acked, self.sync_from);
         if self.acked.counts {
             if let Some(gap) = self.log.gap()
                 && gap.end.is_none()
@@ -245,7 +249,8 @@ impl Shipper {
             {
                 self.log.end_gap(self.acked.counts_from);
             }
-            self.log.set_acks(Acks { received, durable, applied: self.acked.applied });
+            let all = Acks { received, durable, applied: self.acked.applied };
+            self.log.set_acks(if copied { all } else { up_to(all, self.sync_from) });
         }
         self.space.done(self.who, self.acked.applied);
         self.status.set(ShipView {
@@ -254,9 +259,9 @@ impl Shipper {
             durable,
             applied: self.acked.applied,
             drain: self.rate.bytes_per_s(),
-            counts: self.acked.counts,
+            counts: self.acked.counts && copied,
             counts_from: self.acked.counts_from,
-            syncing: self.acked.syncing,
+            syncing: self.acked.syncing || !copied,
             faulted: self.acked.faulted,
         });
     }
@@ -314,6 +319,8 @@ impl Shipper {
         self.window.post(batch.end);
         self.woken |= wakes;
         batch.headers.iter().for_each(&self.observe);
+        let begins = batch.headers.iter().rfind(|h| h.kind == Kind::SyncBegin as u8);
+        self.sync_from = begins.map(|h| Lsn(h.lsn)).or(self.sync_from);
         self.digest = batch.headers.iter().fold(self.digest, chain);
         self.status.set_digest(self.digest, batch.end);
         Ok(true)
@@ -370,5 +377,36 @@ impl Shipper {
             self.log.sleep_until_work(seen, depth, most);
         }
         Ok(())
+    }
+}
+
+/// Whether the image that the newest `SyncBegin` posted began is the one that counts. Until the destination has applied that
+/// record, it may still say that it counts: of the image before.
+fn is_copied(acked: &Acked, sync_from: Option<Lsn>) -> bool {
+    sync_from.is_none_or(|begin| acked.counts && acked.counts_from > begin)
+}
+
+/// What may be believed while a copy is under way: nothing from its beginning on, since a promotion would yield the image
+/// before, which has none of it.
+fn up_to(acks: Acks, sync_from: Option<Lsn>) -> Acks {
+    let limit = |lsn: Lsn| sync_from.map_or(lsn, |begin| begin.min(lsn));
+    Acks { received: limit(acks.received), durable: limit(acks.durable), applied: limit(acks.applied) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_past_the_beginning_of_a_copy_counts_before_its_end() {
+        let begin = Some(Lsn(640));
+        let old = Acked { counts: true, counts_from: Lsn(96), ..Acked::default() };
+        assert!(is_copied(&old, None));
+        assert!(!is_copied(&old, begin), "it still speaks of the image before");
+        assert!(!is_copied(&Acked { counts: false, ..old }, begin));
+        assert!(is_copied(&Acked { counts_from: Lsn(960), ..old }, begin));
+        let acks = Acks { received: Lsn(960), durable: Lsn(800), applied: Lsn(320) };
+        let limited = up_to(acks, begin);
+        assert_eq!((limited.received, limited.durable, limited.applied), (Lsn(640), Lsn(640), Lsn(320)));
     }
 }

@@ -1,7 +1,8 @@
-//! Where a destination's stream stands, as plain atomics: written by the shipper, read by anyone at any time.
+//! Where a destination's stream stands, mostly as plain atomics: written by the shipper, read by anyone at any time.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, PoisonError};
 
 use crate::types::Lsn;
 
@@ -17,9 +18,8 @@ pub struct ShipStatus {
     counts_from: AtomicU64,
     syncing: AtomicBool,
     faulted: AtomicBool,
-    /// Chained digest at `digest_at`; see [`ShipStatus::digest`].
-    digest: AtomicU64,
-    digest_at: AtomicU64,
+    /// End of what was posted, and the chained digest there: one is worth nothing without the other.
+    digest: Mutex<(Lsn, u64)>,
     /// [`crate::log::region::boottime`] nanoseconds of the first post since [`ShipStatus::mark`]; 0: none yet.
     first_post: AtomicU64,
     marked: AtomicBool,
@@ -67,8 +67,8 @@ impl ShipStatus {
     /// The chained digest at `lsn`, if the stream shipped so far ends there. For the last gasp, when nothing is appended
     /// any more.
     pub fn digest(&self, lsn: Lsn) -> Option<u64> {
-        let digest = self.digest.load(Relaxed);
-        (self.digest_at.load(Relaxed) == lsn.0).then_some(digest)
+        let (at, digest) = *self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        (at == lsn).then_some(digest)
     }
 
     /// From here on the next post is noted with its time.
@@ -89,10 +89,7 @@ impl ShipStatus {
     }
 
     pub(super) fn set_digest(&self, digest: u64, at: Lsn) {
-        // A reader that sees the new position with the old digest is kept from it by the gasp, which asks only once
-        // the destination has acknowledged the position.
-        self.digest.store(digest, Relaxed);
-        self.digest_at.store(at.0, Relaxed);
+        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = (at, digest);
     }
 
     pub(super) fn set(&self, view: ShipView) {

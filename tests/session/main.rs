@@ -151,12 +151,8 @@ fn requests_carry_what_was_asked_and_refusals_the_agents_words() {
     let agent = TestAgent::start();
     let session = connect(&agent);
     session.last_gasp().unwrap();
-    session.ended(42, None, Some(9)).unwrap();
     assert_eq!(session.status().unwrap()["role"], "source");
-    assert_eq!(
-        agent.requests()[1..3],
-        [Request::LastGasp { group: None }, Request::Ended { pid: 42, code: None, signal: Some(9) }]
-    );
+    assert_eq!(agent.requests()[1..2], [Request::LastGasp { group: None }]);
     agent.refuse("only root may");
     let said = session.last_gasp().unwrap_err().to_string();
     assert!(said.contains("only root may"), "{said}");

@@ -93,7 +93,15 @@ fn check_node(config: &Config, found: &mut Faults) {
         found.add(
             &["node", "listen"],
             "missing, but this node keeps replicas",
-            "name an address that the sources can reach, such as \"0.0.0.0:7475\"",
+            "name an address that the sources can reach, such as \"10.0.0.1:7475\"",
+        );
+    }
+    if node.advertise.is_none() && node.data_address().is_some_and(|a| a.ip().is_unspecified()) {
+        let key = if node.data_listen.is_some() { "data_listen" } else { "listen" };
+        found.add(
+            &["node", key],
+            "all addresses of this node, but others must be told one of them",
+            "name one address, or set `advertise` in [node] to the host that they reach",
         );
     }
     let networked = !config.replicas.is_empty() || config.groups.iter().any(|g| !g.destinations.is_empty());

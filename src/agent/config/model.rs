@@ -29,6 +29,15 @@ pub struct Node {
     pub listen: Option<SocketAddr>,
     /// Address for the data of a tcp fabric; the control channel's address and a free port if absent.
     pub data_listen: Option<SocketAddr>,
+    /// Host that other nodes reach the data address at; needed if that is all of the node's addresses (`0.0.0.0`).
+    pub advertise: Option<String>,
+}
+
+impl Node {
+    /// Where the tcp fabric listens; `None` without `listen`.
+    pub fn data_address(&self) -> Option<SocketAddr> {
+        self.data_listen.or_else(|| Some((self.listen?.ip(), 0).into()))
+    }
 }
 
 /// Who keeps log regions while the agent is down.

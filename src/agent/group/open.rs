@@ -14,6 +14,7 @@ use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, RegionState, StateDir, StateError, VERSION};
 use crate::log::{self, Appender, LogError, LogRegion, LogSpec, Policy};
+use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
 use crate::types::{Generation, GroupId};
 
@@ -254,6 +255,5 @@ const SMALLEST_BITMAP: u64 = 1 << 20;
 /// 2 TiB of regions at the finest grain.
 const LARGEST_BITMAP: u64 = 64 << 20;
 
-/// Files that a generation may protect at a time: as many as 16-bit numbers allow. The table takes 4 MiB of
-/// address space, and memory only where it is used.
-const REGIONS: u32 = u16::MAX as u32;
+/// Files that a generation may protect at a time: no more than a destination takes.
+const REGIONS: u32 = MAX_REGIONS as u32;

@@ -86,8 +86,8 @@ impl Roles {
         let identity = Arc::new(identity);
         let node = &context.config.node;
         let listen = node.listen.ok_or_else(|| missing("other nodes need `listen` in `[node]`"))?;
-        let data = node.data_listen.unwrap_or_else(|| (listen.ip(), 0).into());
-        let fabrics = Arc::new(Fabrics::tcp(data, None, &identity)?);
+        let data = node.data_address().unwrap_or(listen);
+        let fabrics = Arc::new(Fabrics::tcp(data, node.advertise.clone(), &identity)?);
         for plan in plans {
             let role = start_role(context, &identity, &fabrics, plan)?;
             let watched = role.clone();

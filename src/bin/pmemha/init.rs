@@ -1,6 +1,7 @@
 //! `pmemha init`: an authority, a certificate and a commented configuration for each node.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -84,14 +85,20 @@ fn parse_node(text: &str) -> Result<Node, Failure> {
 fn configuration(install: &Path, node: &Node, other: Option<&Node>) -> String {
     let install = install.display();
     let name = &node.name;
-    let port = node.address.rsplit_once(':').map_or("7475", |(_, port)| port);
-    let listen =
-        if node.address.starts_with("127.") { node.address.clone() } else { format!("0.0.0.0:{port}") };
+    let listen = match node.address.parse::<SocketAddr>() {
+        Ok(address) => format!("listen = \"{address}\"      # where the other node reaches this one\n"),
+        Err(_) => {
+            let (host, port) = node.address.rsplit_once(':').unwrap_or((&node.address, "7475"));
+            format!(
+                "listen = \"0.0.0.0:{port}\"\nadvertise = \"{host}\"      # where the other node reaches this one\n"
+            )
+        }
+    };
     let mut text = format!(
         "# pmemhad.conf(5) describes every key. `pmemhad check FILE` says what is wrong.\n\n\
          [node]\n\
          name = \"{name}\"                     # as in the certificate\n\
-         listen = \"{listen}\"      # where the other node reaches this one\n\
+         {listen}\
          # state_dir = \"/var/lib/pmemha\"\n\
          # runtime_dir = \"/run/pmemha\"\n\n\
          [tls]\n\

@@ -32,10 +32,10 @@ pub struct Run {
     /// Directory for an archive of every change, for point-in-time restore
     #[arg(long, value_name = "DIR")]
     archive: Option<PathBuf>,
-    /// How far a change must have come before the program goes on
-    #[arg(long, value_name = "LEVEL", default_value = "local", value_parser = ["local", "received", "durable", "applied"])]
+    /// How far a change must have come before the program goes on; of a running agent, its configuration says
+    #[arg(long, value_name = "LEVEL", default_value = "local", requires = "protect", value_parser = ["local", "received", "durable", "applied"])]
     commit: String,
-    /// Group of the running agent
+    /// Group of the running agent; without effect on a private one
     #[arg(long, env = "PMEMHA_GROUP")]
     group: Option<String>,
     /// The program and its arguments

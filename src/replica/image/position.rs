@@ -55,6 +55,12 @@ struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == SLOT);
 
+impl Slot {
+    fn offset(&self) -> u64 {
+        self.seq % 2 * SLOT as u64
+    }
+}
+
 /// The open file.
 pub struct PositionFile {
     path: PathBuf,
@@ -82,6 +88,11 @@ impl PositionFile {
             image: s.image,
         });
         let seq = newest.map_or(0, |s| s.seq);
+        if let Some(slot) = &newest {
+            // It may be in the cache only: writing it may have failed. In place, so that the other slot stays good.
+            let again = file.write(slot.offset(), Bytes::Slice(slot.as_bytes())).and_then(|()| file.sync());
+            again.map_err(fail)?;
+        }
         Ok((PositionFile { path, file, seq, now: found.unwrap_or_default() }, found))
     }
 
@@ -107,8 +118,8 @@ impl PositionFile {
         };
         let crc = crc32c::crc32c(&slot.as_bytes()[..SLOT - 4]);
         let slot = Slot { crc, ..slot };
-        let offset = seq % 2 * SLOT as u64;
-        let done = self.file.write(offset, Bytes::Slice(slot.as_bytes())).and_then(|()| self.file.sync());
+        let done =
+            self.file.write(slot.offset(), Bytes::Slice(slot.as_bytes())).and_then(|()| self.file.sync());
         done.map_err(|e| ImageError::io("write", &self.path, e))?;
         self.seq = seq;
         self.now = position;
