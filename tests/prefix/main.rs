@@ -9,6 +9,7 @@
 //!
 //! `PMEMHA_PREFIX_POINTS` says at how many LSNs of the six libpmemobj and libpmem workloads together (2,040 unless set; soak:
 //! 50,000). More are reached in rounds, each a new run with another seed; the other programs get as many rounds, of 250 LSNs each.
+//! `PMEMHA_PREFIX_SEED` is the seed of the first round, 1 unless set.
 
 mod checker;
 mod fio;
@@ -40,17 +41,22 @@ const CONTROL_FINDS: usize = 10;
 /// One record in this many is dropped in a negative control.
 const DROP_ONE_IN: u64 = 50;
 
-/// How many runs of each program it takes to reach the LSNs wanted.
-fn rounds() -> u64 {
-    let of_a_round = 6 * WORKLOAD_POINTS;
-    let points = std::env::var("PMEMHA_PREFIX_POINTS")
-        .map_or(of_a_round, |n| n.parse().expect("PMEMHA_PREFIX_POINTS is a number"));
-    points.div_ceil(of_a_round).max(1) as u64
+/// The seeds of the runs of each program that it takes to reach the LSNs wanted.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|n| n.parse::<u64>().unwrap_or_else(|_| panic!("{name}={n} is no number")))
+    };
+    let of_a_round = 6 * WORKLOAD_POINTS as u64;
+    let rounds = number("PMEMHA_PREFIX_POINTS").map_or(1, |points| points.div_ceil(of_a_round).max(1));
+    let first = number("PMEMHA_PREFIX_SEED").unwrap_or(1);
+    first..first + rounds
 }
 
 /// Every prefix that is looked at holds what was acknowledged, and nothing impossible.
 fn holds(program: &Program, points: usize) {
-    for seed in 1..=rounds() {
+    for seed in seeds() {
         let recording = Recording::make(program, seed);
         let points = Points::choose(recording.entries(), points, seed);
         let verdict = walk(program, seed, recording.archive(), &recording, recording.acknowledged(), &points);
