@@ -18,7 +18,7 @@ use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
 use crate::log::digest::chain;
-use crate::log::format::RecordHeader;
+use crate::log::format::{Kind, RecordHeader};
 use crate::log::region::boottime;
 use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
 use crate::region::memory::SharedMem;

@@ -5,6 +5,7 @@
 //! [`Requester::request`], and sees for itself that the application runs ahead of the log. It never takes more than half of
 //! the ring, and starts anew when told to while it runs.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -17,7 +18,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::log::appender::AppendError;
-use crate::log::format::Kind;
+use crate::log::format::{Kind, RegionPayload};
 use crate::log::{Ahead, Appender, LogRegion, Owner, SleepDepth};
 use crate::types::{Lsn, PAGE, RegionId};
 
@@ -56,6 +57,12 @@ pub struct SyncRegion {
     pub file: OwnedFd,
     /// Kept until it is copied, so that its number is not another file's meanwhile.
     pub held: Arc<dyn Send + Sync>,
+}
+
+impl SyncRegion {
+    fn name(&self) -> &[u8] {
+        self.creation.get(size_of::<RegionPayload>()..).unwrap_or_default()
+    }
 }
 
 /// How a copy is coming along.
@@ -257,14 +264,9 @@ impl Shared {
             self.room(wanted)?;
             appender.append(Kind::SyncBegin, RegionId(0), 0, &[])?;
         }
-        // After SyncBegin: what is added later is told of by a record behind it.
-        let regions = self.source.regions().map_err(Cut::List)?;
+        let regions = self.create_regions(wanted)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
-        for region in &regions {
-            self.room(wanted)?;
-            appender.append(Kind::RegionCreate, region.id, 0, &region.creation)?;
-        }
         for region in &regions {
             self.copy_region(region, wanted)?;
         }
@@ -272,6 +274,41 @@ impl Shared {
         let end = appender.append(Kind::SyncEnd, RegionId(0), 0, &[])?;
         self.push();
         Ok(end)
+    }
+
+    /// Creates every region in the new image, as it is by then. After SyncBegin: what is added later is told of by a record
+    /// behind it.
+    ///
+    /// The program's own record of a change may lie between the look at a region and the record that creates it, where the
+    /// new image knows nothing of the region yet: so it is looked again until nothing that was created here has changed.
+    fn create_regions(&self, wanted: u64) -> Result<Vec<SyncRegion>, Cut> {
+        let appender = self.source.appender();
+        let mut created = BTreeMap::<RegionId, SyncRegion>::new();
+        for first in std::iter::once(true).chain(std::iter::repeat(false)) {
+            let listed = self.source.regions().map_err(Cut::List)?;
+            let gone: Vec<_> =
+                created.keys().copied().filter(|id| listed.iter().all(|r| r.id != *id)).collect();
+            // Ours may have taken the name of one that was added meanwhile.
+            let is_due = |r: &SyncRegion| match created.get(&r.id) {
+                Some(c) => c.creation != r.creation,
+                None => first || created.values().any(|c| c.name() == r.name()),
+            };
+            let due: Vec<_> = listed.into_iter().filter(is_due).collect();
+            if gone.is_empty() && due.is_empty() {
+                break;
+            }
+            for id in gone {
+                self.room(wanted)?;
+                appender.append(Kind::RegionUnlink, id, 0, &[])?;
+                created.remove(&id);
+            }
+            for region in due {
+                self.room(wanted)?;
+                appender.append(Kind::RegionCreate, region.id, 0, &region.creation)?;
+                created.insert(region.id, region);
+            }
+        }
+        Ok(created.into_values().collect())
     }
 
     fn copy_region(&self, region: &SyncRegion, wanted: u64) -> Result<(), Cut> {
@@ -402,12 +439,66 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{Consumer, LogSpec};
+    use zerocopy::IntoBytes;
 
     #[test]
     fn runs_are_what_is_true_in_a_row() {
         let flags = [true, true, false, true, false, false, true];
         assert_eq!(runs(flags.into_iter()), [(0, 2), (3, 1), (6, 1)]);
         assert!(runs([false; 3].into_iter()).is_empty());
+    }
+
+    /// What a group says of its regions, one time after the other; the last listing stays.
+    struct Script {
+        appender: Appender,
+        listings: Mutex<Vec<Vec<(u16, &'static str, u64)>>>,
+    }
+
+    impl SyncSource for Script {
+        fn appender(&self) -> &Appender {
+            &self.appender
+        }
+
+        fn regions(&self) -> io::Result<Vec<SyncRegion>> {
+            let mut listings = lock(&self.listings);
+            let now = if listings.len() > 1 { listings.remove(0) } else { listings[0].clone() };
+            let region = |(id, name, len): (u16, &str, u64)| {
+                let file = tempfile::tempfile_in("/dev/shm")?;
+                file.set_len(len)?;
+                let mut creation = RegionPayload { size: len, mode: 0o600, reserved: 0 }.as_bytes().to_vec();
+                creation.extend(name.as_bytes());
+                Ok(SyncRegion { id: RegionId(id), creation, len, file: file.into(), held: Arc::new(()) })
+            };
+            now.into_iter().map(region).collect()
+        }
+    }
+
+    #[test]
+    fn what_changes_while_regions_are_created_is_created_as_it_is() {
+        let (_fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
+        let listings = vec![
+            vec![(1, "a", 4096), (2, "b", 4096), (3, "c", 4096)],
+            // The first was renamed and grew, another took its name; the second is gone; one that is new speaks for itself.
+            vec![(1, "d", 8192), (9, "a", 4096), (3, "c", 4096), (10, "e", 4096)],
+        ];
+        let appender = Appender::for_agent(log.clone(), 1).unwrap();
+        let source = Arc::new(Script { appender, listings: Mutex::new(listings) });
+        let syncer = Syncer::start("test", source).unwrap();
+        syncer.set_flowing(true);
+        syncer.request();
+        let mut consumer = Consumer::new(log.clone(), log.spec().first_lsn);
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|(kind, _)| *kind != Kind::SyncEnd as u8) {
+            match consumer.next_batch(1 << 20).unwrap() {
+                Some(batch) => seen.extend(batch.headers.iter().map(|h| (h.kind, h.place().0.0))),
+                None => thread::yield_now(),
+            }
+        }
+        let create = |id| (Kind::RegionCreate as u8, id);
+        let begin = (Kind::SyncBegin as u8, 0);
+        let (unlink, end) = ((Kind::RegionUnlink as u8, 2), (Kind::SyncEnd as u8, 0));
+        assert_eq!(seen, [begin, create(1), create(2), create(3), unlink, create(1), create(9), end]);
     }
 
     #[test]
