@@ -1,5 +1,8 @@
 //! The application of a group as the state machine sees it: one thread that freezes, thaws, kills and starts it, in the
-//! order of the orders.
+//! order of the orders, and says when it has ended: not before nothing of it is left. The rest of an application that died is
+//! ended; one that went to the background by a clean end of what was started goes on there.
+
+mod order;
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -7,54 +10,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+pub use order::{Deed, Halfway, Look, Order, Present};
+
 use super::config;
 use super::context::Context;
 use super::restarts::Restarts;
-use crate::failover::supervise::{self, Helper, StartCommand, SuperviseError, Supervisor, hierarchies};
-use crate::failover::{Event, Round};
-
-/// What is to be done to the application.
-pub enum Order {
-    /// A process of it that attached by itself: it belongs to what is frozen and killed.
-    Adopt(u32),
-    /// Freeze; reported by the round.
-    Freeze(Round, Halfway),
-    /// Let it run.
-    Thaw,
-    /// Keep it frozen whatever becomes of the agent.
-    Hold,
-    /// End it.
-    Kill,
-    /// Start the command, if one is configured and nothing of it runs; after a pause if it keeps dying, and at last not any more.
-    Start,
-    /// Take in what an earlier agent supervised; the answer says whether all of it is frozen.
-    Found(Vec<u32>, Sender<bool>),
-    /// To be done once every order before has been carried out.
-    Then(Deed),
-}
-
-/// See [`Order::Then`].
-pub struct Deed(pub Box<dyn FnOnce() + Send>);
-
-/// Says whether a frozen application stands in the middle of something that it has to finish before the group can be
-/// handed over.
-pub struct Halfway(pub Box<dyn Fn() -> bool + Send>);
-
-impl Order {
-    /// For messages.
-    fn word(&self) -> &'static str {
-        match self {
-            Order::Adopt(_) => "adopt",
-            Order::Freeze(..) => "freeze",
-            Order::Thaw => "thaw",
-            Order::Hold => "hold frozen",
-            Order::Kill => "kill",
-            Order::Start => "start",
-            Order::Found(..) => "find",
-            Order::Then(_) => "go on",
-        }
-    }
-}
+use crate::failover::supervise::{
+    self, Exit, ExitWatch, Helper, StartCommand, SuperviseError, Supervisor, hierarchies,
+};
+use crate::failover::{Application as Life, Event, Round};
 
 /// Hears what becomes of an application.
 pub type Hear = Arc<dyn Fn(Event) + Send + Sync>;
@@ -62,8 +26,30 @@ pub type Hear = Arc<dyn Fn(Event) + Send + Sync>;
 /// Gives orders; ends on drop, leaving the application as it is.
 pub struct Application {
     means: &'static str,
-    orders: Option<Sender<Order>>,
+    input: Sender<Input>,
     thread: Option<JoinHandle<()>>,
+}
+
+enum Input {
+    Order(Order),
+    /// The started command has ended, in the given run.
+    Ended(u64, Exit),
+    /// The processes that were waited for have, in the given run.
+    Gone(u64, Rest),
+    /// The same, and nothing was attached: whatever the last to be attached had to say came before this.
+    Silent(u64, Rest),
+    Stop,
+}
+
+/// What must have ended before an end is told.
+#[derive(Clone, Copy)]
+enum Rest {
+    /// Every process; the end is then this.
+    All { clean: bool },
+    /// Every process that may append: one that gave its session up may live on. The end is a clean one.
+    Writers,
+    /// Every process; then the command is started after all.
+    BeforeStart,
 }
 
 struct Keeper {
@@ -77,6 +63,14 @@ struct Keeper {
     due: Option<Instant>,
     /// Frozen by order, or about to be: nothing is started.
     frozen: bool,
+    look: Look,
+    input: Sender<Input>,
+    /// Counts starts and ends: what was heard of an earlier run says nothing of the present one.
+    run: u64,
+    /// A command of ours is, or was, the application: its end is told by whoever waits for it.
+    commanded: bool,
+    /// The order to hold frozen could not be carried out.
+    unheld: bool,
 }
 
 impl Application {
@@ -85,6 +79,7 @@ impl Application {
         context: &Context,
         config: &config::Group,
         owner: Option<(u32, u32)>,
+        look: Look,
         hear: Hear,
     ) -> Result<Application, SuperviseError> {
         let name = &config.name;
@@ -99,21 +94,38 @@ impl Application {
             user: owner,
             inherit_input: false,
         });
+        let started = Self::start(name, means, command, config.freeze_deadline, look, hear);
+        started.map_err(|source| system("starting a thread", source))
+    }
+
+    fn start(
+        name: &str,
+        means: supervise::Application,
+        command: Option<StartCommand>,
+        freeze_within: Duration,
+        look: Look,
+        hear: Hear,
+    ) -> io::Result<Application> {
+        let (input, received) = mpsc::channel();
         let word = means.means();
         let mut keeper = Keeper {
-            name: name.clone(),
+            name: name.to_owned(),
             means,
             command,
-            freeze_within: config.freeze_deadline,
+            freeze_within,
             hear,
             restarts: Restarts::default(),
             due: None,
             frozen: false,
+            look,
+            input: input.clone(),
+            run: 0,
+            commanded: false,
+            unheld: false,
         };
-        let (orders, received) = mpsc::channel();
-        let thread = thread::Builder::new().name(format!("app-{name}")).spawn(move || keeper.run(&received));
-        let thread = thread.map_err(|source| system("starting a thread", source))?;
-        Ok(Application { means: word, orders: Some(orders), thread: Some(thread) })
+        let thread =
+            thread::Builder::new().name(format!("app-{name}")).spawn(move || keeper.run(&received))?;
+        Ok(Application { means: word, input, thread: Some(thread) })
     }
 
     /// What freezes it, a word for status.
@@ -123,16 +135,14 @@ impl Application {
 
     /// Orders are carried out one after the other.
     pub fn order(&self, order: Order) {
-        if let Some(orders) = &self.orders {
-            // The thread ends only with us.
-            let _ = orders.send(order);
-        }
+        // The thread ends only with us.
+        let _ = self.input.send(Input::Order(order));
     }
 }
 
 impl Drop for Application {
     fn drop(&mut self) {
-        drop(self.orders.take());
+        let _ = self.input.send(Input::Stop);
         // The last to let go may be the thread itself, which then simply ends.
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != thread::current().id()
@@ -143,48 +153,28 @@ impl Drop for Application {
 }
 
 impl Keeper {
-    fn run(&mut self, orders: &Receiver<Order>) {
+    fn run(&mut self, inputs: &Receiver<Input>) {
         loop {
-            let order = match self.due.filter(|_| !self.frozen) {
-                Some(due) => match orders.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                    Ok(order) => order,
-                    Err(RecvTimeoutError::Timeout) => {
-                        self.due = None;
-                        if let Err(error) = self.start() {
-                            tracing::error!(group = self.name, %error, "the application was not started");
-                        }
-                        continue;
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                },
-                None => match orders.recv() {
-                    Ok(order) => order,
-                    Err(_) => return,
-                },
+            let input = match self.due.filter(|_| !self.frozen) {
+                Some(due) => inputs.recv_timeout(due.saturating_duration_since(Instant::now())),
+                None => inputs.recv().map_err(RecvTimeoutError::from),
             };
-            let what = order.word();
-            tracing::debug!(group = self.name, what, "application");
-            let done = match order {
-                Order::Adopt(pid) => self.means.add(pid),
-                Order::Freeze(round, halfway) => self.freeze(round, &halfway),
-                Order::Thaw => {
-                    self.frozen = false;
-                    self.means.thaw()
+            let (what, done) = match input {
+                Err(RecvTimeoutError::Timeout) => {
+                    self.due = None;
+                    ("start", self.start())
                 }
-                Order::Hold => self.means.hold_frozen(),
-                Order::Kill => self.kill(),
-                Order::Start => {
-                    self.plan_start();
-                    Ok(())
+                Ok(Input::Order(order)) => (order.word(), self.carry_out(order)),
+                Ok(Input::Ended(run, exit)) if run == self.run => ("see the end", self.command_ended(exit)),
+                Ok(Input::Gone(run, rest)) if run == self.run => {
+                    if !(self.look)().attached {
+                        let _ = self.input.send(Input::Silent(run, rest));
+                    }
+                    continue;
                 }
-                Order::Found(pids, answer) => self.means.found(&pids).map(|frozen| {
-                    // Whoever asked may have ended.
-                    let _ = answer.send(frozen);
-                }),
-                Order::Then(deed) => {
-                    (deed.0)();
-                    Ok(())
-                }
+                Ok(Input::Silent(run, rest)) if run == self.run => ("see the end", self.rest_gone(rest)),
+                Ok(Input::Ended(..) | Input::Gone(..) | Input::Silent(..)) => continue,
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             };
             if let Err(error) = done {
                 tracing::error!(group = self.name, what, %error, "the application was not supervised as ordered");
@@ -192,8 +182,47 @@ impl Keeper {
         }
     }
 
-    fn freeze(&mut self, round: Round, halfway: &Halfway) -> Result<(), supervise::SuperviseError> {
-        self.frozen = true;
+    fn carry_out(&mut self, order: Order) -> Result<(), SuperviseError> {
+        tracing::debug!(group = self.name, what = order.word(), "application");
+        match order {
+            Order::Adopt(pid) => self.means.add(pid),
+            Order::Freeze(round, halfway) => self.freeze(round, &halfway),
+            Order::Thaw => {
+                (self.frozen, self.unheld) = (false, false);
+                self.means.thaw()
+            }
+            Order::Hold => self.hold(),
+            Order::Kill => self.kill(),
+            Order::Start => {
+                self.plan_start();
+                Ok(())
+            }
+            Order::Found(pids, answer) => self.found(&pids).map(|life| {
+                // Whoever asked may have ended.
+                let _ = answer.send(life);
+            }),
+            Order::Over { .. } if self.commanded => Ok(()),
+            Order::Over { clean: true } => self.ended_cleanly(Rest::Writers),
+            Order::Over { clean: false } => self.kill(),
+            Order::Then(deed) => {
+                if self.unheld {
+                    self.hold()?;
+                }
+                (deed.0)();
+                Ok(())
+            }
+        }
+    }
+
+    fn hold(&mut self) -> Result<(), SuperviseError> {
+        self.unheld = true;
+        self.means.hold_frozen()?;
+        self.unheld = false;
+        Ok(())
+    }
+
+    fn freeze(&mut self, round: Round, halfway: &Halfway) -> Result<(), SuperviseError> {
+        (self.frozen, self.unheld) = (true, false);
         let frozen = self.freeze_at_rest(halfway);
         (self.hear)(match &frozen {
             Ok(()) => Event::FreezeDone { round },
@@ -204,7 +233,7 @@ impl Keeper {
 
     /// Freezes; where that has halted a process in the middle of a record that others wait for, lets everything run for a
     /// moment and tries again. The state machine waits twice the deadline before it has the application killed.
-    fn freeze_at_rest(&mut self, halfway: &Halfway) -> Result<(), supervise::SuperviseError> {
+    fn freeze_at_rest(&mut self, halfway: &Halfway) -> Result<(), SuperviseError> {
         let deadline = Instant::now() + self.freeze_within;
         self.means.freeze(deadline)?;
         let mut run = SHORTEST_RUN;
@@ -217,10 +246,21 @@ impl Keeper {
         Ok(())
     }
 
-    fn kill(&mut self) -> Result<(), supervise::SuperviseError> {
-        (self.due, self.frozen) = (None, false);
-        self.means.kill()?;
-        (self.hear)(Event::ApplicationDied);
+    /// Ends whatever is left, and says that the application died.
+    fn kill(&mut self) -> Result<(), SuperviseError> {
+        (self.due, self.frozen, self.unheld) = (None, false, false);
+        // A process that is a stranger to the means, such as an orphan of a tree, may have been forked into writing.
+        let members = self.means.members()?;
+        for pid in self.left(Rest::Writers)?.into_iter().filter(|pid| !members.contains(pid)) {
+            if let Err(error) = self.means.add(pid) {
+                tracing::warn!(group = self.name, pid, %error, "not taken in; it has ended, if all is well");
+            }
+        }
+        if let Err(error) = self.means.kill() {
+            self.await_end(self.left(Rest::All { clean: false })?, Rest::All { clean: false })?;
+            return Err(error);
+        }
+        self.tell_end(false);
         Ok(())
     }
 
@@ -239,10 +279,11 @@ impl Keeper {
         }
     }
 
-    fn start(&mut self) -> Result<(), supervise::SuperviseError> {
+    fn start(&mut self) -> Result<(), SuperviseError> {
         let Some(command) = &self.command else { return Ok(()) };
-        if !self.means.members()?.is_empty() {
-            return Ok(());
+        let members = self.left(Rest::BeforeStart)?;
+        if !members.is_empty() {
+            return self.await_end(members, Rest::BeforeStart);
         }
         let mut started = match self.means.start(command) {
             Ok(started) => started,
@@ -251,20 +292,115 @@ impl Keeper {
                 return Err(error);
             }
         };
+        self.run += 1;
+        self.commanded = true;
         (self.hear)(Event::ApplicationStarted);
-        let hear = self.hear.clone();
-        let reaper =
-            thread::Builder::new().name(format!("wait-{}", self.name)).spawn(move || match started.wait() {
-                Ok(supervise::Exit::Clean) => hear(Event::ApplicationExited),
-                Ok(_) => hear(Event::ApplicationDied),
-                Err(error) => tracing::error!(%error, "the application's end cannot be seen"),
-            });
-        reaper.map(drop).map_err(|source| supervise::SuperviseError::System {
+        let (input, run) = (self.input.clone(), self.run);
+        self.wait_beside(move || match started.wait() {
+            // Nobody waits any more: the agent is ending.
+            Ok(exit) => drop(input.send(Input::Ended(run, exit))),
+            Err(error) => tracing::error!(%error, "the application's end cannot be seen"),
+        })
+    }
+
+    fn found(&mut self, pids: &[u32]) -> Result<Life, SuperviseError> {
+        let frozen = self.means.found(pids)?;
+        let members = self.left(Rest::All { clean: false })?;
+        if members.is_empty() {
+            // What is started next must not join a group that has been left frozen.
+            self.means.thaw()?;
+            return Ok(Life::Gone);
+        }
+        self.await_end(members, Rest::All { clean: false })?;
+        Ok(if frozen { Life::Frozen } else { Life::Running })
+    }
+
+    fn command_ended(&mut self, exit: Exit) -> Result<(), SuperviseError> {
+        match exit {
+            Exit::Clean => self.ended_cleanly(Rest::All { clean: true }),
+            Exit::Failed(_) | Exit::Killed(_) => self.kill(),
+        }
+    }
+
+    /// Who spoke for the application has ended of its own will: it goes on in what is left of it.
+    fn ended_cleanly(&mut self, rest: Rest) -> Result<(), SuperviseError> {
+        let left = self.left(rest)?;
+        if left.is_empty() {
+            self.tell_end(true);
+            return Ok(());
+        }
+        tracing::info!(group = self.name, ?left, "what was started has ended, and the application goes on");
+        // What waits for the same processes already would take their end for a death.
+        self.run += 1;
+        self.commanded = false;
+        self.await_end(left, rest)
+    }
+
+    fn rest_gone(&mut self, rest: Rest) -> Result<(), SuperviseError> {
+        let left = self.left(rest)?;
+        if !left.is_empty() {
+            return self.await_end(left, rest);
+        }
+        match rest {
+            Rest::BeforeStart => self.due = Some(Instant::now()),
+            Rest::Writers => self.tell_end(true),
+            Rest::All { clean } => self.tell_end(clean),
+        }
+        Ok(())
+    }
+
+    /// Says that nothing of the application is left.
+    fn tell_end(&mut self, clean: bool) {
+        self.run += 1;
+        (self.hear)(if clean { Event::ApplicationExited } else { Event::ApplicationDied });
+    }
+
+    /// What is left of the application; never this process, which an application in the same process may have brought in.
+    fn left(&self, rest: Rest) -> Result<Vec<u32>, SuperviseError> {
+        let mut left = (self.look)().writers;
+        if !matches!(rest, Rest::Writers) {
+            left.extend(self.means.members()?);
+        }
+        left.retain(|pid| *pid != std::process::id());
+        left.sort_unstable();
+        left.dedup();
+        Ok(left)
+    }
+
+    /// Looks again when `pids` have ended.
+    fn await_end(&self, pids: Vec<u32>, rest: Rest) -> Result<(), SuperviseError> {
+        let (input, run) = (self.input.clone(), self.run);
+        self.wait_beside(move || {
+            for pid in pids {
+                let ended = ExitWatch::open(pid).and_then(|watch| match watch {
+                    Some(watch) => loop {
+                        if watch.wait(Instant::now() + LONG)? {
+                            break Ok(());
+                        }
+                    },
+                    None => Ok(()),
+                });
+                if let Err(error) = ended {
+                    tracing::error!(pid, %error, "the application's end cannot be seen");
+                    return;
+                }
+            }
+            // Nobody waits any more: the agent is ending.
+            let _ = input.send(Input::Gone(run, rest));
+        })
+    }
+
+    fn wait_beside(&self, wait: impl FnOnce() + Send + 'static) -> Result<(), SuperviseError> {
+        let waiting = thread::Builder::new().name(format!("wait-{}", self.name)).spawn(wait);
+        waiting.map(drop).map_err(|source| SuperviseError::System {
             what: "a thread that waits for the application".into(),
             source,
         })
     }
 }
+
+/// A wait for an end is taken up again after this time, which only keeps the sum of times within bounds.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// A control group of its own where one can be made, else signals.
 fn best_means(context: &Context, name: &str) -> Result<supervise::Application, SuperviseError> {
@@ -297,3 +433,6 @@ const LONGEST_RUN: Duration = Duration::from_millis(20);
 
 /// File of the group's directory that the watchdog of its application locks.
 const WATCHDOG_FILE: &str = "watchdog";
+
+#[cfg(test)]
+mod tests;

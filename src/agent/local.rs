@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::application::{Application, Order};
+use super::application::{Application, Order, Present};
 use super::config::{self, OnDeath};
 use super::context::Context;
 use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup};
@@ -221,7 +221,10 @@ fn start_application(
             care.start();
         }
     };
-    let application = Application::of_group(context, config, owner.map(|u| (u.uid, u.gid)), Arc::new(hear))?;
+    let owner = owner.map(|u| (u.uid, u.gid));
+    // No second writer is to be feared where nothing is handed over: the means' view is enough.
+    let look = Box::new(Present::default);
+    let application = Application::of_group(context, config, owner, look, Arc::new(hear))?;
     Ok(Some(Arc::new(application)))
 }
 

@@ -85,6 +85,17 @@ impl Inbox {
     }
 }
 
+#[cfg(test)]
+impl Inbox {
+    /// The next event, for a test that plays the machine.
+    pub fn next(&self, within: Duration) -> Option<Event> {
+        match self.input.recv_timeout(within).ok()? {
+            Input::Event(event) => Some(event),
+            Input::Request(..) | Input::Stop => None,
+        }
+    }
+}
+
 impl Default for Inbox {
     fn default() -> Self {
         Self::new()

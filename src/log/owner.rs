@@ -47,9 +47,14 @@ struct Identity {
 }
 
 impl Owner {
+    /// Whether its number means the same process here.
+    pub fn is_of_our_namespace(&self) -> bool {
+        self.namespace != 0 && self.namespace == pid_namespace()
+    }
+
     /// Whether the process is dead beyond doubt: never true of one that is only slow, stopped, or not visible from here.
     pub fn confirmed_dead(&self) -> bool {
-        if self.namespace == 0 || self.namespace != pid_namespace() {
+        if !self.is_of_our_namespace() {
             return false;
         }
         let Some(pid) = Pid::from_raw(self.pid as i32) else { return false };

@@ -94,6 +94,11 @@ impl Group {
         self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead()).collect()
     }
 
+    /// Whether a process is attached, or counted among the attached.
+    pub fn has_processes(&self) -> bool {
+        !self.lock().processes.is_empty()
+    }
+
     /// Counts `owners`, which [`Group::appending`] found, among the attached processes, and hears of their end: a program that
     /// maps its memory once and never asks anything again would not come to us by itself. One that has ended since is told of
     /// at once.

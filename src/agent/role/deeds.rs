@@ -158,7 +158,6 @@ impl Role {
                 return role.teller.tell(Event::ApplicationFailedToStart);
             }
             if !role.config.command.is_empty() {
-                role.commanded.store(true, Ordering::Release);
                 role.application.order(Order::Start);
             }
         });

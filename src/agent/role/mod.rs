@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::application::{Application, Order};
+use super::application::{Application, Order, Present};
 use super::config;
 use super::context::Context;
 use super::fabrics::Fabrics;
@@ -60,8 +60,6 @@ pub struct Role {
     /// Asks for copies of the open group's regions. A lock of its own, since notices come under the group's.
     pub(super) copies: Mutex<Option<Requester>>,
     pub(super) gasp: Mutex<Arc<AtomicBool>>,
-    /// A command of ours has been started in this life: its end is reported by whoever waits for it.
-    pub(super) commanded: AtomicBool,
     pub(super) stop: AtomicBool,
     pub(super) chance: fn() -> u32,
 }
@@ -142,14 +140,19 @@ impl Role {
         let mut processes = open.map(|g| g.appending()).unwrap_or_default();
         // An agent never freezes or kills the process that it is part of.
         processes.retain(|p| p.pid != std::process::id());
-        if processes.is_empty() {
-            return (Life::Gone, processes);
-        }
-        let (answer, frozen) = mpsc::channel();
+        let (answer, life) = mpsc::channel();
         self.application.order(Order::Found(processes.iter().map(|p| p.pid).collect(), answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
-        let life = if frozen.recv().unwrap_or(false) { Life::Frozen } else { Life::Running };
-        (life, processes)
+        (life.recv().unwrap_or(Life::Running), processes)
+    }
+
+    /// What the open group knows of the application's processes.
+    pub(super) fn present(&self) -> Present {
+        let open = self.open().as_ref().map(|o| o.group.clone());
+        let Some(group) = open else { return Present::default() };
+        // The number of a process of another namespace means another one here.
+        let ours = group.appending().into_iter().filter(Owner::is_of_our_namespace);
+        Present { attached: group.has_processes(), writers: ours.map(|o| o.pid).collect() }
     }
 
     /// What happened in the open group. Called under the group's lock.
@@ -176,12 +179,7 @@ impl Role {
             }
             Notice::ApplicationEnded(ending) => {
                 self.event("application_ended", json!({ "how": ending.word() }));
-                if !self.commanded.load(Ordering::Acquire) {
-                    self.teller.tell(match ending {
-                        Ending::Exited => Event::ApplicationExited,
-                        Ending::Died(_) => Event::ApplicationDied,
-                    });
-                }
+                self.application.order(Order::Over { clean: *ending == Ending::Exited });
             }
         }
     }

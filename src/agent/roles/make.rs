@@ -4,7 +4,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::plan::{Plan, as_owner, policy};
 use super::{RolesError, system};
@@ -20,7 +20,7 @@ use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{Application as Life, BootId, Durable, Event, Machine, Policy, Stage, Standing};
+use crate::failover::{BootId, Durable, Event, Machine, Policy, Stage, Standing};
 use crate::types::Generation;
 
 /// Makes the role that `plan` asks for and sets its machine going.
@@ -58,10 +58,14 @@ pub(super) fn start_role(
         None => None,
     };
     let policy = policy(identity.node(), &config, heir.as_ref(), boot);
+    let made: Arc<OnceLock<Weak<Role>>> = Arc::default();
+    let present = made.clone();
+    let look =
+        Box::new(move || present.get().and_then(Weak::upgrade).map(|r| r.present()).unwrap_or_default());
     let hears = inbox.teller();
-    let application =
-        Application::of_group(context, &config, owner, Arc::new(move |event| hears.tell(event)))?;
-    let role = Arc::new_cyclic(|me: &std::sync::Weak<Role>| {
+    let hear = Arc::new(move |event| hears.tell(event));
+    let application = Application::of_group(context, &config, owner, look, hear)?;
+    let role = Arc::new_cyclic(|me: &Weak<Role>| {
         let (me, teller) = (me.clone(), inbox.teller());
         let route = heir.clone().map(|peer| Route {
             group: name.clone(),
@@ -90,12 +94,12 @@ pub(super) fn start_role(
             open: Mutex::new(None),
             copies: Mutex::new(None),
             gasp: Mutex::default(),
-            commanded: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             chance,
             config,
         }
     });
+    made.get_or_init(|| Arc::downgrade(&role));
     let durable = match stored {
         Some(durable) => durable,
         None if starts_as_owner => first_owner(&policy),
@@ -113,17 +117,13 @@ fn recover(
     store: DurableFile,
     inbox: Inbox,
 ) -> Result<(), RolesError> {
-    let (mut life, mut processes) = (Life::Gone, Vec::new());
     let owns = matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. });
     if owns && durable.boot == policy.boot {
         let state: Option<GroupState> = role.context.states.load(&role.name, STATE_FILE)?;
         let kept = state.filter(|s| s.generation == durable.generation).map(|s| s.generation);
         let kept = kept.filter(|g| log_is_kept(role, *g));
         match kept {
-            Some(generation) => {
-                role.open_group(generation)?;
-                (life, processes) = role.running();
-            }
+            Some(generation) => role.open_group(generation)?,
             // A log that is lost without a reboot is as lost as with one; a first start has none to lose.
             None if matches!(durable.standing, Standing::Owner { stage: Stage::Begun, .. }) => {
                 durable.boot = BootId::default();
@@ -131,6 +131,7 @@ fn recover(
             None => {}
         }
     }
+    let (life, processes) = role.running();
     let machine = Machine::new(policy, durable);
     let ownership =
         Ownership::start(&role.name, machine, store, Box::new(RoleDeeds(Arc::downgrade(role))), inbox)

@@ -1,0 +1,67 @@
+//! What an application's thread is asked to do, and what it asks of others.
+
+use std::sync::mpsc::Sender;
+
+use crate::failover::{Application as Life, Round};
+
+/// What is to be done to the application.
+pub enum Order {
+    /// A process of it that attached by itself: it belongs to what is frozen and killed.
+    Adopt(u32),
+    /// Freeze; reported by the round.
+    Freeze(Round, Halfway),
+    /// Let it run.
+    Thaw,
+    /// Keep it frozen whatever becomes of the agent.
+    Hold,
+    /// End it.
+    Kill,
+    /// Start the command, if one is configured and nothing of it runs; after a pause if it keeps dying, and at last not any more.
+    Start,
+    /// Take in what an earlier agent supervised, also what never attached; answered by what it is found to be.
+    Found(Vec<u32>, Sender<Life>),
+    /// Nothing is attached any more. The application has ended if nothing else is left of it, unless a command of ours is it,
+    /// whose end is seen here.
+    Over {
+        /// Whether the last to end did so of its own will.
+        clean: bool,
+    },
+    /// To be done once every order before has been carried out; not if it rests on an application being held frozen that is not.
+    Then(Deed),
+}
+
+/// What the group knows of the application.
+#[derive(Debug, Default)]
+pub struct Present {
+    /// Something is attached, whose end will be told by [`Order::Over`].
+    pub attached: bool,
+    /// Processes that may append, attached or not: a fork's child is not before its first request.
+    pub writers: Vec<u32>,
+}
+
+/// Looks at [`Present`]; called on the application's thread.
+pub type Look = Box<dyn Fn() -> Present + Send>;
+
+/// See [`Order::Then`].
+pub struct Deed(pub Box<dyn FnOnce() + Send>);
+
+/// Says whether a frozen application stands in the middle of something that it has to finish before the group can be
+/// handed over.
+pub struct Halfway(pub Box<dyn Fn() -> bool + Send>);
+
+impl Order {
+    /// For messages.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Order::Adopt(_) => "adopt",
+            Order::Freeze(..) => "freeze",
+            Order::Thaw => "thaw",
+            Order::Hold => "hold frozen",
+            Order::Kill => "kill",
+            Order::Start => "start",
+            Order::Found(..) => "find",
+            Order::Over { .. } => "see the end",
+            Order::Then(_) => "go on",
+        }
+    }
+}

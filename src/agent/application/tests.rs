@@ -1,0 +1,191 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::*;
+use crate::agent::ownership::Inbox;
+use crate::failover::supervise::{Helper, Hierarchy, hierarchies};
+
+/// Long enough for any step on a loaded machine; nothing waits this long when all is well.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Plays both helpers: the watchdog, which nobody needs here, and `exec-in PROCS USER -- CMD…`.
+const HELPER: &str = r#"
+    if [ "$1" = watchdog ]; then exec cat >/dev/null; fi
+    echo $$ > "$2"; shift 4; exec "$@""#;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    inbox: Inbox,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { dir: tempfile::tempdir().unwrap(), inbox: Inbox::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A shell with a child that runs until the file `end` exists; both leave their numbers. `then` is what the shell goes on with.
+    fn start(&self, hierarchy: Option<&Hierarchy>, then: &str, look: Look) -> Application {
+        let script = format!(
+            "(while [ ! -e end ]; do sleep 0.01; done) & echo $! > child.new; mv child.new child; \
+             echo $$ > main.new; mv main.new main; {then}"
+        );
+        let command = StartCommand {
+            argv: ["/bin/sh", "-c", &script].map(Into::into).to_vec(),
+            directory: Some(self.dir.path().into()),
+            ..StartCommand::default()
+        };
+        self.application(hierarchy, Some(command), look)
+    }
+
+    fn application(
+        &self,
+        hierarchy: Option<&Hierarchy>,
+        command: Option<StartCommand>,
+        look: Look,
+    ) -> Application {
+        let unit = format!("test{}", self.dir.path().file_name().unwrap().to_str().unwrap().replace('.', ""));
+        let argv = ["/bin/sh", "-c", HELPER, "helper"].map(Into::into).to_vec();
+        let means = supervise::Application::new(&unit, hierarchy, Helper { argv, lock: None }).unwrap();
+        Application::start("db", means, command, PATIENCE, look, self.hear()).unwrap()
+    }
+
+    fn hear(&self) -> Hear {
+        let teller = self.inbox.teller();
+        Arc::new(move |event| teller.tell(event))
+    }
+
+    fn number(&self, name: &str) -> u32 {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(pid) = number(&self.path(name)) {
+                return pid;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        panic!("{name} has not started");
+    }
+
+    fn told(&self) -> Event {
+        self.inbox.next(PATIENCE).expect("something is told")
+    }
+}
+
+fn number(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A control group where there is one, and the tree of processes, to which the group's log must name what it cannot see.
+fn all_means() -> Vec<Option<Hierarchy>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    hierarchies(&mounts).into_iter().take(1).map(Some).chain([None]).collect()
+}
+
+fn alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+}
+
+/// The child may append; nothing is attached.
+fn child_appends(bench: &Bench) -> Look {
+    let child = bench.path("child");
+    Box::new(move || Present {
+        attached: false,
+        writers: number(&child).into_iter().filter(|pid| alive(*pid)).collect(),
+    })
+}
+
+#[test]
+fn a_command_that_is_killed_has_died_only_when_nothing_of_it_is_left() {
+    for means in all_means() {
+        let bench = Bench::new();
+        let look = if means.is_some() { Box::new(Present::default) } else { child_appends(&bench) };
+        let application = bench.start(means.as_ref(), "wait", look);
+        application.order(Order::Start);
+        assert_eq!(bench.told(), Event::ApplicationStarted);
+        let (main, child) = (bench.number("main"), bench.number("child"));
+        kill(main);
+        assert_eq!(bench.told(), Event::ApplicationDied);
+        assert!(!alive(child), "{means:?}: a process goes on");
+    }
+}
+
+#[test]
+fn a_command_that_ends_cleanly_goes_on_in_what_it_leaves_behind() {
+    for means in all_means() {
+        let bench = Bench::new();
+        let look = if means.is_some() { Box::new(Present::default) } else { child_appends(&bench) };
+        let application = bench.start(means.as_ref(), "exit 0", look);
+        application.order(Order::Start);
+        assert_eq!(bench.told(), Event::ApplicationStarted);
+        let child = bench.number("child");
+        assert_eq!(bench.inbox.next(Duration::from_millis(200)), None, "{means:?}");
+        assert!(alive(child));
+        fs::write(bench.path("end"), "").unwrap();
+        assert_eq!(bench.told(), Event::ApplicationExited);
+        assert!(!alive(child), "{means:?}: a process goes on");
+    }
+}
+
+#[test]
+fn an_application_that_nobody_is_attached_for_is_over_only_without_writers() {
+    for clean in [true, false] {
+        let bench = Bench::new();
+        let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(bench.path("child"), other.id().to_string()).unwrap();
+        let application = bench.application(None, None, child_appends(&bench));
+        application.order(Order::Over { clean });
+        if clean {
+            assert_eq!(bench.inbox.next(Duration::from_millis(200)), None);
+            kill(other.id());
+        }
+        let end = if clean { Event::ApplicationExited } else { Event::ApplicationDied };
+        assert_eq!(bench.told(), end);
+        assert!(!alive(other.id()));
+        other.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_new_agent_finds_what_has_started_and_never_attached() {
+    let Some(means) = all_means().remove(0) else { return };
+    let bench = Bench::new();
+    let first = bench.start(Some(&means), "wait", Box::new(Present::default));
+    first.order(Order::Start);
+    assert_eq!(bench.told(), Event::ApplicationStarted);
+    let (main, child) = (bench.number("main"), bench.number("child"));
+    for frozen in [false, true] {
+        let next = bench.application(Some(&means), None, Box::new(Present::default));
+        if frozen {
+            first.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
+            assert_eq!(bench.told(), Event::FreezeDone { round: round() });
+        }
+        let (answer, life) = mpsc::channel();
+        next.order(Order::Found(vec![], answer));
+        let found = life.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(found, if frozen { Life::Frozen } else { Life::Running });
+        if frozen {
+            // The first one sees its command's end, this one that of what it found.
+            drop(first);
+            next.order(Order::Kill);
+            assert_eq!(bench.told(), Event::ApplicationDied);
+            assert!(!alive(main) && !alive(child));
+            let (answer, life) = mpsc::channel();
+            next.order(Order::Found(vec![], answer));
+            assert_eq!(life.recv_timeout(PATIENCE).unwrap(), Life::Gone);
+            return;
+        }
+    }
+}
+
+fn round() -> Round {
+    Round { generation: crate::types::Generation(1), attempt: 1 }
+}
