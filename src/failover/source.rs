@@ -58,12 +58,18 @@ impl Turn<'_> {
                 self.set_stage(Stage::Begun);
                 self.next.phase = Phase::Running;
             }
-            Application::Frozen => self.run_on(),
-            Application::Gone if stage != Stage::Begun => self.place_or_start(),
-            Application::Gone => {
-                self.next.phase = Phase::Running;
-                self.application_died();
+            Application::Frozen => {
+                self.set_stage(Stage::Begun);
+                self.run_on();
             }
+            Application::Gone => match stage {
+                Stage::Promoted | Stage::Placed => self.place_or_start(),
+                Stage::Begun => {
+                    self.next.phase = Phase::Running;
+                    self.application_died();
+                }
+                Stage::Ended => self.next.phase = Phase::Stopped,
+            },
         }
     }
 
@@ -135,11 +141,11 @@ impl Turn<'_> {
     fn application_exited(&mut self) {
         match self.next.phase {
             Phase::Running | Phase::Starting => {
-                self.next.phase = Phase::Stopped;
+                self.stopped();
                 self.report(Note::ApplicationEnded);
             }
             Phase::Freezing => {
-                self.next.phase = Phase::Stopped;
+                self.stopped();
                 self.act(Action::Thaw { generation: self.next.durable.generation });
                 self.report(Note::GaspCalledOff);
                 self.report(Note::ApplicationEnded);
@@ -284,10 +290,16 @@ impl Turn<'_> {
         } else if self.next.application != Application::Gone {
             self.run_on();
         } else if self.next.cause == Cause::Operator {
-            self.next.phase = Phase::Stopped;
+            self.stopped();
         } else {
             self.start_application();
         }
+    }
+
+    /// Ended as somebody wanted it; the next life of the agent is to know.
+    fn stopped(&mut self) {
+        self.next.phase = Phase::Stopped;
+        self.set_stage(Stage::Ended);
     }
 
     fn run_on(&mut self) {

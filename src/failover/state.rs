@@ -105,6 +105,8 @@ pub enum Stage {
     Placed,
     /// The application has run here.
     Begun,
+    /// It has run, and ended of its own will or the operator's: nothing is to start it, nor to take its absence for a death.
+    Ended,
 }
 
 /// Where the node stands with the group; survives agent and machine.

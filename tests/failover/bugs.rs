@@ -1,7 +1,7 @@
 //! Machines that break one rule each: the check is worth something only if it finds every one of them.
 
 use pmemha::failover::{
-    Action, Answer, Application, Event, Phase, Policy, Request, Round, Stage, Standing, State, step,
+    Action, Answer, Application, Event, OnDeath, Phase, Policy, Request, Round, Stage, Standing, State, step,
 };
 
 use crate::world::Budget;
@@ -32,9 +32,11 @@ pub enum Bug {
     LateTailCounts,
     /// The heir grants a cancel although it has been promoted.
     CancelAfterPromotion,
+    /// A new life of the agent takes an application that has ended for one that died.
+    EndForgotten,
 }
 
-pub const ALL: [Bug; 12] = [
+pub const ALL: [Bug; 13] = [
     Bug::ThawsWithoutCancelled,
     Bug::CancelledNotDurable,
     Bug::ForgetsCancelled,
@@ -47,6 +49,7 @@ pub const ALL: [Bug; 12] = [
     Bug::TriggersWhileRunning,
     Bug::LateTailCounts,
     Bug::CancelAfterPromotion,
+    Bug::EndForgotten,
 ];
 
 impl Bug {
@@ -62,11 +65,17 @@ impl Bug {
                 Budget { agent_crashes: 1, flips: 2, ..none }
             }
             Bug::LateTailCounts => Budget { flips: 3, ..none },
+            Bug::EndForgotten => Budget { agent_crashes: 1, exits: 1, ..none },
             Bug::IgnoresGeneration
             | Bug::ReturnedStartsAtOnce
             | Bug::RebootedHeirGoesOn
             | Bug::LifeIgnored => Budget { machine_crashes: 2, flips: 1, force: 1, ..none },
         }
+    }
+
+    /// What the death of the application means where the bug shows.
+    pub fn on_death(self) -> OnDeath {
+        if self == Bug::EndForgotten { OnDeath::Failover } else { OnDeath::None }
     }
 
     pub fn step(self, policy: &Policy, state: &State, event: &Event) -> (State, Vec<Action>) {
@@ -138,6 +147,14 @@ impl Bug {
                     && matches!(state.durable.standing, Standing::Triggered { .. }) =>
             {
                 state.durable.boot = policy.boot;
+            }
+            Bug::EndForgotten => {
+                if let (Event::Recovered { .. }, Standing::Owner { stage, .. }) =
+                    (&*event, &mut state.durable.standing)
+                    && *stage == Stage::Ended
+                {
+                    *stage = Stage::Begun;
+                }
             }
             Bug::LifeIgnored => {
                 if let Event::Answer(Answer::Follows { life }) = event {

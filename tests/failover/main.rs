@@ -56,6 +56,14 @@ fn settings() -> Vec<(&'static str, Setting)> {
             ),
         ),
         (
+            "the application ends of its own will",
+            setting(
+                Trigger::Saved,
+                OnDeath::Failover,
+                Budget { agent_crashes: 1, flips: 1, exits: 1, ..none.clone() },
+            ),
+        ),
+        (
             "machines die, the operator forces",
             setting(
                 Trigger::Saved,
@@ -96,7 +104,7 @@ fn two_nodes_never_both_write_and_a_delivered_trigger_ends_with_a_running_heir()
 #[test]
 fn every_planted_bug_is_found_and_without_it_nothing_is() {
     for bug in bugs::ALL {
-        let setting = Setting { trigger: Trigger::Saved, on_death: OnDeath::None, budget: bug.budget() };
+        let setting = Setting { trigger: Trigger::Saved, on_death: bug.on_death(), budget: bug.budget() };
         let found = explore(&setting, Some(bug), LIMIT, false);
         let violation = found.violation.unwrap_or_else(|| panic!("{bug:?} was not found"));
         println!("{bug:?}: {}, at state {}", violation.lines().next().unwrap_or_default(), found.states);

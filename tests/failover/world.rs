@@ -28,6 +28,8 @@ pub struct Budget {
     pub flips_second: u8,
     /// Deaths of the application.
     pub deaths: u8,
+    /// Its clean ends.
+    pub exits: u8,
     /// Operator's commands.
     pub operator: u8,
     /// Promotions by force, given only while the other machine is off.
@@ -83,6 +85,8 @@ pub struct Node {
     pub pending: BTreeSet<Pending>,
     /// Rounds whose tail the heir holds completely: the application has not run since.
     pub complete: BTreeSet<Round>,
+    /// The agent has heard of a clean end, and nobody wants the application to run since.
+    pub ended: bool,
     pub mains: bool,
 }
 
@@ -103,6 +107,7 @@ pub enum Move {
     Deliver(usize, Packet),
     Flip(usize),
     Death(usize),
+    Exit(usize),
     Crash(usize, Cut),
     PowerOn(usize),
     Restart(usize),
@@ -141,6 +146,7 @@ impl World {
                 held: false,
                 pending: BTreeSet::new(),
                 complete: BTreeSet::new(),
+                ended: false,
                 mains: true,
             }
             .started(setting, i)
@@ -163,6 +169,14 @@ impl World {
             }
             if node.application == Application::Running && self.budget.deaths > 0 {
                 moves.push(Move::Death(i));
+            }
+            let owns = matches!(node.stored.standing, Standing::Owner { .. });
+            if node.application == Application::Running
+                && self.budget.exits > 0
+                && owns
+                && node.state.is_some()
+            {
+                moves.push(Move::Exit(i));
             }
             if self.flips(i) > 0 {
                 moves.push(Move::Flip(i));
@@ -324,8 +338,17 @@ impl World {
                     world.handle(*i, &Event::ApplicationDied);
                 }
             }
+            Move::Exit(i) => {
+                world.budget.exits -= 1;
+                world.nodes[*i].application = Application::Gone;
+                world.nodes[*i].ended = true;
+                // As the supervisor of a command says it: no start is reported of one whose end has been.
+                world.nodes[*i].pending.remove(&Pending::Start);
+                world.handle(*i, &Event::ApplicationExited);
+            }
             Move::Crash(i, cut) => world.crash(*i, *cut),
             Move::PowerOn(i) => {
+                world.nodes[*i].ended = false;
                 world.nodes[*i].on = true;
                 world.nodes[*i].boot += 1;
             }
@@ -367,6 +390,9 @@ impl World {
     }
 
     fn spend(&mut self, event: &Event) {
+        if matches!(event, Event::OperatorLastGasp | Event::OperatorCancel | Event::OperatorPromote { .. }) {
+            self.nodes.iter_mut().for_each(|n| n.ended = false);
+        }
         let left = match event {
             Event::OperatorPromote { force: true } => &mut self.budget.force,
             Event::OperatorLastGasp | Event::OperatorCancel | Event::OperatorPromote { .. } => {
@@ -511,6 +537,10 @@ impl World {
         }
         if self.nodes.iter().all(|n| n.state.as_ref().is_some_and(State::admits_application)) {
             return Some("both nodes admit the application");
+        }
+        let away = |n: &Node| !matches!(n.stored.standing, Standing::Owner { .. });
+        if self.nodes.iter().any(|n| n.ended && (n.application == Application::Running || away(n))) {
+            return Some("ended of its own will, and was started or handed over by nobody's");
         }
         if BUG.get().is_some() {
             // A bug has to be found by what it leads to.

@@ -125,7 +125,11 @@ fn recover(
         match kept {
             Some(generation) => role.open_group(generation)?,
             // A log that is lost without a reboot is as lost as with one; a first start has none to lose.
-            None if matches!(durable.standing, Standing::Owner { stage: Stage::Begun, .. }) => {
+            None if matches!(
+                durable.standing,
+                Standing::Owner { stage: Stage::Begun | Stage::Ended, .. }
+            ) =>
+            {
                 durable.boot = BootId::default();
             }
             None => {}
