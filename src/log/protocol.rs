@@ -109,6 +109,8 @@ fn help<C: Cells>(c: &C, tail: u64, claim: Claim) {
     if claim.span == 0 {
         note_gap(c, tail);
         c.tail().swap_if(tail, tail | AHEAD);
+        // Again: the gap that was open just now may have ended since, and who ended it saw no flag.
+        note_gap(c, tail);
     } else {
         c.tail().swap_if(tail, tail.wrapping_add(claim.span));
     }
@@ -192,7 +194,8 @@ pub(crate) fn go_ahead<C: Cells>(c: &C, tail: u64, owner: u16) -> bool {
     done
 }
 
-/// Opens a gap at `tail`, unless one is open already.
+/// Opens a gap at `tail`, unless one is open already. Late, when the gap at `tail` has ended long since, it changes nothing
+/// that matters.
 fn note_gap<C: Cells>(c: &C, tail: u64) {
     let start = c.gap_start().load();
     if start == 0 || (c.gap_end().load() > start && start < tail) {
@@ -223,6 +226,10 @@ pub(crate) fn close_gap<C: Cells>(c: &C, write_record: impl FnOnce(u64)) -> bool
     if !ahead || c.free().load() != tail {
         return false;
     }
+    // Who set the flag may have died, or be slow, before it noted the gap. Not noted, what comes to stand here would
+    // acknowledge what happened in it. An `end_gap` of an earlier copy is over by now:
+    // its end was acknowledged before the ring was free up to here.
+    note_gap(c, tail);
     write_record(tail);
     let record = Claim { state: SlotState::Filled, owner: 0, span: RECORD_ALIGN };
     c.slot(c.codec().index(tail)).store(c.codec().pack(tail, record));
@@ -246,6 +253,13 @@ pub(crate) fn gap<C: Cells>(c: &C) -> Option<(u64, Option<u64>)> {
     let start = c.gap_start().load();
     let end = c.gap_end().load();
     (start != 0).then_some((start, (end > start).then_some(end)))
+}
+
+/// Whether `lsn`, which a drain returned, lies in a gap that is open.
+pub(crate) fn in_gap<C: Cells>(c: &C, lsn: u64) -> bool {
+    // The flag first: a gap may be noted only after it, but for certain before it is taken off.
+    let (tail, ahead) = tail(c);
+    ahead && lsn > tail || matches!(gap(c), Some((start, None)) if lsn > start)
 }
 
 /// Makes a filler of every incomplete slot of `owner`, who is confirmed dead, so that its cell can be given away.

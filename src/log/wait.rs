@@ -8,6 +8,7 @@ use rustix::fs::Timespec;
 use rustix::thread::futex;
 
 use super::format::cell;
+use super::protocol;
 use super::region::{Acks, Counter, LinkState, LogRegion, boottime};
 use crate::types::{Level, Lsn};
 
@@ -94,7 +95,7 @@ impl LogRegion {
             if self.reached(lsn, level) {
                 return Ok(());
             }
-            let in_gap = self.gap().is_some_and(|gap| lsn > gap.start && gap.end.is_none());
+            let in_gap = protocol::in_gap(self, lsn.0);
             let published = self.published();
             if lsn > published && !in_gap {
                 return Err(WaitError::Unpublished { asked: lsn, published });

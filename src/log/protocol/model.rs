@@ -296,8 +296,15 @@ impl Model {
         }
         self.free.raise(image.at);
         if self.tail.load() == image.at | AHEAD && close_gap(self, |_| {}) {
+            self.assert_in_open_gap(image.at + 1);
             self.copy_all(image);
         }
+    }
+
+    /// Nothing may acknowledge `lsn` yet: the agent lets no acknowledgement pass the start of a gap that is open.
+    fn assert_in_open_gap(&self, lsn: u64) {
+        let gap = gap(self);
+        assert!(matches!(gap, Some((start, None)) if start < lsn), "{lsn} is in no open gap: {gap:?}");
     }
 
     /// A sync, its pages part of the stream as they are in the log: their place first, then their content. If the ring
@@ -443,6 +450,36 @@ fn every_prefix_is_legal_under_racing_writers() {
 fn every_prefix_is_legal_whatever_step_a_writer_dies_at() {
     use shuttle::rand::Rng;
     explore(Bug::None, || shuttle::rand::thread_rng().gen_range(1..40), 3000);
+}
+
+/// A program goes ahead again while the copy that makes the gap before good comes to its end.
+fn ahead_again_while_a_gap_ends() {
+    const AGAIN: u64 = FIRST + 2 * SPAN;
+    let model = Arc::new(Model::new(Bug::None));
+    model.gap_start.store(FIRST);
+    for position in [&model.tail, &model.published, &model.free] {
+        position.store(AGAIN);
+    }
+    let program = {
+        let model = model.clone();
+        thread::spawn(move || {
+            go_ahead(&*model, AGAIN, 1);
+            let lsn = model.drain();
+            assert!(lsn == AGAIN || in_gap(&*model, lsn), "a wait for {lsn} would find it unpublished");
+        })
+    };
+    end_gap(&*model, FIRST + SPAN);
+    if close_gap(&*model, |_| {}) {
+        model.assert_in_open_gap(AGAIN + 1);
+    }
+    program.join().unwrap();
+    model.assert_in_open_gap(AGAIN + 1);
+}
+
+#[test]
+fn going_ahead_again_while_a_gap_ends_opens_another() {
+    shuttle::check_random(ahead_again_while_a_gap_ends, 5000);
+    shuttle::check_pct(ahead_again_while_a_gap_ends, 5000, 3);
 }
 
 macro_rules! planted {
