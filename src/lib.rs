@@ -8,10 +8,10 @@
 //!
 //! | room | what it is for |
 //! | --- | --- |
-//! | [`types`] | the words of the design as types |
+//! | [`types`] | the words of pmemha as types |
 //! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
 //! | [`log`] | the log region: format, append, publish, scan, archive |
-//! | [`session`] | an application's side of its session with the agent, and the messages of that socket |
+//! | [`session`] | an application's side of its session with the agent, and the messages of that socket; shared by `capi` and the preload library |
 //! | `fabric` | one-sided memory fabric: the trait and its implementations |
 //! | `ship` | source: shipping loop, first sync, last gasp |
 //! | `replica` | destination: landing, apply, image, restore |
@@ -20,6 +20,8 @@
 //! | `node` | host resources |
 //! | `agent` | pmemhad: configuration, sessions, control protocol, status |
 //! | `capi` | the C ABI |
+//!
+//! Beside it stand `interposer/` (the preload library) and `fuzz/` (libFuzzer targets for what strangers can send).
 //!
 //! x86-64 Linux only: the capture rules rest on that memory model.
 

@@ -1,4 +1,4 @@
-//! The words of the design as types: positions, generations, regions, levels.
+//! The words of pmemha as types: positions, generations, regions, levels.
 //!
 //! Every room uses these instead of bare integers, so that a byte offset in a region can never be
 //! passed where a position in the log is meant.

@@ -45,6 +45,14 @@ impl Teller {
         self.0.send(Input::Request(request, reply)).ok()?;
         answer.recv_timeout(within).ok()
     }
+
+    /// The state once everything that this thread told before has been handled. `None`: not within `within`, or the
+    /// group has been closed.
+    pub fn state(&self, within: Duration) -> Option<State> {
+        let (reply, state) = mpsc::channel();
+        self.0.send(Input::Look(reply)).ok()?;
+        state.recv_timeout(within).ok()
+    }
 }
 
 /// A group's machine with its thread; stopped on drop.
@@ -63,6 +71,7 @@ struct Shared {
 enum Input {
     Event(Event),
     Request(Request, Sender<Answer>),
+    Look(Sender<State>),
     Stop,
 }
 
@@ -91,7 +100,7 @@ impl Inbox {
     pub fn next(&self, within: Duration) -> Option<Event> {
         match self.input.recv_timeout(within).ok()? {
             Input::Event(event) => Some(event),
-            Input::Request(..) | Input::Stop => None,
+            Input::Request(..) | Input::Look(_) | Input::Stop => None,
         }
     }
 }
@@ -170,6 +179,10 @@ impl Driver {
                     self.hands.reply = Some(reply);
                     self.handle(&Event::Request(request));
                     self.hands.reply = None;
+                }
+                Ok(Input::Look(reply)) => {
+                    // One that no longer waits has no use for it.
+                    let _ = reply.send(self.machine.state().clone());
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.handle(&Event::Timeout);

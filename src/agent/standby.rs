@@ -200,7 +200,7 @@ impl Standby {
         Answer::Attached { landing }
     }
 
-    /// The channel of link `number` ended: its endpoint is of no more use.
+    /// What the image holds, for the other node.
     pub fn report(&self) -> Option<ReplicaReport> {
         self.status().as_ref().map(report)
     }

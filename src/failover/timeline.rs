@@ -1,7 +1,6 @@
 //! The timeline of a failover: what happened when, on which node, as data and as a picture for a terminal.
 //!
-//! Plain data: whoever gathers the events supplies the times, already on one clock. `pmemha demo`, `status` and
-//! `events` show it.
+//! Plain data: whoever gathers the events supplies the times, already on one clock. `pmemha demo` shows it.
 
 use std::fmt::Write;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 //! Every source of such knowledge (a file today; UPS daemons, the kernel's power supplies and commands have the same shape)
 //! is a [`PowerSource`]; [`combine`] makes one view of several, and [`Debounce`] keeps a
 //! flickering mains from thawing a group too early. Never guesses: what is not known is `None`, never "online".
-//! The agent's supervisor polls the sources and turns changes into events of the group machines.
+//! The agent's `power_watch` polls the source and turns changes into events of the group machines.
 
 pub mod file;
 

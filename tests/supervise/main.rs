@@ -33,11 +33,9 @@ fn helper_command() -> Helper {
 fn helper_that(first: &str) -> Helper {
     let exe = std::env::current_exe().unwrap();
     let script = format!(
-        "{first}; {ROLE}=$(printf '%s\\n' \"$@\") exec {} --exact helper --nocapture --quiet >/dev/null",
+        "{first}; {ROLE}=$(printf '%s\\n' \"$@\") exec {} --exact helper --nocapture --quiet",
         exe.display()
     );
-    // `exec-in` must keep its standard output: the command it becomes may write there.
-    let script = script.replace(">/dev/null", "");
     Helper { argv: ["/bin/sh", "-c", &script, "sh"].map(OsString::from).to_vec(), lock: None }
 }
 

@@ -218,7 +218,7 @@ pub enum OnDeath {
     Failover,
     /// The agent starts the command again here.
     Restart,
-    /// The remainder is shipped; nothing is started.
+    /// An alarm is raised; what was published is shipped as ever, and nothing is started.
     #[default]
     None,
 }

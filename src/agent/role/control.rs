@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Role;
 use crate::agent::group::{Controller, Group};
@@ -61,7 +61,13 @@ impl Controller for Arc<Role> {
     }
 
     fn promote(&self, force: bool) -> Result<(), String> {
-        let state = self.known_state()?;
+        self.known_state()?;
+        // A sync that has just been completed counts.
+        self.look_at_image();
+        let state = self.teller.state(SETTLED_WITHIN).ok_or_else(|| {
+            let fault = self.ownership.get().and_then(Ownership::fault).unwrap_or("it is busy".into());
+            format!("group `{}` cannot be promoted at present: {fault}", self.name)
+        })?;
         if let Some(why) = state.refuses_promotion(force) {
             return Err(format!("group `{}`: {}", self.name, why.message()));
         }
@@ -124,6 +130,9 @@ impl Role {
         Err(format!("group `{}` does not run on this node at present ({})", self.name, state.phase))
     }
 }
+
+/// How long an operator's order waits for what was told before it: several slow writes of the group's state.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The group's word before its machine stands.
 const OPENING: &str = "opening";

@@ -2,7 +2,7 @@
 //!
 //! What it promises: after [`Supervisor::freeze`] returned `Ok` no process of the application executes an
 //! instruction until [`Supervisor::thaw`]; an agent that dies before [`Supervisor::hold_frozen`] leaves a running
-//! application behind, one that dies after it a frozen one. The agent's group controllers and `pmemha run` use it.
+//! application behind, one that dies after it a frozen one. `agent::application` uses it.
 
 mod cgroup;
 mod signals;
