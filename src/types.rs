@@ -95,13 +95,6 @@ impl ByteRange {
     pub fn end(&self) -> u64 {
         self.offset + self.len
     }
-
-    /// The range widened to whole units of `unit` bytes, a power of two.
-    pub fn widened(&self, unit: u64) -> ByteRange {
-        let start = self.offset & !(unit - 1);
-        let end = (self.end() + unit - 1) & !(unit - 1);
-        ByteRange::new(start, end - start)
-    }
 }
 
 /// How far a record has come. Each level implies those before it.

@@ -62,11 +62,6 @@ impl Machine {
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
-
-    /// What an owner says first on every connection to its destination, so that both learn of newer generations.
-    pub fn greeting(&self) -> Request {
-        Request::Ask { generation: self.state.durable.generation, life: self.state.life }
-    }
 }
 
 impl Durable {

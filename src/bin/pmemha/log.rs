@@ -1,11 +1,13 @@
 //! `pmemha log`: what an archive holds, and the files as they were at any of its moments.
 
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use pmemha::agent::clock::WallTime;
 use pmemha::replica::archive::{self, Out};
 use pmemha::types::Lsn;
 
@@ -53,6 +55,9 @@ impl Log {
 
 fn list(dir: &std::path::Path, as_json: bool) -> Result<(), Failure> {
     let wrong = |e| Failure::new(DATA, e);
+    if !as_json {
+        print(&format!("{:>16} {:>10} {:>6} {:<10} archived\n", "lsn", "bytes", "region", "kind"))?;
+    }
     for entry in archive::list(dir).map_err(wrong)? {
         let entry = entry.map_err(wrong)?;
         if as_json {
@@ -60,8 +65,8 @@ fn list(dir: &std::path::Path, as_json: bool) -> Result<(), Failure> {
             continue;
         }
         let region = entry.region.map_or("-".into(), |r| r.to_string());
-        let kind = format!("{:?}", entry.kind);
-        print(&format!("{:>16} {:>10} {region:>6} {kind}\n", entry.lsn, entry.bytes))?;
+        let (lsn, time) = (entry.lsn.to_string(), WallTime(UNIX_EPOCH + Duration::from_nanos(entry.time)));
+        print(&format!("{lsn:>16} {:>10} {region:>6} {:<10} {time}\n", entry.bytes, entry.word()))?;
     }
     Ok(())
 }

@@ -158,15 +158,6 @@ impl Started {
         ExitWatch::open(self.pid())
     }
 
-    /// How it ended; none while it lives.
-    pub fn try_exit(&mut self) -> Result<Option<Exit>, SuperviseError> {
-        let pid = self.pid();
-        let status = self.child.try_wait();
-        Ok(status
-            .map_err(|e| SuperviseError::system(format!("waiting for process {pid}"), e))?
-            .map(Exit::from))
-    }
-
     /// Waits for its end.
     pub fn wait(&mut self) -> Result<Exit, SuperviseError> {
         let pid = self.pid();

@@ -30,6 +30,13 @@ pub struct Entry {
     pub next: Lsn,
 }
 
+impl Entry {
+    /// The word for its kind, as in the document.
+    pub fn word(&self) -> &'static str {
+        word(self.kind)
+    }
+}
+
 /// The records of the archive in `dir`, oldest first.
 pub fn list(dir: &Path) -> Result<impl Iterator<Item = Result<Entry, ArchiveError>> + use<>, ArchiveError> {
     let group = group_of(dir)?;
@@ -83,7 +90,11 @@ impl Iterator for Entries {
 }
 
 fn kind_name<S: serde::Serializer>(kind: &Kind, out: S) -> Result<S::Ok, S::Error> {
-    out.serialize_str(match kind {
+    out.serialize_str(word(*kind))
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
         Kind::Data => "data",
         Kind::Zero => "zero",
         Kind::Filler => "filler",
@@ -93,5 +104,5 @@ fn kind_name<S: serde::Serializer>(kind: &Kind, out: S) -> Result<S::Ok, S::Erro
         Kind::RegionUnlink => "unlink",
         Kind::SyncBegin => "sync_begin",
         Kind::SyncEnd => "sync_end",
-    })
+    }
 }

@@ -353,11 +353,6 @@ impl ImageSet {
         (target.map_or(0, |m| m.image), live.map_or(Lsn(0), |m| m.counts_from))
     }
 
-    /// Whether there is a complete image at all, of whatever worth.
-    pub fn has_complete(&self) -> bool {
-        self.current.is_some()
-    }
-
     /// Removes every image: after a promotion has given the bytes to the application.
     pub fn clear(&mut self) -> Result<(), ImageError> {
         self.position.store(Position { image: 0, ..self.position.now() })?;
