@@ -8,7 +8,7 @@ use clap::Args;
 use pmemha::agent::status;
 use pmemha::session::wire::{Reply, Request};
 
-use crate::agent::{Agent, ask, receive, unexpected};
+use crate::agent::{Agent, receive, unexpected};
 use crate::failure::{Failure, SOFTWARE};
 use crate::output::{json_line, print};
 
@@ -72,15 +72,10 @@ fn ask_events(
     connection: &pmemha::session::socket::Connection,
     since: Option<u64>,
 ) -> Result<Reply, Failure> {
-    match since {
-        // Remembered events come at once; the next new one may take for ever.
-        Some(0) => ask(connection, &Request::Events { since }),
-        _ => {
-            let sent = connection.send(&Request::Events { since }, None, None);
-            sent.map_err(|e| Failure::new(SOFTWARE, e))?;
-            receive(connection, None)
-        }
-    }
+    // The next event may take for ever to come.
+    let sent = connection.send(&Request::Events { since }, None, None);
+    sent.map_err(|e| Failure::new(SOFTWARE, e))?;
+    receive(connection, None)
 }
 
 /// Time between two looks.
