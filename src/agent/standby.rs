@@ -44,7 +44,7 @@ pub struct Standby {
     fabrics: Arc<Fabrics>,
     durability: Durability,
     inner: Mutex<Inner>,
-    /// Number of the newest link; an older channel's asks are void.
+    /// Number of the newest turn; what an older one opens or opened is void.
     newest: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
@@ -64,9 +64,13 @@ struct Connected {
     _landing: Arc<dyn Registration>,
 }
 
+/// A source's turn to open the stream, from [`Standby::turn`]; void once another one was drawn or access was revoked.
+#[derive(Debug)]
+pub struct Turn(u64);
+
 /// A stream that was opened and waits for its `attach`.
 pub struct Opened {
-    number: u64,
+    turn: Turn,
     generation: Generation,
     ring_bytes: u64,
     peer: String,
@@ -137,13 +141,28 @@ impl Standby {
         self.lock().id
     }
 
-    /// Answers `open_group` of `peer`, which the configuration and the state machine admit. An earlier link ends first.
-    pub fn open_group(&self, peer: &str, open: &OpenGroup) -> Result<(Opened, GroupOpened), Answer> {
+    /// A turn to open the stream. Drawn *before* the state machine is asked whether the source is admitted: a revocation that
+    /// the machine orders after its answer then voids the turn, however long the opening takes.
+    pub fn turn(&self) -> Turn {
+        Turn(self.newest.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// Answers `open_group` of `peer`, which the configuration and, since `turn` was drawn, the state machine admit. An earlier
+    /// link ends first.
+    pub fn open_group(
+        &self,
+        peer: &str,
+        open: &OpenGroup,
+        turn: Turn,
+    ) -> Result<(Opened, GroupOpened), Answer> {
         let failed = |what: String| {
             self.note(&what);
             refused(Refusal::Failed, open.generation, what)
         };
         let mut inner = self.lock();
+        if !self.holds(&turn) {
+            return Err(refused(Refusal::OutOfOrder, open.generation, VOID));
+        }
         if inner.id.is_some_and(|id| id != open.id) {
             let text = format!("{} is another group of the same name here", open.group);
             return Err(refused(Refusal::WrongGroup, open.generation, text));
@@ -160,11 +179,10 @@ impl Standby {
         let offer = fabric.offer().map_err(|e| failed(e.to_string()))?;
         let address = offer.address();
         let accepted = accept(offer).map_err(|e| failed(e.to_string()))?;
-        let number = self.newest.fetch_add(1, Ordering::SeqCst) + 1;
         let answer =
             GroupOpened { have, durability: self.durability, encrypt: self.config.encrypt, offer: address };
         let (generation, ring_bytes) = (open.generation, open.ring_bytes);
-        Ok((Opened { number, generation, ring_bytes, peer: peer.to_owned(), accepted }, answer))
+        Ok((Opened { turn, generation, ring_bytes, peer: peer.to_owned(), accepted }, answer))
     }
 
     /// Answers `attach`: from here on the source may write.
@@ -179,8 +197,8 @@ impl Standby {
             Err(_) => return no(Refusal::OutOfOrder, "the fabric is not connected".into()),
         };
         let mut inner = self.lock();
-        if self.newest.load(Ordering::SeqCst) != opened.number {
-            return no(Refusal::OutOfOrder, "the group has been opened anew, or closed, since".into());
+        if !self.holds(&opened.turn) {
+            return no(Refusal::OutOfOrder, VOID.into());
         }
         let Some(replica) = inner.replica.as_mut() else {
             return no(Refusal::OutOfOrder, "the group is not open".into());
@@ -298,6 +316,12 @@ impl Standby {
         self.lock().link.as_ref().map(|l| l.peer.clone())
     }
 
+    /// Whether nothing has voided `turn`. Under the lock it stays so until the lock is released: whoever voids it takes the
+    /// lock afterwards, to end what the turn's link may have become.
+    fn holds(&self, turn: &Turn) -> bool {
+        self.newest.load(Ordering::SeqCst) == turn.0
+    }
+
     fn disconnect(&self, inner: &mut Inner) {
         if let Some(link) = inner.link.take() {
             if let Err(error) = link.endpoint.revoke() {
@@ -343,6 +367,9 @@ impl Standby {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Told to a source whose turn is over.
+const VOID: &str = "the group has been opened anew, or closed, since";
 
 struct StreamLinked {
     landing: RemoteKey,
@@ -393,3 +420,6 @@ fn report(status: &ReplicaStatus) -> ReplicaReport {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,10 +104,12 @@ fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened,
         let text = format!("`from` of the replica `{}` does not name {peer}", role.name);
         return Err(refused(Refusal::NotAdmitted, Generation(0), text));
     }
+    // Before the machine is asked: what it orders revoked after its answer then finds this stream, or voids it.
+    let turn = standby.turn();
     // The machine decides whether the asker is, or may be, the source: the question makes it follow a newer one.
     let question = Request::Ask { generation: open.generation, life: 0 };
     match role.teller.ask(question, MACHINE_WITHIN) {
-        Some(failover::Answer::Follows { .. }) => standby.open_group(peer, open),
+        Some(failover::Answer::Follows { .. }) => standby.open_group(peer, open, turn),
         Some(failover::Answer::Fenced { generation, owned: true }) => {
             let text = format!("this node owns generation {generation} of group `{}`", role.name);
             Err(refused(Refusal::Active, generation, text))
