@@ -57,6 +57,17 @@ pub enum GroupError {
     /// The user that its application is to run as.
     #[error("{0}")]
     User(String),
+    /// Its newest log is not of the generation that this node owns.
+    #[error(
+        "the newest log is of generation {found}, but this node owns generation {owned}; restart pmemhad, which then goes on in \
+         the later one"
+    )]
+    Generation {
+        /// The log's.
+        found: Generation,
+        /// The state machine's.
+        owned: Generation,
+    },
     /// The system refused.
     #[error("{what}: {source}")]
     System {
@@ -117,6 +128,15 @@ impl Group {
         Ok(Arc::new(group))
     }
 
+    /// Whether [`Group::open`] would resume the log that `state` names, rather than make one in a new generation.
+    pub fn resumes(
+        config: &config::Group,
+        keeper: &dyn FdKeeper,
+        state: &GroupState,
+    ) -> Result<bool, GroupError> {
+        Ok(find_log(config, keeper, state)?.is_some())
+    }
+
     fn carry_over(&self, regions: &[RegionState]) {
         for known in regions {
             match Region::reopen(known) {
@@ -175,7 +195,7 @@ fn find_log(
     let log = LogRegion::attach(fd.as_fd())?;
     let spec = log.spec();
     let ours = spec.group == state.id && spec.generation == state.generation;
-    if ours && spec.ring_bytes == config.log_size {
+    if ours && (spec.ring_bytes == config.log_size || is_in_use(&log)) {
         return Ok(Some((fd, log)));
     }
     tracing::info!(
@@ -184,6 +204,12 @@ fn find_log(
         "the log that is kept is not of this configuration"
     );
     Ok(None)
+}
+
+/// Whether an application still writes to the log: it knows no other one, so another size has to wait until it has ended.
+fn is_in_use(log: &LogRegion) -> bool {
+    let owners = (0..log.spec().appenders as u16).filter_map(|cell| log.owner(cell));
+    owners.filter(|o| o.session != AGENT_SESSION).any(|owner| !owner.confirmed_dead())
 }
 
 fn make_log(

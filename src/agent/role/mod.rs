@@ -71,7 +71,8 @@ pub(super) struct Open {
 }
 
 impl Role {
-    /// Opens the group in `generation` or a later one, and ships it. Nothing happens if it is open in that generation.
+    /// Opens the group in `generation`, and ships it. Nothing happens if it is open in that generation. A log of another one is
+    /// refused: the machine's rounds and the stream would name different generations, and each fence off the other.
     pub(super) fn open_group(self: &Arc<Self>, generation: Generation) -> Result<(), GroupError> {
         let mut open = self.open();
         if open.as_ref().is_some_and(|o| o.group.generation() >= generation) {
@@ -98,6 +99,9 @@ impl Role {
                 }
             }),
         })?;
+        if group.generation() != generation {
+            return Err(GroupError::Generation { found: group.generation(), owned: generation });
+        }
         let teller = self.teller.clone();
         let (context, name) = (self.context.clone(), self.name.clone());
         let setup = SourceSetup {

@@ -12,7 +12,7 @@ use crate::agent::application::Application;
 use crate::agent::config;
 use crate::agent::context::Context;
 use crate::agent::fabrics::Fabrics;
-use crate::agent::group::STATE_FILE;
+use crate::agent::group::{Group, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
 use crate::agent::role::{Role, RoleDeeds};
@@ -117,22 +117,19 @@ fn recover(
     store: DurableFile,
     inbox: Inbox,
 ) -> Result<(), RolesError> {
-    let owns = matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. });
-    if owns && durable.boot == policy.boot {
-        let state: Option<GroupState> = role.context.states.load(&role.name, STATE_FILE)?;
-        let kept = state.filter(|s| s.generation == durable.generation).map(|s| s.generation);
-        let kept = kept.filter(|g| log_is_kept(role, *g));
-        match kept {
-            Some(generation) => role.open_group(generation)?,
-            // A log that is lost without a reboot is as lost as with one; a first start has none to lose.
-            None if matches!(
-                durable.standing,
-                Standing::Owner { stage: Stage::Begun | Stage::Ended, .. }
-            ) =>
-            {
-                durable.boot = BootId::default();
+    if matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. }) {
+        let known: Option<GroupState> = role.context.states.load(&role.name, STATE_FILE)?;
+        if let (Some(known), Standing::Owner { .. }) = (&known, &durable.standing) {
+            // A later log was made here than the machine stored; its generation is used up, so the machine goes on from there.
+            durable.generation = durable.generation.max(known.generation);
+        }
+        if durable.boot == policy.boot {
+            match left_log(role, &durable, known.as_ref())? {
+                LeftLog::Usable => role.open_group(durable.generation)?,
+                // As lost as with a reboot: the next start makes a log in a generation that the machine knows of.
+                LeftLog::Lost => durable.boot = BootId::default(),
+                LeftLog::NeverMade => {}
             }
-            None => {}
         }
     }
     let (life, processes) = role.running();
@@ -154,9 +151,30 @@ fn recover(
     Ok(())
 }
 
-fn log_is_kept(role: &Role, generation: Generation) -> bool {
-    let names = role.context.keeper.list().unwrap_or_default();
-    names.contains(&format!("{}.{generation}", role.name))
+/// What an owner finds of the log of its generation.
+enum LeftLog {
+    /// It can go on with it.
+    Usable,
+    /// There was one, which is gone or not of this configuration.
+    Lost,
+    /// There was none to lose.
+    NeverMade,
+}
+
+fn left_log(role: &Role, durable: &Durable, known: Option<&GroupState>) -> Result<LeftLog, RolesError> {
+    let began = !matches!(durable.standing, Standing::Owner { stage: Stage::Placed | Stage::Promoted, .. });
+    Ok(match known {
+        Some(known) if known.generation == durable.generation => {
+            match Group::resumes(&role.config, &*role.context.keeper, known)? {
+                true => LeftLog::Usable,
+                false => LeftLog::Lost,
+            }
+        }
+        Some(known) if known.generation > durable.generation => LeftLog::Lost,
+        // Whoever has begun had a log of this generation.
+        _ if began => LeftLog::Lost,
+        _ => LeftLog::NeverMade,
+    })
 }
 
 fn first_owner(policy: &Policy) -> Durable {
