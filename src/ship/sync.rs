@@ -468,10 +468,13 @@ mod tests {
         assert!(runs([false; 3].into_iter()).is_empty());
     }
 
+    /// Number, name and length of each region.
+    type Listing = Vec<(u16, &'static str, u64)>;
+
     /// What a group says of its regions, one time after the other; the last listing stays.
     struct Script {
         appender: Appender,
-        listings: Mutex<Vec<Vec<(u16, &'static str, u64)>>>,
+        listings: Mutex<Vec<Listing>>,
     }
 
     impl SyncSource for Script {
