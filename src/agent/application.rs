@@ -58,7 +58,8 @@ struct Keeper {
     command: Option<StartCommand>,
     freeze_within: Duration,
     hear: Hear,
-    restarts: Restarts,
+    /// Bounds starts in a row; without, each is made at once: what an heir takes over must not wait.
+    restarts: Option<Restarts>,
     /// A start whose pause is not over.
     due: Option<Instant>,
     /// Frozen by order, or about to be: nothing is started.
@@ -74,11 +75,13 @@ struct Keeper {
 }
 
 impl Application {
-    /// Supervises the application of a group by the best means that this machine has, and starts its command when ordered to.
+    /// Supervises the application of a group by the best means that this machine has, and starts its command when ordered to,
+    /// as often as `restarts` allows.
     pub fn of_group(
         context: &Context,
         config: &config::Group,
         owner: Option<(u32, u32)>,
+        restarts: Option<Restarts>,
         look: Look,
         hear: Hear,
     ) -> Result<Application, SuperviseError> {
@@ -94,7 +97,7 @@ impl Application {
             user: owner,
             inherit_input: false,
         });
-        let started = Self::start(name, means, command, config.freeze_deadline, look, hear);
+        let started = Self::start(name, means, command, config.freeze_deadline, restarts, look, hear);
         started.map_err(|source| system("starting a thread", source))
     }
 
@@ -103,6 +106,7 @@ impl Application {
         means: supervise::Application,
         command: Option<StartCommand>,
         freeze_within: Duration,
+        restarts: Option<Restarts>,
         look: Look,
         hear: Hear,
     ) -> io::Result<Application> {
@@ -114,7 +118,7 @@ impl Application {
             command,
             freeze_within,
             hear,
-            restarts: Restarts::default(),
+            restarts,
             due: None,
             frozen: false,
             look,
@@ -269,7 +273,8 @@ impl Keeper {
             return;
         }
         self.frozen = false;
-        self.due = self.restarts.next(Instant::now());
+        let now = Instant::now();
+        self.due = self.restarts.as_mut().map_or(Some(now), |restarts| restarts.next(now));
         if self.due.is_none() {
             tracing::error!(
                 group = self.name,

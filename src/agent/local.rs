@@ -16,6 +16,7 @@ use super::application::{Application, Order, Present};
 use super::config::{self, OnDeath};
 use super::context::Context;
 use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup};
+use super::restarts::Restarts;
 use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
 use super::users;
@@ -224,7 +225,8 @@ fn start_application(
     let owner = owner.map(|u| (u.uid, u.gid));
     // No second writer is to be feared where nothing is handed over: the means' view is enough.
     let look = Box::new(Present::default);
-    let application = Application::of_group(context, config, owner, look, Arc::new(hear))?;
+    let application =
+        Application::of_group(context, config, owner, Some(Restarts::default()), look, Arc::new(hear))?;
     Ok(Some(Arc::new(application)))
 }
 

@@ -51,7 +51,7 @@ impl Bench {
         let unit = format!("test{}", self.dir.path().file_name().unwrap().to_str().unwrap().replace('.', ""));
         let argv = ["/bin/sh", "-c", HELPER, "helper"].map(Into::into).to_vec();
         let means = supervise::Application::new(&unit, hierarchy, Helper { argv, lock: None }).unwrap();
-        Application::start("db", means, command, PATIENCE, look, self.hear()).unwrap()
+        Application::start("db", means, command, PATIENCE, None, look, self.hear()).unwrap()
     }
 
     fn hear(&self) -> Hear {

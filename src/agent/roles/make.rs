@@ -64,7 +64,7 @@ pub(super) fn start_role(
         Box::new(move || present.get().and_then(Weak::upgrade).map(|r| r.present()).unwrap_or_default());
     let hears = inbox.teller();
     let hear = Arc::new(move |event| hears.tell(event));
-    let application = Application::of_group(context, &config, owner, look, hear)?;
+    let application = Application::of_group(context, &config, owner, None, look, hear)?;
     let role = Arc::new_cyclic(|me: &Weak<Role>| {
         let (me, teller) = (me.clone(), inbox.teller());
         let route = heir.clone().map(|peer| Route {
