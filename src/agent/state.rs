@@ -42,9 +42,6 @@ pub struct GroupState {
     pub next_region: u16,
     /// First session number that no agent has given out or reserved.
     pub next_session: u32,
-    /// The log lacks content of the files, or the beginning of a copy stands in it: whoever ships it has to make one.
-    #[serde(default)]
-    pub copy_owed: bool,
     /// The files that this generation protects.
     pub regions: Vec<RegionState>,
 }
@@ -196,7 +193,6 @@ mod tests {
             generation: Generation(generation),
             next_region: 2,
             next_session: 1,
-            copy_owed: true,
             regions: vec![RegionState {
                 region: RegionId(1),
                 path: "/mnt/pmem/a".into(),

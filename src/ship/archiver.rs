@@ -321,12 +321,6 @@ mod tests {
         fn regions(&self) -> io::Result<Vec<SyncRegion>> {
             Ok(Vec::new())
         }
-
-        fn begins(&self) -> std::io::Result<()> {
-            Ok(())
-        }
-
-        fn complete(&self, _newest: &dyn Fn() -> bool) {}
     }
 
     #[test]

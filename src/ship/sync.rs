@@ -41,12 +41,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub trait SyncSource: Send + Sync {
     /// The agent's appender of the group's log.
     fn appender(&self) -> &Appender;
-    /// A copy is about to begin. Whoever has to make it after this agent's end must know when this returns.
-    fn begins(&self) -> io::Result<()>;
     /// The regions as of now. One that is added later is told of by its own record, or by [`Requester::request`].
     fn regions(&self) -> io::Result<Vec<SyncRegion>>;
-    /// A copy is complete in the log; `newest` says whether none was requested since it began.
-    fn complete(&self, newest: &dyn Fn() -> bool);
 }
 
 /// A region to be copied.
@@ -96,11 +92,8 @@ pub struct Requester(Arc<Shared>);
 impl Requester {
     /// Every region is to be copied, beginning after this call; one under way starts anew.
     pub fn request(&self) {
-        let mut wanted = lock(&self.0.wanted);
-        *wanted += 1;
-        // Under the lock: a copy that is made at once must not be found busy afterwards.
+        *lock(&self.0.wanted) += 1;
         self.0.busy.store(true, SeqCst);
-        drop(wanted);
         self.0.asked.notify_all();
     }
 }
@@ -132,9 +125,6 @@ enum Cut {
     /// A region could not be read.
     #[error("region {0} cannot be read: {1}")]
     Read(RegionId, io::Error),
-    /// That a copy is owed could not be stored.
-    #[error("a copy of the regions cannot begin: {0}")]
-    Begin(io::Error),
     /// The regions could not be listed.
     #[error("the regions cannot be listed: {0}")]
     List(io::Error),
@@ -207,7 +197,7 @@ impl Shared {
         let mut served = 0;
         while let Some(wanted) = self.next(served) {
             self.busy.store(true, SeqCst);
-            match self.make(wanted) {
+            match self.close_gap(wanted).and_then(|begun| self.copy(begun, wanted)) {
                 Ok(end) => {
                     self.end.store(end.0, Relaxed);
                     *lock(&self.error) = None;
@@ -215,8 +205,6 @@ impl Shared {
                     // Asked for again meanwhile: still busy.
                     let asked = lock(&self.wanted);
                     self.busy.store(*asked != served, SeqCst);
-                    drop(asked);
-                    self.source.complete(&|| !self.busy.load(SeqCst));
                 }
                 Err(Cut::Superseded) => {}
                 Err(Cut::Ahead(_)) => *lock(&self.wanted) += 1,
@@ -242,13 +230,6 @@ impl Shared {
             }
             wanted = self.asked.wait_timeout(wanted, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    fn make(&self, wanted: u64) -> Result<Lsn, Cut> {
-        // Before there is a `SyncBegin`, which nothing but a complete copy takes back.
-        self.source.begins().map_err(Cut::Begin)?;
-        let begun = self.close_gap(wanted)?;
-        self.copy(begun, wanted)
     }
 
     /// Brings the application back onto the log if it is ahead. Whether it was: then a `SyncBegin` stands in the log.
@@ -494,12 +475,6 @@ mod tests {
             };
             now.into_iter().map(region).collect()
         }
-
-        fn begins(&self) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn complete(&self, _newest: &dyn Fn() -> bool) {}
     }
 
     #[test]

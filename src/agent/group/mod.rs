@@ -16,7 +16,6 @@ mod region;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use controller::{Controller, Ending, Notice};
@@ -53,16 +52,12 @@ pub struct Group {
     states: Arc<StateDir>,
     notify: Box<dyn Fn(Notice) + Send + Sync>,
     resumed: bool,
-    /// What the state on disk says of [`Inner::copy_owed`]; written under the lock.
-    owed_on_disk: AtomicBool,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     regions: BTreeMap<RegionId, Arc<Region>>,
     numbers: Numbers,
-    /// The log alone does not make an image whole: only a copy that begins after this was set does.
-    copy_owed: bool,
     processes: BTreeMap<u32, Process>,
     /// Sessions with an earlier agent whose processes live on and have not come to this one.
     found: BTreeSet<u32>,
@@ -115,33 +110,6 @@ impl Group {
     /// Whether the log was found rather than made: an application may have been writing all along.
     pub fn resumed(&self) -> bool {
         self.resumed
-    }
-
-    /// Whether the state on disk says that a copy of the regions is owed. A copy that nobody remembers to make
-    /// would leave the destination with an image that lacks content, or building one for ever.
-    pub fn owes_copy(&self) -> bool {
-        self.owed_on_disk.load(Relaxed)
-    }
-
-    /// Controller: a copy of the regions is to be made, whatever becomes of this agent. On disk when it returns, and so before
-    /// anything that only a copy makes good is in the log or agreed with a destination. The copy has been
-    /// requested before, so that [`Group::settle_copy`] does not take an earlier one for it.
-    pub fn owe_copy(&self) -> Result<(), GroupError> {
-        let mut inner = self.lock();
-        inner.copy_owed = true;
-        if self.owes_copy() { Ok(()) } else { self.save(&inner) }
-    }
-
-    /// Controller, now and then: no copy is owed any more if `made` finds that the newest one that was requested is
-    /// complete where it is needed. Brings the state on disk up to date; does nothing if that owes none.
-    pub fn settle_copy(&self, made: impl FnOnce() -> bool) -> Result<(), GroupError> {
-        if !self.owes_copy() {
-            return Ok(());
-        }
-        // Regions are added, and copies for them requested, under the lock: `made` sees either both or neither.
-        let mut inner = self.lock();
-        inner.copy_owed = inner.copy_owed && !made();
-        if inner.copy_owed { Ok(()) } else { self.save(&inner) }
     }
 
     /// A region.
@@ -267,12 +235,9 @@ impl Group {
             generation: self.generation,
             next_region: inner.numbers.next(),
             next_session: inner.reserved_sessions,
-            copy_owed: inner.copy_owed,
             regions,
         };
-        self.states.save(self.name(), STATE_FILE, &state)?;
-        self.owed_on_disk.store(state.copy_owed, Relaxed);
-        Ok(())
+        Ok(self.states.save(self.name(), STATE_FILE, &state)?)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

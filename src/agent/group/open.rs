@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::numbers::Numbers;
@@ -110,11 +109,9 @@ impl Group {
             states: states.clone(),
             notify,
             resumed,
-            owed_on_disk: AtomicBool::new(state.copy_owed),
             inner: Mutex::new(Inner {
                 regions: BTreeMap::new(),
                 numbers: Numbers::new(state.next_region),
-                copy_owed: state.copy_owed,
                 processes: none(),
                 found: BTreeSet::new(),
                 next_session: state.next_session,
@@ -231,7 +228,6 @@ fn make_log(
         generation: next,
         next_region: 1,
         next_session: AGENT_SESSION + 1,
-        copy_owed: false,
         regions: Vec::new(),
     };
     // The generation is used up before the log exists: two logs never share one.

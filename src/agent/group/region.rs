@@ -281,14 +281,8 @@ impl Group {
             candidate.size == 0 || (candidate.is_regular() && all_hole(region.file(), candidate.size));
         let small = candidate.is_regular() && self.has_room_for(candidate.size.max(len));
         let creation = if small && !empty { region.arrival() } else { region.creation() };
-        // Until the region and all that it has are in the log, an agent that finds it in the table owes a copy. The table says so
-        // from its next writing on, which is the one that enters the region.
-        let owed = std::mem::replace(&mut inner.copy_owed, true);
         self.add(&mut inner, &region, &creation)?;
         let whole = empty || (small && self.append_content(&region));
-        if whole {
-            inner.copy_owed = owed;
-        }
         let lsn = self.appender().drain();
         (self.notify)(Notice::RegionAdded { region: region.clone(), whole });
         Ok((region, lsn))

@@ -241,43 +241,6 @@ fn a_log_that_was_lost_or_is_too_old_starts_a_new_generation() {
 }
 
 #[test]
-fn that_a_copy_is_owed_is_known_until_it_has_been_made() {
-    let bench = Bench::new();
-    let (group, _notices) = bench.open(1);
-    assert!(!group.owes_copy());
-    let file = bench.file("large.pool", 16384);
-    rustix::io::pwrite(&file, b"x", 5000).unwrap();
-    group.protect(file.as_fd(), 0, false).unwrap();
-    drop(group);
-    let (group, _notices) = bench.open(1);
-    assert!(group.owes_copy(), "its content is in no log");
-    group.settle_copy(|| false).unwrap();
-    assert!(group.owes_copy());
-    group.settle_copy(|| true).unwrap();
-    drop(group);
-    let (group, _notices) = bench.open(1);
-    assert!(!group.owes_copy());
-    group.owe_copy().unwrap();
-    drop(group);
-    let (group, _notices) = bench.open(1);
-    assert!(group.owes_copy());
-}
-
-#[test]
-fn a_copy_is_owed_for_a_file_until_all_of_it_is_in_the_log() {
-    let bench = Bench::new();
-    let (group, _notices) = bench.open(1);
-    let file = bench.file("small.pool", 8192);
-    rustix::io::pwrite(&file, b"x", 5000).unwrap();
-    group.protect(file.as_fd(), 0, false).unwrap();
-    assert!(group.owes_copy(), "an agent that ended on the way would have left a part of it");
-    group.settle_copy(|| unreachable!("no copy was requested")).unwrap();
-    assert!(!group.owes_copy());
-    drop(group);
-    assert!(!bench.open(1).0.owes_copy());
-}
-
-#[test]
 fn a_file_that_takes_anothers_place_gets_a_number_of_its_own() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);

@@ -10,17 +10,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::table::{observe, settle};
+use super::table::observe;
 use super::{DESTINATION, Destination, Shared, spawn};
 use crate::agent::clock::WallTime;
 use crate::agent::control::message::{Answer, Ask, ImageState, OpenGroup, Refusal, ReplicaReport};
 use crate::agent::control::{Client, ControlError, client::unexpected};
-use crate::agent::group::GroupError;
 use crate::fabric::FabricError;
 use crate::log::{Consumer, Owner, SleepDepth};
 use crate::ship::backoff::Backoff;
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
-use crate::types::{Durability, Lsn};
+use crate::types::Durability;
 
 /// What is known of the link at present.
 #[derive(Clone, Default)]
@@ -44,8 +43,6 @@ enum LinkError {
     Fabric(#[from] FabricError),
     #[error(transparent)]
     Ship(#[from] ShipError),
-    #[error(transparent)]
-    Group(#[from] GroupError),
     #[error("{peer} offers a landing ring of {theirs} bytes for a log of {ours}")]
     Landing { peer: String, theirs: u64, ours: u64 },
     #[error("a thread could not be started: {0}")]
@@ -126,13 +123,6 @@ impl Shared {
         let link = Link::prepare(endpoint, log, opened.durability)?;
         let begin = self.begin(&opened.have);
         let from = begin.consumer.position();
-        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
-            self.syncer.request();
-        }
-        if begin.fresh {
-            // Once the destination has attached, the next agent finds its position in this stream, and would go on from there.
-            group.owe_copy()?;
-        }
         let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
         let landing = match client.ask(&attach, ANSWER_WITHIN)? {
             Answer::Attached { landing } => landing,
@@ -141,6 +131,9 @@ impl Shared {
         let ours = log.spec().ring_bytes;
         if landing.len != ours {
             return Err(LinkError::Landing { peer: peer.name.clone(), theirs: landing.len, ours });
+        }
+        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
+            self.syncer.request();
         }
         *self.link() = LinkInfo {
             connected: true,
@@ -222,30 +215,22 @@ impl Shared {
             Err(error) => return LinkError::Thread(error),
         };
         let mut lost = None;
-        let mut pinged = Instant::now();
         while lost.is_none() && !self.stop.load(Ordering::Acquire) {
-            self.settle_copy();
-            let pause = if self.setup.group.owes_copy() { SETTLE } else { PING };
             let guard = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
             let (over, _) = ended
                 .1
-                .wait_timeout_while(guard, pause, |over| !*over && !self.stop.load(Ordering::Acquire))
+                .wait_timeout_while(guard, PING, |over| !*over && !self.stop.load(Ordering::Acquire))
                 .unwrap_or_else(PoisonError::into_inner);
             if *over {
                 break;
             }
             drop(over);
-            if pinged.elapsed() < PING {
-                continue;
-            }
-            pinged = Instant::now();
             match client.ask(&Ask::Ping {}, PONG_WITHIN) {
                 Ok(Answer::Pong(_)) => lost = self.sample(&mut client).err(),
                 Ok(other) => lost = Some(unexpected(client.peer(), other)),
                 Err(error) => lost = Some(error),
             }
         }
-        self.settle_copy();
         stop.store(true, Ordering::Release);
         self.setup.group.log().wake_agent(SleepDepth::Nap);
         let error = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -253,18 +238,6 @@ impl Shared {
             Some(lost) => lost.into(),
             None => error.into(),
         }
-    }
-}
-
-impl Shared {
-    /// Notes durably that no copy is owed once the destination's live image is the newest one's.
-    fn settle_copy(&self) {
-        settle(&self.setup.group, || {
-            // In this order: an idle syncer has said where its newest copy ends.
-            let idle = !self.syncer.is_active();
-            let (copied, ship) = (self.syncer.view().end, self.ship.view());
-            idle && copied > Lsn(0) && ship.counts && ship.counts_from >= copied
-        });
     }
 }
 
@@ -279,9 +252,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// An ask must be answered within this time; `open_group` may have to apply what had landed first.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-
-/// How often it is looked whether the copy that is owed has been made.
-const SETTLE: Duration = Duration::from_millis(100);
 
 /// Time between pings.
 const PING: Duration = Duration::from_secs(1);

@@ -92,9 +92,8 @@ impl Source {
     /// Starts to ship. The threads run until the source is dropped.
     pub fn start(setup: SourceSetup) -> io::Result<Source> {
         let (group, name) = (setup.group.clone(), setup.group.name().to_owned());
-        let regions = GroupRegions { group: group.clone(), alone: setup.destination.is_none() };
         let shared = Arc::new(Shared {
-            syncer: Syncer::start(&name, Arc::new(regions))?,
+            syncer: Syncer::start(&name, Arc::new(GroupRegions(group.clone())))?,
             space: Space::new(group.log().clone(), consumers(&setup)),
             ship: Arc::default(),
             sampler: Arc::default(),
@@ -103,10 +102,6 @@ impl Source {
             changed: Condvar::new(),
             setup,
         });
-        if group.owes_copy() {
-            // An agent before us ended in the middle of it, or before it began.
-            shared.syncer.request();
-        }
         let archiver = group.config().archive.as_ref().map(|config| shared.start_archiver(config));
         let archiver = archiver.transpose()?;
         let mut source = Source { archiver, shared: shared.clone(), threads: Vec::new() };

@@ -36,42 +36,21 @@ pub(super) fn observe(group: &Group, header: &RecordHeader) {
     }
 }
 
-/// See [`Group::settle_copy`]. What cannot be stored is stored later; meanwhile a restart costs a copy.
-pub(super) fn settle(group: &Group, made: impl FnOnce() -> bool) {
-    if let Err(error) = group.settle_copy(made) {
-        tracing::warn!(group = group.name(), %error, "that a copy is complete was not stored");
-    }
-}
-
 /// The group's regions, to be copied.
-pub(super) struct GroupRegions {
-    pub(super) group: Arc<Group>,
-    /// No destination acknowledges: a copy is made once it is in the log.
-    pub(super) alone: bool,
-}
+pub(super) struct GroupRegions(pub(super) Arc<Group>);
 
 impl SyncSource for GroupRegions {
     fn appender(&self) -> &Appender {
-        self.group.appender()
-    }
-
-    fn begins(&self) -> io::Result<()> {
-        self.group.owe_copy().map_err(io::Error::other)
-    }
-
-    fn complete(&self, newest: &dyn Fn() -> bool) {
-        if self.alone {
-            settle(&self.group, newest);
-        }
+        self.0.appender()
     }
 
     fn regions(&self) -> io::Result<Vec<SyncRegion>> {
-        self.group.follow_files().map_err(io::Error::other)?;
+        self.0.follow_files().map_err(io::Error::other)?;
         let region = |r: Arc<Region>| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
             Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file, held: r })
         };
-        self.group.regions().into_iter().map(region).collect()
+        self.0.regions().into_iter().map(region).collect()
     }
 }
 
@@ -79,8 +58,7 @@ impl SyncSource for GroupRegions {
 mod tests {
     use super::*;
     use crate::agent::group::tests::Bench;
-    use crate::ship::sync::Syncer;
-    use crate::types::{Lsn, RegionId};
+    use crate::types::RegionId;
     use std::os::fd::AsFd;
 
     #[test]
@@ -93,28 +71,10 @@ mod tests {
         // Nothing of this is in the log: the application was ahead of it.
         std::fs::rename(bench.path("a.pool"), bench.path("b.pool")).unwrap();
         std::fs::remove_file(bench.path("c.pool")).unwrap();
-        let regions = GroupRegions { group: group.clone(), alone: true }.regions().unwrap();
+        let regions = GroupRegions(group.clone()).regions().unwrap();
         assert_eq!(regions.iter().map(|r| r.id).collect::<Vec<_>>(), [RegionId(1)]);
         assert!(regions[0].creation.ends_with(b"/pm/b.pool"));
         assert_eq!(group.regions().len(), 1);
-    }
-
-    #[test]
-    fn a_copy_is_owed_on_disk_before_it_begins_and_until_it_counts() {
-        for alone in [false, true] {
-            let bench = Bench::new();
-            let (group, _notices) = bench.open(1);
-            group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
-            group.settle_copy(|| false).unwrap();
-            assert!(!group.owes_copy());
-            let syncer = Syncer::start("t", Arc::new(GroupRegions { group: group.clone(), alone })).unwrap();
-            syncer.request();
-            while syncer.view().end == Lsn(0) {
-                std::thread::yield_now();
-            }
-            drop((syncer, group));
-            assert_eq!(bench.open(1).0.owes_copy(), !alone, "alone: {alone}");
-        }
     }
 
     #[test]
