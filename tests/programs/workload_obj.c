@@ -19,8 +19,11 @@ POBJ_LAYOUT_TOID(workload, struct node);
 POBJ_LAYOUT_TOID(workload, struct elem);
 POBJ_LAYOUT_END(workload);
 
+/* of the last WINDOW operations at most, the oldest first: a pool is never full */
+#define WINDOW 1000
 struct list {
-	TOID(struct node) head;
+	TOID(struct node) first;
+	TOID(struct node) last;
 	uint64_t count;
 	uint64_t sum;
 };
@@ -110,28 +113,46 @@ static uint64_t body_len(uint64_t n)
 	return mix(n) % 600;
 }
 
+static TOID(struct node) new_node(uint64_t n, uint64_t seed)
+{
+	uint64_t len = body_len(n);
+	TOID(struct node) node = TX_ALLOC(struct node, sizeof(struct node) + len);
+	D_RW(node)->next = TOID_NULL(struct node);
+	D_RW(node)->n = n;
+	D_RW(node)->value = mix(n ^ seed);
+	D_RW(node)->len = len;
+	memset(D_RW(node)->body, (int)(n & 0xff), len);
+	return node;
+}
+
+/* Appends operation n; the oldest goes when the window is full. */
 static void push(PMEMobjpool *pop, struct list *list, uint64_t n, uint64_t seed)
 {
 	TX_BEGIN(pop)
 	{
-		uint64_t len = body_len(n);
-		TOID(struct node) node = TX_ALLOC(struct node, sizeof(struct node) + len);
-		D_RW(node)->next = list->head;
-		D_RW(node)->n = n;
-		D_RW(node)->value = mix(n ^ seed);
-		D_RW(node)->len = len;
-		memset(D_RW(node)->body, (int)(n & 0xff), len);
+		TOID(struct node) node = new_node(n, seed);
 		pmemobj_tx_add_range_direct(list, sizeof(*list));
-		list->head = node;
-		list->count++;
-		list->sum += mix(n ^ seed);
-		/* every tenth operation also removes a node and puts it back under its old number */
-		if (n % 10 == 0 && !TOID_IS_NULL(D_RO(node)->next)) {
-			TOID(struct node) old = D_RO(node)->next;
-			TOID(struct node) copy = TX_ALLOC(struct node, sizeof(struct node) + D_RO(old)->len);
-			memcpy(D_RW(copy), D_RO(old), sizeof(struct node) + D_RO(old)->len);
-			D_RW(node)->next = copy;
-			TX_FREE(old);
+		if (TOID_IS_NULL(list->last))
+			list->first = node;
+		else
+			TX_SET(list->last, next, node);
+		list->last = node;
+		list->sum += D_RO(node)->value;
+		TOID(struct node) oldest = list->first;
+		if (list->count == WINDOW) {
+			list->sum -= D_RO(oldest)->value;
+			list->first = D_RO(oldest)->next;
+			TX_FREE(oldest);
+		} else {
+			list->count++;
+			/* every tenth operation moves the oldest to another place */
+			if (n % 10 == 0) {
+				size_t size = sizeof(struct node) + D_RO(oldest)->len;
+				TOID(struct node) copy = TX_ALLOC(struct node, size);
+				memcpy(D_RW(copy), D_RO(oldest), size);
+				list->first = copy;
+				TX_FREE(oldest);
+			}
 		}
 	}
 	TX_ONABORT
@@ -144,23 +165,28 @@ static void push(PMEMobjpool *pop, struct list *list, uint64_t n, uint64_t seed)
 
 static const char *check_list(struct list *list, uint64_t *found)
 {
-	uint64_t sum = 0, n = list->count;
-	for (TOID(struct node) node = list->head; !TOID_IS_NULL(node); node = D_RO(node)->next, n--) {
+	uint64_t sum = 0, count = 0, n = 0;
+	for (TOID(struct node) node = list->first; !TOID_IS_NULL(node); node = D_RO(node)->next) {
 		const struct node *d = D_RO(node);
-		if (d == NULL || d->n != n)
+		if (d == NULL || (n != 0 && d->n != n + 1))
 			return "list: wrong number in a node";
+		n = d->n;
 		if (d->len != body_len(n))
 			return "list: wrong length in a node";
 		for (uint64_t i = 0; i < d->len; i++)
 			if (d->body[i] != (n & 0xff))
 				return "list: wrong body";
 		sum += d->value;
+		if (++count > list->count)
+			return "list: longer than its count";
 	}
-	if (n != 0)
+	if (count != list->count || (n > WINDOW ? WINDOW : n) != count)
 		return "list: shorter than its count";
+	if (!TOID_IS_NULL(list->last) && D_RO(list->last)->n != n)
+		return "list: wrong last node";
 	if (sum != list->sum)
 		return "list: wrong sum";
-	*found = list->count;
+	*found = n;
 	return NULL;
 }
 
