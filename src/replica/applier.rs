@@ -25,6 +25,10 @@ const HOT_BATCH: u64 = 256 << 10;
 /// Bytes received at a time where every batch waits for a device.
 const COLD_BATCH: u64 = 8 << 20;
 
+/// Records from the one that is being applied to the one whose place is fetched: places are scattered, and a miss in the
+/// TLB and the caches takes as long as applying several records.
+const AHEAD: usize = 8;
+
 /// The image is made durable at the latest when this part of the ring waits for it, so that the source never runs
 /// out of room for that reason.
 const RING_SHARE: u64 = 8;
@@ -208,19 +212,24 @@ impl Applier {
             return Ok(());
         }
         self.set.announce(self.synced)?;
-        for header in self.pending.drain(..) {
+        for (i, header) in self.pending.iter().enumerate() {
+            if let Some(soon) = self.pending.get(i + AHEAD) {
+                self.set.expect(soon);
+            }
             let payload = Bytes::Shared {
                 memory: landing.memory(),
                 offset: landing.offset(Lsn(header.lsn)) + RECORD_HEADER as usize,
                 len: header.len as usize,
             };
-            if let Err(e) = self.set.apply(&header, payload) {
+            if let Err(e) = self.set.apply(header, payload) {
+                self.pending.clear();
                 if !e.is_temporary() {
                     self.set.retract()?;
                 }
                 return Err(e.into());
             }
         }
+        self.pending.clear();
         Ok(())
     }
 

@@ -94,6 +94,13 @@ impl Image {
         Ok(len)
     }
 
+    /// A hint that a write there is to come.
+    pub(super) fn expect(&self, id: RegionId, offset: u64) {
+        if let Some(Some(region)) = self.files.get(usize::from(id.0)) {
+            region.file.expect(offset);
+        }
+    }
+
     /// Zeros, clipped likewise.
     pub(super) fn zero(&mut self, id: RegionId, offset: u64, len: u64) -> Result<(), ImageError> {
         let Some(region) = self.touch(id) else { return Ok(()) };

@@ -11,7 +11,7 @@ use super::one::Image;
 use super::position::{Cursor, Position, PositionFile};
 use super::record::{Change, decode};
 use crate::log::digest::chain;
-use crate::log::format::RecordHeader;
+use crate::log::format::{Kind, RecordHeader};
 use crate::replica::store::{Bytes, Store};
 use crate::types::{Generation, GroupId, Lsn};
 
@@ -209,6 +209,16 @@ impl ImageSet {
         Ok(())
     }
 
+    /// A hint that this record is soon to be applied: its place in the image is fetched into the cache meanwhile.
+    pub fn expect(&mut self, header: &RecordHeader) {
+        if header.kind == Kind::Data as u8
+            && let Some(image) = self.target()
+        {
+            let (id, offset) = header.place();
+            image.expect(id, offset);
+        }
+    }
+
     fn after(&self, header: &RecordHeader) -> Result<Cursor, ImageError> {
         let at = self.cursor;
         if header.generation != at.generation.0 || header.lsn != at.lsn.0 {
@@ -225,35 +235,29 @@ impl ImageSet {
     /// Records that come while no image follows the stream have no effect: the sync that is bound to come reads
     /// later content.
     fn change_target(&mut self, change: Change<'_>, after: Cursor) -> Result<(), ImageError> {
-        let store = self.store.clone();
-        let Some(image) = self.target() else { return Ok(()) };
+        let created = self.cursor.lsn;
+        let ImageSet { store, current, building, sync_bytes, .. } = self;
+        let Some(image) = target(current, building, after.generation) else { return Ok(()) };
+        let store = &**store;
         match change {
             Change::Data(id, offset, bytes) => {
-                let copied = image.write(id, offset, bytes)?;
-                self.sync_bytes += copied;
+                *sync_bytes += image.write(id, offset, bytes)?;
             }
             Change::Zero(id, offset, len) => image.zero(id, offset, len)?,
             Change::Create { id, name, size, mode } => {
-                let created = self.cursor.lsn;
                 let entry = RegionEntry { id, name, size, mode, created };
-                if let Some(image) = self.target() {
-                    image.create_region(&*store, entry, after)?;
-                }
+                image.create_region(store, entry, after)?;
             }
-            Change::Resize(id, size) => image.resize_region(&*store, id, size, after)?,
-            Change::Rename(id, name) => image.rename_region(&*store, id, name, after)?,
-            Change::Unlink(id) => image.unlink_region(&*store, id, after)?,
+            Change::Resize(id, size) => image.resize_region(store, id, size, after)?,
+            Change::Rename(id, name) => image.rename_region(store, id, name, after)?,
+            Change::Unlink(id) => image.unlink_region(store, id, after)?,
             Change::Filler | Change::SyncBegin | Change::SyncEnd => {}
         }
         Ok(())
     }
 
-    /// The image that records change: the one being built, else the live one; of this generation.
     fn target(&mut self) -> Option<&mut Image> {
-        let generation = self.cursor.generation;
-        let live = self.current.as_mut().filter(|i| i.manifest().state == ImageState::Live);
-        let building = self.building.as_mut().filter(|i| i.manifest().generation == generation);
-        building.or(live).filter(|i| i.manifest().generation == generation)
+        target(&mut self.current, &mut self.building, self.cursor.generation)
     }
 
     fn begin_sync(&mut self, at: Cursor, after: Cursor) -> Result<(), ImageError> {
@@ -371,6 +375,17 @@ impl ImageSet {
         };
         unmade.and_then(|()| store.remove_dir(dir)).map_err(|e| ImageError::io("remove", dir, e))
     }
+}
+
+/// The image that records change: the one being built, else the live one; of this generation.
+fn target<'a>(
+    current: &'a mut Option<Image>,
+    building: &'a mut Option<Image>,
+    generation: Generation,
+) -> Option<&'a mut Image> {
+    let mine = |image: &&mut Image| image.manifest().generation == generation;
+    let live = current.as_mut().filter(|i| i.manifest().state == ImageState::Live);
+    building.as_mut().filter(mine).or(live.filter(mine))
 }
 
 fn at_manifest(m: &Manifest) -> Cursor {

@@ -143,6 +143,15 @@ impl RegionFile for MappedRegion {
         Ok(())
     }
 
+    fn expect(&self, offset: u64) {
+        match &self.map {
+            Some(map) if offset < self.size && self.present.get(offset / PAGE) => {
+                map.prefetch(offset as usize)
+            }
+            _ => {}
+        }
+    }
+
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let end = offset + len;
         assert!(end <= self.size, "zeros up to {end} in a region of {}", self.size);

@@ -109,6 +109,8 @@ pub trait Store: Send + Sync + fmt::Debug {
 pub trait RegionFile: Send {
     /// Writes within the size. Running out of space is an error, never a signal.
     fn write(&mut self, offset: u64, bytes: Bytes<'_>) -> io::Result<()>;
+    /// A hint that the byte at `offset` is about to be written.
+    fn expect(&self, _offset: u64) {}
     /// Makes `len` bytes zero, within the size.
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()>;
     /// Cuts, or extends with zeros.
