@@ -1,6 +1,7 @@
 //! The main job, end to end: an unmodified program under the preload library, two agents, power loss.
 
 mod first_sync;
+mod large;
 mod ownership;
 
 use std::fs;
