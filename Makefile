@@ -23,9 +23,11 @@ demo: setup build
 	@target/release/pmemha demo
 
 test: setup
+	@soft-roce/setup
 	@scripts/test
 
 soak: setup
+	@soft-roce/setup
 	@scripts/soak $(HOURS)
 
 clean:
