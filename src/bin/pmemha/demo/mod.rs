@@ -54,7 +54,7 @@ struct Summary {
     recovered: u64,
     lost: u64,
     exposure_bytes: Option<u64>,
-    first_byte_us: Option<u64>,
+    first_byte_us: Option<i64>,
     saved_ms: Option<f64>,
     app_running_ms: f64,
 }

@@ -14,8 +14,8 @@ pub struct Story {
     pub timeline: Timeline,
     /// Bytes that were not at the heir when the application was frozen.
     pub exposure_bytes: Option<u64>,
-    /// From the beginning of the last gasp to its first byte; none if nothing was left to ship.
-    pub first_byte_us: Option<u64>,
+    /// When the first byte of the rest left for the heir or, if nothing was left, the word that everything is there.
+    pub first_byte_us: Option<i64>,
     /// When the heir was told that everything is there.
     pub saved_us: Option<i64>,
 }
@@ -51,15 +51,17 @@ impl Story {
                 let us = |name: &str| detail[name].as_u64();
                 let began = t - us("took_us").unwrap_or(0) as i64;
                 self.exposure_bytes = us("exposure_bytes");
-                self.first_byte_us = us("first_byte_us");
                 self.tell(node, began, "the application is frozen");
-                if let Some(first) = self.first_byte_us {
-                    self.tell(node, began + first as i64, "the first byte of the rest leaves");
+                if let Some(first) = us("first_byte_us") {
+                    let at = began + first as i64;
+                    self.first_byte_us = Some(at);
+                    self.tell(node, at, "the first byte of the rest leaves");
                 }
                 "the rest is durable at beta"
             }
             ("saved", _) => {
                 self.saved_us.get_or_insert(t);
+                self.first_byte_us.get_or_insert(t);
                 "beta is told: saved, take over"
             }
             ("milestone", "handed_over") => "beta has accepted; alpha is no owner",
@@ -110,7 +112,7 @@ mod tests {
         assert_eq!(times, [0, 600, 700, 1000, 2000, 3000]);
         assert_eq!(
             (story.exposure_bytes, story.first_byte_us, story.saved_us),
-            (Some(77), Some(100), Some(2000))
+            (Some(77), Some(700), Some(2000))
         );
     }
 }
