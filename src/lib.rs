@@ -9,6 +9,8 @@
 //! | room | what it is for |
 //! | --- | --- |
 //! | [`types`] | the words of pmemha as types |
+//! | [`locks`] | taking a lock |
+//! | `mounts` | what a directory lies on |
 //! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
 //! | [`log`] | the log region: format, append, publish, scan, archive |
 //! | [`session`] | an application's side of its session with the agent, and the messages of that socket; shared by `capi` and the preload library |
@@ -28,7 +30,10 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("pmemha is for x86-64 Linux: its capture rules rest on that memory model");
 
+pub mod locks;
 pub mod log;
+#[cfg(feature = "agent")]
+pub mod mounts;
 pub mod region;
 pub mod session;
 pub mod types;

@@ -117,8 +117,6 @@ pub enum Level {
 pub enum Durability {
     /// The whole machine is battery-backed: placement in DRAM is enough. Does not survive a crash of its OS.
     Battery,
-    /// Caches are in the persistence domain (eADR): placement, proven by a READ after the WRITE.
-    Eadr,
     /// Persistent memory flushed by the destination's CPU.
     Pmem,
     /// A block device: the destination writes back and waits for the device.
@@ -129,7 +127,6 @@ impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Durability::Battery => "battery",
-            Durability::Eadr => "eadr",
             Durability::Pmem => "pmem",
             Durability::Disk => "disk",
         })

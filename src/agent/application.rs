@@ -4,11 +4,11 @@
 
 mod order;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 pub use order::{Deed, Halfway, Look, Order, Present};
 
@@ -16,9 +16,10 @@ use super::config;
 use super::context::Context;
 use super::restarts::Restarts;
 use crate::failover::supervise::{
-    self, Exit, ExitWatch, Helper, StartCommand, SuperviseError, Supervisor, hierarchies,
+    Exit, ExitWatch, Helper, StartCommand, SuperviseError, Supervisor, hierarchies,
 };
-use crate::failover::{Application as Life, Event, Round};
+use crate::failover::{Event, Life, Round};
+use crate::mounts;
 
 /// Hears what becomes of an application.
 pub type Hear = Arc<dyn Fn(Event) + Send + Sync>;
@@ -54,7 +55,7 @@ enum Rest {
 
 struct Keeper {
     name: String,
-    means: supervise::Application,
+    means: Supervisor,
     command: Option<StartCommand>,
     freeze_within: Duration,
     hear: Hear,
@@ -95,7 +96,6 @@ impl Application {
             env,
             directory: config.working_dir.clone(),
             user: owner,
-            inherit_input: false,
         });
         let started = Self::start(name, means, command, config.freeze_deadline, restarts, look, hear);
         started.map_err(|source| system("starting a thread", source))
@@ -103,7 +103,7 @@ impl Application {
 
     fn start(
         name: &str,
-        means: supervise::Application,
+        means: Supervisor,
         command: Option<StartCommand>,
         freeze_within: Duration,
         restarts: Option<Restarts>,
@@ -408,8 +408,8 @@ impl Keeper {
 const LONG: Duration = Duration::from_secs(3600);
 
 /// A control group of its own where one can be made, else signals.
-fn best_means(context: &Context, name: &str) -> Result<supervise::Application, SuperviseError> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| system("reading the mounts", e))?;
+fn best_means(context: &Context, name: &str) -> Result<Supervisor, SuperviseError> {
+    let mounts = mounts::read().map_err(|e| system("reading the mounts", e))?;
     // Two agents of one machine (a demo, a test) must not freeze each other's applications.
     let dir = context.config.node.state_dir.as_os_str().as_encoded_bytes();
     let unit = format!("{name}-{:08x}", crc32c::crc32c(dir));
@@ -418,12 +418,12 @@ fn best_means(context: &Context, name: &str) -> Result<supervise::Application, S
         group_dir.map_err(|e| system("the group's directory", io::Error::other(e)))?.join(WATCHDOG_FILE);
     let helper = || Helper { argv: vec![context.program.clone().into()], lock: Some(lock.clone()) };
     for hierarchy in hierarchies(&mounts) {
-        match supervise::Application::new(&unit, Some(&hierarchy), helper()) {
+        match Supervisor::new(&unit, Some(&hierarchy), helper()) {
             Ok(means) => return Ok(means),
             Err(error) => tracing::debug!(group = name, %error, "not supervised by this hierarchy"),
         }
     }
-    supervise::Application::new(&unit, None, helper())
+    Supervisor::new(&unit, None, helper())
 }
 
 fn system(what: &str, source: io::Error) -> SuperviseError {

@@ -7,7 +7,7 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -28,6 +28,7 @@ use super::sessions::{Access, Node, Sessions};
 use super::state::{StateDir, StateError};
 use super::status::{NodeStatus, Status};
 use crate::fabric::tls::{TlsError, TlsIdentity};
+use crate::locks::lock;
 use crate::session::socket::{Listener, SocketError};
 
 /// How long finishing may take: below the 90 s after which systemd kills a service.
@@ -217,7 +218,7 @@ impl Node for Parts {
     }
 
     fn shutdown(&self) {
-        self.stop.lock().unwrap_or_else(PoisonError::into_inner).tell();
+        lock(&self.stop).tell();
     }
 }
 

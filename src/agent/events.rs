@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::clock::WallTime;
+use crate::locks::lock;
 
 /// Events remembered: enough for the story of a failover with room to spare, a few hundred KiB.
 pub const REMEMBERED: usize = 2048;
@@ -98,7 +99,7 @@ impl Events {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.remembered)
     }
 }
 

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use sd_notify::NotifyState;
 
 use super::holder::{FdKeeper, KeeperError};
+use crate::locks::lock;
 
 /// The descriptors that systemd keeps for us.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl FdStore {
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
 use super::users;
 use crate::failover::Event;
+use crate::locks::lock;
 use crate::log::region::boottime;
 use crate::log::{LinkState, LogRegion, SleepDepth};
 use crate::ship::sync::Requester;
@@ -67,7 +68,7 @@ impl Local {
             placed: &[],
             notify: Box::new(move |notice| {
                 if matches!(notice, Notice::RegionAdded { whole: false, .. })
-                    && let Some(copies) = &*for_notices.lock().unwrap_or_else(PoisonError::into_inner)
+                    && let Some(copies) = &*lock(&for_notices)
                 {
                     copies.request();
                 }
@@ -85,7 +86,7 @@ impl Local {
         };
         let tender = tender.map_err(|source| GroupError::System { what: "starting a thread", source })?;
         if let Tender::Source(source) = &tender {
-            *copies.lock().unwrap_or_else(PoisonError::into_inner) = Some(source.copies());
+            *lock(&copies) = Some(source.copies());
         }
         if let Some(application) = &application {
             care.take_over(application, &group);
@@ -97,7 +98,7 @@ impl Local {
         // Pairs with the load in `tend`.
         self.stop.store(true, Ordering::Release);
         self.group.log().wake_agent(SleepDepth::Nap);
-        match self.tender.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match lock(&self.tender).take() {
             Some(Tender::Thread(thread)) => drop(thread.join()),
             Some(Tender::Source(source)) => drop(source),
             None => {}
@@ -131,7 +132,7 @@ impl Controller for Local {
             regions: self.group.region_status(),
             log: Some(self.group.log_status()),
             destinations: Vec::new(),
-            archive: match &*self.tender.lock().unwrap_or_else(PoisonError::into_inner) {
+            archive: match &*lock(&self.tender) {
                 Some(Tender::Source(source)) => source.archive_status(),
                 _ => None,
             },

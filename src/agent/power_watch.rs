@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 use std::{io, mem};
@@ -10,6 +10,7 @@ use std::{io, mem};
 use super::clock::WallTime;
 use super::group::Controller;
 use super::status::PowerStatus;
+use crate::locks::lock;
 use crate::power::file::FileSource;
 use crate::power::{Debounce, PowerEvent, PowerSource, PowerState};
 
@@ -40,7 +41,7 @@ impl PowerWatch {
             // Pairs with the store in `drop`.
             while !stopped.load(Ordering::Acquire) {
                 let state = source.wait(ASK);
-                hears.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&state);
+                lock(&hears).clone_from(&state);
                 if let Some(event) = debounce.event(&state, Instant::now()) {
                     controllers.iter().for_each(|c| c.power(event == PowerEvent::Back));
                 }
@@ -51,13 +52,13 @@ impl PowerWatch {
 
     /// How power is, for the status document.
     pub fn status(&self) -> PowerStatus {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let heard = lock(&self.heard).clone();
         PowerStatus {
             source: self.source.clone(),
             online: heard.online,
             runtime_s: heard.runtime.map(|r| r.as_secs()),
             charge: heard.charge,
-            error: heard.stale,
+            error: heard.fault,
             as_of: WallTime(SystemTime::now() - heard.as_of.elapsed()).to_string(),
         }
     }

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -20,11 +20,12 @@ use super::fabrics::Fabrics;
 use super::state::{StateDir, StateError};
 use super::status::{DestinationState, DestinationStatus, Role, SyncStatus};
 use crate::fabric::{Endpoint, FabricError, Offer, Registration, RemoteAccess, RemoteKey};
-use crate::failover::{Mandate, Round};
+use crate::failover::{Mandate, Round, Saved};
+use crate::locks::lock;
 use crate::replica::applier::{ApplierConfig, ApplyError};
 use crate::replica::durability;
 use crate::replica::peek;
-use crate::replica::promote::{PromoteError, Promoted, Request};
+use crate::replica::promote::{PromoteError, Promoted, Request, SavedMark};
 use crate::replica::status::{ImageHealth, ReplicaStatus};
 use crate::replica::store::disk::DiskStore;
 use crate::replica::worker;
@@ -113,7 +114,7 @@ impl Standby {
         fs::create_dir_all(&config.dir).map_err(dir)?;
         let durability = match config.durability.declared() {
             Some(declared) => declared,
-            None => durability::detect(&config.dir).map_err(dir)?.durability,
+            None => durability::detect(&config.dir).map_err(dir)?,
         };
         let known = states.load::<Known>(&config.group, STATE_FILE)?;
         let standby = Standby {
@@ -214,7 +215,7 @@ impl Standby {
             Err(error) => return no(Refusal::Failed, error),
         };
         inner.link = Some(Connected { endpoint, peer: opened.peer, _landing: registration });
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.last_error) = None;
         Answer::Attached { landing }
     }
 
@@ -244,23 +245,15 @@ impl Standby {
 
     /// Whether the image holds what `mandate` of `round` names, after everything that landed has been applied.
     pub fn verify(&self, round: Round, mandate: Mandate) -> Result<(), String> {
+        let saved = match mandate {
+            Mandate::Saved(Saved { lsn, digest }) => {
+                Some(SavedMark { generation: round.generation, lsn, digest })
+            }
+            Mandate::SaveStarted | Mandate::Arbiter | Mandate::Force => None,
+        };
         let mut inner = self.lock();
         let replica = inner.replica.as_mut().ok_or("there is no image of the group here")?;
-        let applier = replica.applier().map_err(|e| e.to_string())?;
-        let image = applier.images().promotable().ok_or("there is no consistent image here")?;
-        match mandate {
-            Mandate::Saved(saved) if (image.generation, image.lsn) != (round.generation, saved.lsn) => {
-                Err(format!(
-                    "the source saved up to {} of generation {}, the image here ends at {} of generation {}",
-                    saved.lsn, round.generation, image.lsn, image.generation
-                ))
-            }
-            Mandate::Saved(saved) if image.digest != saved.digest => Err(format!(
-                "the image at {} has digest {:016x}, the source's is {:016x}",
-                image.lsn, image.digest, saved.digest
-            )),
-            _ => Ok(()),
-        }
+        replica.verify(saved).map(drop).map_err(|e| e.to_string())
     }
 
     /// Puts the image's files where the application opens them. May be repeated.
@@ -268,7 +261,7 @@ impl Standby {
         let mut inner = self.lock();
         let replica = inner.replica.as_mut().ok_or(PromoteError::NothingConsistent)?;
         // What must be there was checked when the group became ours.
-        replica.promote(&Request { saved: None, force: true, paths: &self.config.paths, owner })
+        replica.promote(&Request { paths: &self.config.paths, owner })
     }
 
     /// The row of the status document.
@@ -306,7 +299,7 @@ impl Standby {
             last_error: status
                 .as_ref()
                 .and_then(|s| s.faulted.clone().or_else(|| s.set_aside.clone()))
-                .or_else(|| self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+                .or_else(|| lock(&self.last_error).clone()),
             as_of: WallTime::now().to_string(),
         }
     }
@@ -359,12 +352,11 @@ impl Standby {
 
     fn note(&self, error: &str) {
         tracing::warn!(group = self.config.group, error, "replica");
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(format!("{} {error}", WallTime::now()));
+        *lock(&self.last_error) = Some(format!("{} {error}", WallTime::now()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

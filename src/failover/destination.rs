@@ -3,7 +3,7 @@
 
 use super::event::{Action, Alarm, Answer, Event, Note, Request};
 use super::machine::Turn;
-use super::state::{Application, Mandate, NodeName, Phase, Round, Stage, Standing, UNTRIGGERED};
+use super::state::{Life, Mandate, NodeName, Phase, Round, Stage, Standing, UNTRIGGERED};
 use crate::types::Generation;
 
 impl Turn<'_> {
@@ -93,7 +93,6 @@ impl Turn<'_> {
         {
             self.next.durable.standing = Standing::Standby { cancelled: *cancelled };
             self.next.phase = Phase::Standby;
-            self.act(Action::Readmit);
             self.report(Note::PromotionCancelled);
         }
     }
@@ -189,7 +188,6 @@ impl Turn<'_> {
                 self.next.durable.standing = Standing::Standby { cancelled: cancelled.max(Some(round)) };
                 self.next.phase = Phase::Standby;
                 self.reply(Answer::Cancelled { round });
-                self.act(Action::Readmit);
                 self.report(Note::PromotionCancelled);
             }
             Standing::Triggered { round: ours, .. } => self.answer_progress(ours),
@@ -244,7 +242,7 @@ impl Turn<'_> {
     fn synced(&mut self, generation: Generation) {
         if let Standing::Demoted { cancelled } = self.next.durable.standing
             && generation == self.next.durable.generation
-            && self.next.application == Application::Gone
+            && self.next.application == Life::Gone
         {
             self.next.durable.standing = Standing::Standby { cancelled };
             self.next.phase = Phase::Standby;

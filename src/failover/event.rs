@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state::{Application, Durable, Mandate, NodeName, Round, Saved};
+use super::state::{Durable, Life, Mandate, NodeName, Round, Saved};
 use crate::types::Generation;
 
 /// Why a source hands its group over.
@@ -116,7 +116,7 @@ pub enum Event {
     /// The agent started (first event of every life): what it found of the application.
     Recovered {
         /// Processes of the application.
-        application: Application,
+        application: Life,
         /// An unrepeatable number.
         life: u64,
     },
@@ -238,8 +238,6 @@ pub enum Action {
         /// What must be there; without `saved`, what is durable here.
         mandate: Mandate,
     },
-    /// The promotion is off: let the source in again.
-    Readmit,
     /// Put the regions where the application opens them.
     PlaceFiles,
     /// Start the application; with a log of this generation.

@@ -1,7 +1,7 @@
 //! The step function, and the small driver that keeps "persist before acting".
 
 use super::event::{Action, Alarm, Answer, Cause, Event, Note, Request};
-use super::state::{Application, DURABLE_VERSION, Durable, Mains, Phase, Policy, Stage, Standing, State};
+use super::state::{DURABLE_VERSION, Durable, Life, Mains, Phase, Policy, Stage, Standing, State};
 use crate::types::Generation;
 
 /// What a group's controller lends the machine: a disk and hands.
@@ -29,7 +29,7 @@ impl Machine {
         let state = State {
             phase: resting_phase(&durable.standing),
             durable,
-            application: Application::Gone,
+            application: Life::Gone,
             mains: Mains::Unknown,
             cause: Cause::Power,
             attempt: 0,
@@ -129,9 +129,9 @@ impl Turn<'_> {
         let next = &mut self.next;
         match event {
             Event::Recovered { application, .. } => next.application = *application,
-            Event::ApplicationStarted => next.application = Application::Running,
+            Event::ApplicationStarted => next.application = Life::Running,
             Event::ApplicationDied | Event::ApplicationExited | Event::ApplicationFailedToStart => {
-                next.application = Application::Gone
+                next.application = Life::Gone
             }
             Event::PowerLost => next.mains = Mains::Lost,
             Event::PowerBack => next.mains = Mains::Online,
@@ -159,7 +159,7 @@ impl Turn<'_> {
             Standing::Triggered { .. } | Standing::Standby { .. } | Standing::Demoted { .. } => {}
         }
         if !matches!(self.next.durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. })
-            && self.next.application != Application::Gone
+            && self.next.application != Life::Gone
         {
             self.act(Action::Kill);
         }
@@ -168,20 +168,16 @@ impl Turn<'_> {
     /// The standing of someone who may not own anything now, under `generation`.
     pub fn demote(&mut self, generation: Generation) {
         let cancelled = self.cancelled();
-        let triggered = matches!(self.next.durable.standing, Standing::Triggered { .. });
         let was_source =
             matches!(self.next.durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. });
         self.next.durable.generation = generation;
         self.next.durable.standing = Standing::Demoted { cancelled };
         self.next.phase = Phase::Demoted;
-        if self.next.application == Application::Running {
+        if self.next.application == Life::Running {
             self.alarm(Alarm::SplitBrain);
         }
-        if self.next.application != Application::Gone {
+        if self.next.application != Life::Gone {
             self.act(Action::Kill);
-        }
-        if triggered {
-            self.act(Action::Readmit);
         }
         if was_source {
             self.report(Note::Demoted);

@@ -18,6 +18,6 @@ pub mod timeline;
 pub use event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 pub use machine::{Hands, Machine, step};
 pub use state::{
-    Application, BootId, DURABLE_VERSION, Durable, Mains, Mandate, NodeName, OnDeath, Patience, Phase,
-    Policy, Round, Saved, Stage, Standing, State, Trigger, UNTRIGGERED,
+    BootId, DURABLE_VERSION, Durable, Life, Mains, Mandate, NodeName, OnDeath, Patience, Phase, Policy,
+    Round, Saved, Stage, Standing, State, Trigger, UNTRIGGERED,
 };

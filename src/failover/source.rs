@@ -2,7 +2,7 @@
 
 use super::event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 use super::machine::Turn;
-use super::state::{Application, Mains, OnDeath, Phase, Saved, Stage, Standing, Trigger};
+use super::state::{Life, Mains, OnDeath, Phase, Saved, Stage, Standing, Trigger};
 
 impl Turn<'_> {
     /// An event on a node that owns the group or gave it up.
@@ -54,15 +54,15 @@ impl Turn<'_> {
                 self.next.phase = Phase::Returned;
                 self.ask();
             }
-            Application::Running => {
+            Life::Running => {
                 self.set_stage(Stage::Begun);
                 self.next.phase = Phase::Running;
             }
-            Application::Frozen => {
+            Life::Frozen => {
                 self.set_stage(Stage::Begun);
                 self.run_on();
             }
-            Application::Gone => match stage {
+            Life::Gone => match stage {
                 Stage::Promoted | Stage::Placed => self.place_or_start(),
                 Stage::Begun => {
                     self.next.phase = Phase::Running;
@@ -79,14 +79,14 @@ impl Turn<'_> {
     pub(super) fn recover_given_up(&mut self, saved: bool, withdrawn: bool) {
         let round = self.next.round();
         match self.next.application {
-            Application::Running => {
+            Life::Running => {
                 if let Standing::GivenUp { withdrawn, .. } = &mut self.next.durable.standing {
                     *withdrawn = true;
                 }
                 self.next.phase = Phase::Refreezing;
                 self.act(Action::Freeze { round });
             }
-            Application::Frozen if !withdrawn => {
+            Life::Frozen if !withdrawn => {
                 self.act(Action::HoldFrozen);
                 self.next.phase = Phase::HandingOver;
                 self.send_trigger();
@@ -95,7 +95,7 @@ impl Turn<'_> {
                     self.act(Action::ShipTail { round });
                 }
             }
-            Application::Frozen | Application::Gone => self.cancel(),
+            Life::Frozen | Life::Gone => self.cancel(),
         }
     }
 
@@ -179,14 +179,14 @@ impl Turn<'_> {
             self.alarm(Alarm::NoHeir);
             if cause == Cause::Death {
                 self.start_application();
-            } else if self.next.application == Application::Frozen {
+            } else if self.next.application == Life::Frozen {
                 self.run_on();
             }
             return;
         }
         self.next.attempt += 1;
         self.report(Note::GaspBegan(cause));
-        if self.next.application == Application::Gone {
+        if self.next.application == Life::Gone {
             self.save();
         } else {
             self.next.phase = Phase::Freezing;
@@ -199,8 +199,8 @@ impl Turn<'_> {
         if !matches!(self.next.phase, Phase::Freezing | Phase::Refreezing) {
             return;
         }
-        if self.next.application == Application::Running {
-            self.next.application = Application::Frozen;
+        if self.next.application == Life::Running {
+            self.next.application = Life::Frozen;
         }
         match self.next.phase {
             Phase::Freezing => self.save(),
@@ -287,7 +287,7 @@ impl Turn<'_> {
     fn resume(&mut self) {
         if self.next.mains == Mains::Lost && self.next.cause != Cause::Operator {
             self.begin_gasp(Cause::Power);
-        } else if self.next.application != Application::Gone {
+        } else if self.next.application != Life::Gone {
             self.run_on();
         } else if self.next.cause == Cause::Operator {
             self.stopped();
@@ -303,7 +303,7 @@ impl Turn<'_> {
     }
 
     fn run_on(&mut self) {
-        self.next.application = Application::Running;
+        self.next.application = Life::Running;
         self.next.phase = Phase::Running;
         self.act(Action::Thaw { generation: self.next.durable.generation });
     }
@@ -328,7 +328,7 @@ impl Turn<'_> {
         }
         self.next.phase = Phase::Starting;
         // Until it is known to have failed, something may be running.
-        self.next.application = Application::Running;
+        self.next.application = Life::Running;
         self.act(Action::StartApplication { generation: self.next.durable.generation });
     }
 

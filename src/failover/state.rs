@@ -249,7 +249,7 @@ impl fmt::Display for Phase {
 /// The application of the group on this node, as last known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Application {
+pub enum Life {
     /// At least one process may write.
     Running,
     /// Processes exist, none can run.
@@ -278,7 +278,7 @@ pub struct State {
     /// What is going on.
     pub phase: Phase,
     /// The application here.
-    pub application: Application,
+    pub application: Life,
     /// External power.
     pub mains: Mains,
     /// What the present attempt is for; meaningful from [`Phase::Freezing`] to [`Phase::Cancelling`].

@@ -171,14 +171,5 @@ impl Consumer {
 }
 
 fn filler(at: u64, claim: Claim) -> RecordHeader {
-    RecordHeader {
-        lsn: at,
-        len: (claim.span - RECORD_HEADER) as u32,
-        owner: 0,
-        state: SlotState::Filled as u8,
-        kind: Kind::Filler as u8,
-        place: 0,
-        generation: 0,
-        crc: 0,
-    }
+    RecordHeader::unowned(Kind::Filler, at, (claim.span - RECORD_HEADER) as u32)
 }

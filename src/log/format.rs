@@ -102,6 +102,12 @@ pub struct RecordHeader {
 const _: () = assert!(size_of::<RecordHeader>() as u64 == RECORD_HEADER);
 
 impl RecordHeader {
+    /// Of a filled record of `len` bytes at `lsn` that no application owns and that is about no region.
+    pub fn unowned(kind: Kind, lsn: u64, len: u32) -> RecordHeader {
+        let (state, kind) = (SlotState::Filled as u8, kind as u8);
+        RecordHeader { lsn, len, owner: 0, state, kind, place: 0, generation: 0, crc: 0 }
+    }
+
     /// The region and the offset in it.
     pub fn place(&self) -> (RegionId, u64) {
         (RegionId((self.place >> OFFSET_BITS) as u16), self.place & ((1 << OFFSET_BITS) - 1))

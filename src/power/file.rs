@@ -116,7 +116,7 @@ enum Garbage {
 }
 
 fn parse(text: &str, now: Instant) -> Result<PowerState, Garbage> {
-    let mut state = PowerState { online: None, runtime: None, charge: None, stale: None, as_of: now };
+    let mut state = PowerState { online: None, runtime: None, charge: None, fault: None, as_of: now };
     for (number, line) in text.lines().enumerate() {
         let garbage = || Garbage::Line(number + 1);
         let line = line.trim();
@@ -183,7 +183,7 @@ mod tests {
         let path = dir.path().join("power");
         let mut source = FileSource::new(&path);
         assert_eq!(source.poll().online, None);
-        assert!(source.poll().stale.unwrap().contains("power"));
+        assert!(source.poll().fault.unwrap().contains("power"));
         for text in [
             "",
             "yes",
@@ -194,7 +194,7 @@ mod tests {
         ] {
             fs::write(&path, text).unwrap();
             let state = source.poll();
-            assert!(state.online.is_none() && state.stale.is_some(), "{text:?} gave {state:?}");
+            assert!(state.online.is_none() && state.fault.is_some(), "{text:?} gave {state:?}");
         }
         fs::write(&path, "online\n".repeat(1000)).unwrap();
         assert_eq!(source.poll().online, None);

@@ -1,15 +1,15 @@
 //! Power: is external power there, how long will the battery last, and how well do we know.
 //!
-//! Every source of such knowledge (a file today; UPS daemons, the kernel's power supplies and commands have the same shape)
-//! is a [`PowerSource`]; [`combine`] makes one view of several, and [`Debounce`] keeps a
-//! flickering mains from thawing a group too early. Never guesses: what is not known is `None`, never "online".
-//! The agent's `power_watch` polls the source and turns changes into events of the group machines.
+//! Every source of such knowledge (a file today; UPS daemons, the kernel's power supplies and commands have the same
+//! shape) is a [`PowerSource`], and [`Debounce`] keeps a flickering mains from thawing a group too early. Never guesses:
+//! what is not known is `None`, never "online". The agent's `power_watch` polls the source and turns changes into events of
+//! the group machines.
 
 pub mod file;
 
 use std::time::{Duration, Instant};
 
-/// What one source, or all together, say.
+/// What a source says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PowerState {
     /// External power: there, lost, or unknown.
@@ -18,8 +18,8 @@ pub struct PowerState {
     pub runtime: Option<Duration>,
     /// Charge of the battery, 0 to 1, if known.
     pub charge: Option<f32>,
-    /// The source should have spoken and has not, or what it says makes no sense: raise an alarm.
-    pub stale: Option<String>,
+    /// Why nothing is known: the source is silent, or what it says makes no sense.
+    pub fault: Option<String>,
     /// When this was true.
     pub as_of: Instant,
 }
@@ -27,7 +27,7 @@ pub struct PowerState {
 impl PowerState {
     /// Nothing is known, for this reason.
     pub fn unknown(reason: impl Into<String>, as_of: Instant) -> Self {
-        Self { online: None, runtime: None, charge: None, stale: Some(reason.into()), as_of }
+        Self { online: None, runtime: None, charge: None, fault: Some(reason.into()), as_of }
     }
 }
 
@@ -39,24 +39,6 @@ pub trait PowerSource: Send {
     fn poll(&mut self) -> PowerState;
     /// Waits until it may say something else, or for `timeout`; then as [`poll`](Self::poll).
     fn wait(&mut self, timeout: Duration) -> PowerState;
-}
-
-/// One view of several sources.
-///
-/// Lost if any says lost (a node with one dead supply and one live one has sources configured accordingly); online only if
-/// all that know say online and at least one does; the shortest runtime and the lowest charge count. Every stale
-/// source is named.
-pub fn combine(states: &[PowerState], now: Instant) -> PowerState {
-    let known = || states.iter().filter_map(|s| s.online);
-    let online = if known().any(|o| !o) { Some(false) } else { known().next() };
-    let stale: Vec<&str> = states.iter().filter_map(|s| s.stale.as_deref()).collect();
-    PowerState {
-        online,
-        runtime: states.iter().filter_map(|s| s.runtime).min(),
-        charge: states.iter().filter_map(|s| s.charge).min_by(f32::total_cmp),
-        stale: (!stale.is_empty()).then(|| stale.join("; ")),
-        as_of: states.iter().map(|s| s.as_of).min().unwrap_or(now),
-    }
 }
 
 /// A change that the group machines are told of.
@@ -111,19 +93,7 @@ mod tests {
 
     fn view(online: Option<bool>, seconds: u64, as_of: Instant) -> PowerState {
         let runtime = Some(Duration::from_secs(seconds));
-        PowerState { online, runtime, charge: None, stale: None, as_of }
-    }
-
-    #[test]
-    fn one_lost_source_is_a_loss_and_no_knowledge_is_never_online() {
-        let now = Instant::now();
-        let all = [view(Some(true), 90, now), view(None, 60, now), view(Some(false), 300, now)];
-        let together = combine(&all, now);
-        assert_eq!(together.online, Some(false));
-        assert_eq!(together.runtime, Some(Duration::from_secs(60)));
-        assert_eq!(combine(&all[..2], now).online, Some(true));
-        assert_eq!(combine(&all[1..2], now).online, None);
-        assert_eq!(combine(&[], now).online, None);
+        PowerState { online, runtime, charge: None, fault: None, as_of }
     }
 
     #[test]

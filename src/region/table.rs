@@ -11,8 +11,9 @@
 use std::cell::{Cell, UnsafeCell};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::locks::lock;
 use crate::types::RegionId;
 
 /// `[start, end)` shows the bytes of `region` from `offset` on.
@@ -196,7 +197,7 @@ impl MapTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Retired>> {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.retired)
     }
 }
 

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use super::applier::{Applier, ApplierConfig, ApplyError};
-use super::promote::{self, PromoteError};
+use super::image::set::Promotable;
+use super::promote::{self, PromoteError, SavedMark};
 use super::recover::{self, Recovery};
 use super::status::ReplicaStatus;
 use super::worker::{self, Link, Shared};
 use crate::fabric::Endpoint;
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 use crate::types::{Generation, Lsn};
 
@@ -98,9 +100,8 @@ impl Replica {
         // The applier waits in a slot of its own, so that it is not lost when no thread can be had.
         let slot = Arc::new(std::sync::Mutex::new(Some(applier)));
         let theirs = slot.clone();
-        let take = move |slot: &std::sync::Mutex<Option<Box<Applier>>>| {
-            slot.lock().unwrap_or_else(|e| e.into_inner()).take().expect("taken once")
-        };
+        let take =
+            move |slot: &std::sync::Mutex<Option<Box<Applier>>>| lock(slot).take().expect("taken once");
         let body = move || worker::run(take(&theirs), link, &shared);
         match std::thread::Builder::new().name("pmemha-applier".into()).spawn(body) {
             Ok(thread) => {
@@ -127,6 +128,11 @@ impl Replica {
             let applier = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             self.engine = Engine::Idle(applier);
         }
+    }
+
+    /// Whether the image is what the source saved: see [`promote::verify`]. The source's access must have been revoked.
+    pub fn verify(&mut self, saved: Option<SavedMark>) -> Result<Promotable, PromoteError> {
+        promote::verify(self.applier()?, saved)
     }
 
     /// Makes the image the application's files: see [`promote`]. The source's access must have been revoked.

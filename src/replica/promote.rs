@@ -1,7 +1,8 @@
 //! Promotion: the image becomes the application's files.
 //!
 //! Before it, the caller has taken the source's access away ([`crate::fabric::Endpoint::revoke`]): what landed by then is the
-//! end of the stream. The rest is a sequence of steps of which each may be the last before a crash; a journal
+//! end of the stream. [`verify`] says whether that is what the source saved; only then does the group change hands, and
+//! [`promote`] puts the files in place: a sequence of steps of which each may be the last before a crash. A journal
 //! (`promotion.json`) makes the next attempt go on. `docs/image-format.md` lists the steps.
 //!
 //! Hard rule: a file that is there already is never written over. It is set aside under a name of its own.
@@ -32,23 +33,19 @@ const VERSION: u32 = 1;
 const MAX_JOURNAL: u64 = super::image::manifest::MAX_BYTES * 2;
 
 /// The source's word on where its stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedMark {
     /// Generation that ended.
     pub generation: Generation,
     /// End of the stream.
     pub lsn: Lsn,
-    /// Chained digest there, if the source could say.
-    pub digest: Option<u64>,
+    /// Chained digest there.
+    pub digest: u64,
 }
 
 /// What is asked of a promotion.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
-    /// What the image must contain.
-    pub saved: Option<SavedMark>,
-    /// Take what is there, also if it is not what `saved` says.
-    pub force: bool,
     /// Where files go: source path or prefix of some, to local path.
     pub paths: &'a BTreeMap<PathBuf, PathBuf>,
     /// Owner of the files, if not this process: user and group.
@@ -60,8 +57,6 @@ pub struct Request<'a> {
 pub struct Promoted {
     /// What was promoted.
     pub image: Promotable,
-    /// The source's digest was compared, and was the same.
-    pub digest_checked: bool,
     /// The files.
     pub files: Vec<Placed>,
     /// Applying what had landed.
@@ -146,7 +141,6 @@ struct Journal {
     generation: Generation,
     lsn: Lsn,
     digest: u64,
-    digest_checked: bool,
     /// By region: the file that is, or is about to be, at its place.
     prepared: BTreeMap<u16, FileId>,
     /// Set when all is in place.
@@ -158,7 +152,23 @@ pub fn journalled(store: &dyn Store, dir: &Path) -> Result<Option<(Generation, b
     Ok(load(store, dir)?.map(|j| (j.generation, j.files.is_some())))
 }
 
-/// Promotes. `step` is called before each durable step with its name; an error of its ends the attempt there.
+/// What a promotion would yield, once everything that landed has been applied. With `saved`, an error unless it ends exactly
+/// there, with the same digest.
+pub fn verify(applier: &mut Applier, saved: Option<SavedMark>) -> Result<Promotable, PromoteError> {
+    recover::drain(applier)?;
+    let image = applier.images().promotable().ok_or(PromoteError::NothingConsistent)?;
+    match saved {
+        Some(saved) if (image.generation, image.lsn) != (saved.generation, saved.lsn) => {
+            Err(PromoteError::Incomplete { saved, have: image.lsn, have_generation: image.generation })
+        }
+        Some(saved) if image.digest != saved.digest => {
+            Err(PromoteError::Digest { lsn: image.lsn, have: image.digest, want: saved.digest })
+        }
+        _ => Ok(image),
+    }
+}
+
+/// Promotes what is there; what must be there is for [`verify`]. `step` is called before each durable step with its name; an error of its ends the attempt there.
 ///
 /// Repeated after a complete promotion it reports the same again.
 pub fn promote(
@@ -168,18 +178,14 @@ pub fn promote(
 ) -> Result<Promoted, PromoteError> {
     let start = Instant::now();
     let (store, dir) = (applier.config().store.clone(), applier.config().dir.clone());
-    if let Some(Journal { files: Some(files), image, generation, lsn, digest, digest_checked, .. }) =
-        load(&*store, &dir)?
-    {
+    if let Some(Journal { files: Some(files), image, generation, lsn, digest, .. }) = load(&*store, &dir)? {
         applier.clear()?;
         let image = Promotable { image, generation, lsn, digest, live: false };
         let none = Duration::ZERO;
-        return Ok(Promoted { image, digest_checked, files, applied_in: none, placed_in: none });
+        return Ok(Promoted { image, files, applied_in: none, placed_in: none });
     }
-    recover::drain(applier)?;
+    let image = verify(applier, None)?;
     let applied_in = start.elapsed();
-    let image = applier.images().promotable().ok_or(PromoteError::NothingConsistent)?;
-    let digest_checked = compare(&image, request)?;
     let regions = applier.images().regions();
     let places = places(&regions, request.paths)?;
 
@@ -191,7 +197,6 @@ pub fn promote(
             generation: image.generation,
             lsn: image.lsn,
             digest: image.digest,
-            digest_checked,
             prepared: BTreeMap::new(),
             files: None,
         },
@@ -218,23 +223,7 @@ pub fn promote(
         source,
     })?;
     applier.clear()?;
-    Ok(Promoted { image, digest_checked, files, applied_in, placed_in: start.elapsed() - applied_in })
-}
-
-/// Whether the image is what the source says that it saved; true if the digests were compared.
-fn compare(image: &Promotable, request: &Request<'_>) -> Result<bool, PromoteError> {
-    let Some(saved) = request.saved else { return Ok(false) };
-    let same_place = (image.generation, image.lsn) == (saved.generation, saved.lsn);
-    match saved.digest {
-        _ if !same_place && request.force => Ok(false),
-        _ if !same_place => {
-            Err(PromoteError::Incomplete { saved, have: image.lsn, have_generation: image.generation })
-        }
-        Some(want) if want != image.digest && !request.force => {
-            Err(PromoteError::Digest { lsn: image.lsn, have: image.digest, want })
-        }
-        digest => Ok(digest == Some(image.digest)),
-    }
+    Ok(Promoted { image, files, applied_in, placed_in: start.elapsed() - applied_in })
 }
 
 fn places(

@@ -17,6 +17,7 @@ use super::status::{ImageHealth, ReplicaStatus, now_ns};
 use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 
 /// How long an idle ring is polled before sleeping: longer than a round trip, shorter than a time slice.
@@ -54,7 +55,7 @@ impl Shared {
 
     pub(super) fn status(&self) -> MutexGuard<'_, ReplicaStatus> {
         // Plain data: a panic elsewhere cannot have left it half written in a way that matters.
-        self.status.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.status)
     }
 }
 

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::client::SessionError;
 use super::socket::{Connection, SocketError};
 use super::wire::{Reply, Request, VERSION};
+use crate::locks::lock;
 use crate::region::dirty::Kind;
 use crate::types::{Generation, GroupId, Level, RegionId};
 
@@ -76,7 +77,7 @@ impl Link {
 
     /// Tells the agent that a region is being mapped: the present one, once, and each that follows it.
     pub fn maps(&self, region: RegionId, by: Kind) {
-        let new = self.maps.lock().unwrap_or_else(PoisonError::into_inner).insert(region, by).is_none();
+        let new = lock(&self.maps).insert(region, by).is_none();
         if new && self.lock().up.is_some() {
             // An agent that is gone is told when there is one again.
             let _ = self.request(&Request::Maps { region, by }, None, TELL_WAIT);
@@ -85,7 +86,7 @@ impl Link {
 
     /// The region's number may mean another file from here on.
     pub fn unmaps(&self, region: RegionId) {
-        self.maps.lock().unwrap_or_else(PoisonError::into_inner).remove(&region);
+        lock(&self.maps).remove(&region);
     }
 
     /// A link to the same agent and group for the child of a fork, not connected.
@@ -184,7 +185,7 @@ impl Link {
                 theirs: welcome.identity.generation,
             });
         }
-        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let maps = lock(&self.maps).clone();
         for (region, by) in maps {
             let told = connection
                 .send(&Request::Maps { region, by }, None, Some(deadline))
@@ -206,7 +207,7 @@ impl Link {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic of another thread leaves at worst a connection with an answer pending, which `finish` and
         // `lost` would have dropped; the next answer would then be of the wrong kind and is refused.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -5,12 +5,13 @@
 //! regions, so that the archive's images are whole from that copy's end on. Started by `agent::source`.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::space::Space;
 use super::sync::Requester;
+use crate::locks::lock;
 use crate::log::format::{Kind, RecordHeader};
 use crate::log::{Batch, Consumer, LogRegion, Owner};
 use crate::replica::archive::{ArchiveConfig, ArchiveError, ArchiveWriter};
@@ -118,7 +119,7 @@ impl Drop for Archiver {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

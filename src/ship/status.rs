@@ -1,9 +1,10 @@
 //! Where a destination's stream stands, mostly as plain atomics: written by the shipper, read by anyone at any time.
 
+use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, PoisonError};
 
+use crate::locks::lock;
 use crate::types::Lsn;
 
 /// Positions and marks of one destination. Each number is true by itself; together they may be a moment apart.
@@ -67,7 +68,7 @@ impl ShipStatus {
     /// The chained digest at `lsn`, if the stream shipped so far ends there. For the last gasp, when nothing is appended
     /// any more.
     pub fn digest(&self, lsn: Lsn) -> Option<u64> {
-        let (at, digest) = *self.digest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, digest) = *lock(&self.digest);
         (at == lsn).then_some(digest)
     }
 
@@ -89,7 +90,7 @@ impl ShipStatus {
     }
 
     pub(super) fn set_digest(&self, digest: u64, at: Lsn) {
-        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = (at, digest);
+        *lock(&self.digest) = (at, digest);
     }
 
     pub(super) fn set(&self, view: ShipView) {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
+use crate::locks::lock;
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, RegionPayload};
 use crate::log::{Ahead, Appender, LogRegion, Owner, SleepDepth};
@@ -430,10 +431,6 @@ fn runs(flags: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
         }
     }
     runs
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

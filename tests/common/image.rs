@@ -99,7 +99,7 @@ impl Copy {
     pub fn promote(&mut self) -> Result<Files, String> {
         let files = self.dir.path().join("files");
         let paths: BTreeMap<_, _> = self.sources.iter().map(|s| (s.clone(), files.clone())).collect();
-        let request = Request { saved: None, force: true, paths: &paths, owner: None };
+        let request = Request { paths: &paths, owner: None };
         self.replica.promote(&request).map_err(|e| e.to_string())?;
         Ok(Files::of(&files))
     }

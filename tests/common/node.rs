@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{dirs, programs, wait};
+use crate::net::free_port;
+use crate::{dirs, process, programs, wait};
 
 /// How long an agent may take to answer after its start, on a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
@@ -145,7 +145,8 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(binaries: Binaries, name: &'static str) -> Node {
+    /// With directories and a port, and neither certificate nor configuration: whoever calls writes [`Node::config`].
+    pub fn new(binaries: Binaries, name: &'static str) -> Node {
         let dir = dirs::in_memory();
         for sub in ["state", "run", "tls", "files", "replica"] {
             fs::create_dir(dir.path().join(sub)).expect("fresh directory");
@@ -377,13 +378,13 @@ impl Drop for Node {
             eprintln!("--- agent of {} ---\n{}", self.name, self.log());
         }
         // The holder and a started application outlive their agent by design; they must not outlive the test.
-        // Their command lines name this node's directory, which nothing else does.
-        let pattern = self.dir().to_string_lossy().into_owned();
-        let _ = Command::new("pkill").args(["-KILL", "-f", &pattern]).status();
+        let (agent, socket) = (Path::new(self.binaries.agent), self.socket());
+        for process in process::all() {
+            let is_agent = || process.program().is_some_and(|program| program == agent);
+            let is_here = || process.arguments().iter().any(|a| Path::new(a).starts_with(self.dir()));
+            if (is_agent() && is_here()) || process.has_variable("PMEMHA_SOCKET", &socket) {
+                process.kill();
+            }
+        }
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is there");
-    listener.local_addr().expect("bound").port()
 }

@@ -1,8 +1,9 @@
 //! What a peer may touch, and what happens when it tries more.
 
 use pmemha::fabric::{FabricError, Local, RemoteAccess, RemoteKey};
+use pmemha_testkit::wait::eventually;
 
-use crate::rig::{Node, Rig, content, eventually, fill};
+use crate::rig::{Node, PATIENCE, Rig, content, fill};
 
 /// The request at `left` fails, and the connection with it, on both sides.
 fn ends_in_refusal(left: &Node, right: &Node) {
@@ -93,7 +94,7 @@ pub fn a_deregistered_key_is_dead(rig: &Rig) {
     let to = right.memory(4 << 20, RemoteAccess::Write);
     let (memory, key) = (to.memory().clone(), to.key());
     left.write((&from, 0, 4 << 20), (key, 0), None).unwrap();
-    eventually("it is landing", || memory.u64(0).load(std::sync::atomic::Ordering::Relaxed) != 0);
+    eventually("it is landing", PATIENCE, || memory.u64(0).load(std::sync::atomic::Ordering::Relaxed) != 0);
     drop(to);
     memory.zero(0, memory.len());
     left.write((&from, 0, 4 << 20), (key, 0), Some(1)).ok();

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pmemha::fabric::{RemoteAccess, Wake};
+use pmemha_testkit::wait::eventually;
 
-use crate::rig::{Node, PATIENCE, Rig, content, eventually, fill, pattern, write};
+use crate::rig::{Node, PATIENCE, Rig, content, fill, pattern, write};
 
 fn write_immediate(
     node: &Node,
@@ -27,7 +28,7 @@ pub fn an_immediate_comes_after_its_bytes(rig: &Rig) {
         fill(&from, round);
         write_immediate(&left, (&from, 0, 300_000), to.key(), round as u32);
         let mut seen = None;
-        eventually("the immediate came", || {
+        eventually("the immediate came", PATIENCE, || {
             seen = right.end.take_immediate();
             seen.is_some()
         });
@@ -42,7 +43,7 @@ pub fn immediates_keep_their_order(rig: &Rig) {
     let to = right.memory(4096, RemoteAccess::Write);
     (0..100).for_each(|i| write_immediate(&left, (&from, 0, (i % 3) as usize * 8), to.key(), i));
     let mut seen = Vec::new();
-    eventually("all immediates came", || {
+    eventually("all immediates came", PATIENCE, || {
         seen.extend(right.end.take_immediate());
         seen.len() == 100
     });
@@ -108,19 +109,19 @@ pub fn callbacks_tell_of_completions_immediates_and_the_end(rig: &Rig) {
     let (left, right) = rig.pair();
     let (at_left, at_right) = (counted(&left), counted(&right));
     // Setting one may call it for what was before: wait until that is over.
-    eventually("the first calls", || {
+    eventually("the first calls", PATIENCE, || {
         at_left.load(Ordering::Relaxed) == 1 && at_right.load(Ordering::Relaxed) == 1
     });
     let from = left.memory(4096, RemoteAccess::Local);
     let to = right.memory(4096, RemoteAccess::Write);
     left.write((&from, 0, 8), (to.key(), 0), Some(1)).unwrap();
-    eventually("told of a completion", || at_left.load(Ordering::Relaxed) == 2);
+    eventually("told of a completion", PATIENCE, || at_left.load(Ordering::Relaxed) == 2);
     assert_eq!(left.successes(1), [1]);
     assert_eq!(at_right.load(Ordering::Relaxed), 1, "bytes land without a word");
     write_immediate(&left, (&from, 0, 8), to.key(), 1);
-    eventually("told of an immediate", || at_right.load(Ordering::Relaxed) == 2);
+    eventually("told of an immediate", PATIENCE, || at_right.load(Ordering::Relaxed) == 2);
     drop(left);
-    eventually("told of the end", || at_right.load(Ordering::Relaxed) == 3);
+    eventually("told of the end", PATIENCE, || at_right.load(Ordering::Relaxed) == 3);
     right.closed();
 }
 
@@ -131,5 +132,5 @@ pub fn a_callback_set_late_hears_of_what_was_before(rig: &Rig) {
     left.write((&from, 0, 8), (to.key(), 0), Some(1)).unwrap();
     assert_eq!(left.end.wait(PATIENCE), Wake::Ready);
     let count = counted(&left);
-    eventually("told late", || count.load(Ordering::Relaxed) > 0);
+    eventually("told late", PATIENCE, || count.load(Ordering::Relaxed) > 0);
 }

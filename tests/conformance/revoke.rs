@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use pmemha::fabric::{FabricError, RemoteAccess};
+use pmemha_testkit::wait::eventually;
 
-use crate::rig::{Rig, content, eventually, fill};
+use crate::rig::{PATIENCE, Rig, content, fill};
 
 /// A hundred times, at different points of a stream of writes both small and large.
 pub fn after_revoke_returned_no_byte_lands(rig: &Rig) {
@@ -36,7 +37,7 @@ pub fn after_revoke_returned_no_byte_lands(rig: &Rig) {
                 }
             });
             let last = (round as usize * 30_000 % bytes) & !63;
-            eventually("writes are landing", || to.memory().u64(last).load(Ordering::Relaxed) != 0);
+            eventually("writes are landing", PATIENCE, || to.memory().u64(last).load(Ordering::Relaxed) != 0);
             right.end.revoke().unwrap();
             to.memory().zero(0, bytes);
             left.closed();

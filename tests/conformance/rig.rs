@@ -229,12 +229,3 @@ pub fn content(memory: &Memory) -> Vec<u8> {
     memory.memory().read(0, &mut bytes);
     bytes
 }
-
-/// Repeats `look` until it is true.
-pub fn eventually(what: &str, mut look: impl FnMut() -> bool) {
-    let until = soon();
-    while !look() {
-        assert!(Instant::now() < until, "not so after {PATIENCE:?}: {what}");
-        std::thread::yield_now();
-    }
-}

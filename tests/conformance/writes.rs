@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use pmemha::fabric::{FabricError, RemoteAccess};
+use pmemha_testkit::wait::eventually;
 
-use crate::rig::{PATIENCE, Rig, content, eventually, fill, pattern, write};
+use crate::rig::{PATIENCE, Rig, content, fill, pattern, write};
 
 /// Each write carries a counter to two places; the peer must never see the second ahead of the first.
 pub fn writes_land_in_the_order_of_posting(rig: &Rig) {
@@ -31,7 +32,7 @@ pub fn writes_land_in_the_order_of_posting(rig: &Rig) {
             }
         });
         let mut seen = 0;
-        eventually("the last round landed", || {
+        eventually("the last round landed", PATIENCE, || {
             let second = to.memory().u64(0).load(Ordering::Acquire);
             let first = to.memory().u64(4096).load(Ordering::Acquire);
             assert!(first >= second, "round {second} landed before its predecessor, which holds {first}");

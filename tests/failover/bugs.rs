@@ -1,7 +1,7 @@
 //! Machines that break one rule each: the check is worth something only if it finds every one of them.
 
 use pmemha::failover::{
-    Action, Answer, Application, Event, OnDeath, Phase, Policy, Request, Round, Stage, Standing, State, step,
+    Action, Answer, Event, Life, OnDeath, Phase, Policy, Request, Round, Stage, Standing, State, step,
 };
 
 use crate::world::Budget;
@@ -164,9 +164,9 @@ impl Bug {
             Bug::TriggersWhileRunning => {
                 if let Event::Recovered { application, .. } = event
                     && matches!(state.durable.standing, Standing::GivenUp { .. })
-                    && *application == Application::Running
+                    && *application == Life::Running
                 {
-                    *application = Application::Frozen;
+                    *application = Life::Frozen;
                 }
             }
             Bug::LateTailCounts => {

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
-use pmemha::failover::{Application, Cause, Event, Mains, Phase, Standing};
+use pmemha::failover::{Cause, Event, Life, Mains, Phase, Standing};
 
 use crate::bugs::Bug;
 use crate::world::{BUG, Cut, Move, Packet, Pending, SETTING, Setting, World, patient};
@@ -93,14 +93,14 @@ fn unfair(world: &World, runs: &mut usize) -> Option<&'static str> {
         && matches!(source.stored.standing, Standing::Owner { .. })
         && matches!(state.phase, Phase::Freezing | Phase::Saving)
         && state.cause == Cause::Power
-        && source.application != Application::Gone
+        && source.application != Life::Gone
         && !source.pending.contains(&Pending::Kill)
     {
         // Mains are back before the trigger, and the heir is out of reach.
         let mut back = world.clone();
         back.nodes[0].mains = true;
         back.handle(0, &Event::PowerBack);
-        if back.nodes[0].application != Application::Running {
+        if back.nodes[0].application != Life::Running {
             return Some("power back before the trigger, the application is not thawed");
         }
     }
@@ -134,7 +134,7 @@ enum Goal {
 impl Goal {
     fn reached(self, world: &World) -> bool {
         match self {
-            Goal::HeirRuns => world.nodes[1].application == Application::Running,
+            Goal::HeirRuns => world.nodes[1].application == Life::Running,
             Goal::OneOwner => {
                 let settled = |n: &crate::world::Node| {
                     n.state.as_ref().is_some_and(|s| matches!(s.phase, Phase::Running | Phase::Stopped))

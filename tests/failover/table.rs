@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use pmemha::failover::{
-    Action, Alarm, Answer, Application, BootId, Cause, Durable, Event, Mains, Mandate, NodeName, Note,
-    OnDeath, Patience, Phase, Policy, Request, Round, Saved, Stage, Standing, State, Trigger, step,
+    Action, Alarm, Answer, BootId, Cause, Durable, Event, Life, Mains, Mandate, NodeName, Note, OnDeath,
+    Patience, Phase, Policy, Request, Round, Saved, Stage, Standing, State, Trigger, step,
 };
 use pmemha::types::{Generation, Lsn};
 
@@ -35,7 +35,7 @@ fn states() -> Vec<(Phase, State)> {
     let standby = Standing::Standby { cancelled: None };
     let triggered = |mandate| Standing::Triggered { round: ROUND, mandate, cancelled: None };
     let by_saved = triggered(Mandate::Saved(SAVED));
-    use Application::{Frozen, Gone, Running};
+    use Life::{Frozen, Gone, Running};
     let rows = [
         (Phase::Returned, &owner, Gone, Mains::Online),
         (Phase::Placing, &owner, Gone, Mains::Online),

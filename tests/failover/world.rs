@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use pmemha::failover::{
-    Action, Answer, Application, BootId, Durable, Event, Mains, Mandate, NodeName, OnDeath, Patience, Phase,
-    Policy, Request, Round, Saved, Standing, State, Trigger, step,
+    Action, Answer, BootId, Durable, Event, Life, Mains, Mandate, NodeName, OnDeath, Patience, Phase, Policy,
+    Request, Round, Saved, Standing, State, Trigger, step,
 };
 use pmemha::types::{Generation, Lsn};
 
@@ -79,7 +79,7 @@ pub struct Node {
     /// The agent's memory, while it lives.
     pub state: Option<State>,
     /// What the application really does.
-    pub application: Application,
+    pub application: Life,
     /// The watchdog leaves it frozen.
     pub held: bool,
     pub pending: BTreeSet<Pending>,
@@ -154,7 +154,7 @@ impl World {
         let owner = Durable::first_owner(&policy(setting, 0, 1), Generation(1));
         let mut standby = Durable::first_standby(&policy(setting, 1, 1), Generation(1));
         standby.standing = Standing::Standby { cancelled: None };
-        let nodes = [node(0, owner, Application::Running), node(1, standby, Application::Gone)];
+        let nodes = [node(0, owner, Life::Running), node(1, standby, Life::Gone)];
         World { nodes, sent: BTreeSet::new(), budget: setting.budget.clone() }
     }
 
@@ -167,15 +167,11 @@ impl World {
                 moves.push(Move::PowerOn(i));
                 continue;
             }
-            if node.application == Application::Running && self.budget.deaths > 0 {
+            if node.application == Life::Running && self.budget.deaths > 0 {
                 moves.push(Move::Death(i));
             }
             let owns = matches!(node.stored.standing, Standing::Owner { .. });
-            if node.application == Application::Running
-                && self.budget.exits > 0
-                && owns
-                && node.state.is_some()
-            {
+            if node.application == Life::Running && self.budget.exits > 0 && owns && node.state.is_some() {
                 moves.push(Move::Exit(i));
             }
             if self.flips(i) > 0 {
@@ -281,7 +277,7 @@ impl World {
             Pending::Revoke(round) => Event::Revoked { round },
             Pending::Verify(round) => Event::ImageVerified { round },
             Pending::Place => Event::FilesPlaced,
-            Pending::Start if self.nodes[i].application == Application::Gone => Event::ApplicationDied,
+            Pending::Start if self.nodes[i].application == Life::Gone => Event::ApplicationDied,
             Pending::Start => Event::ApplicationStarted,
         }
     }
@@ -333,14 +329,14 @@ impl World {
             }
             Move::Death(i) => {
                 world.budget.deaths -= 1;
-                world.nodes[*i].application = Application::Gone;
+                world.nodes[*i].application = Life::Gone;
                 if world.nodes[*i].state.is_some() {
                     world.handle(*i, &Event::ApplicationDied);
                 }
             }
             Move::Exit(i) => {
                 world.budget.exits -= 1;
-                world.nodes[*i].application = Application::Gone;
+                world.nodes[*i].application = Life::Gone;
                 world.nodes[*i].ended = true;
                 // As the supervisor of a command says it: no start is reported of one whose end has been.
                 world.nodes[*i].pending.remove(&Pending::Start);
@@ -411,18 +407,18 @@ impl World {
         match event {
             Event::FreezeDone { round } => {
                 node.pending.remove(&Pending::Freeze(*round));
-                if node.application == Application::Running {
-                    node.application = Application::Frozen;
+                if node.application == Life::Running {
+                    node.application = Life::Frozen;
                 }
             }
             Event::ApplicationDied => {
                 node.pending.retain(|p| !matches!(p, Pending::Kill | Pending::Start | Pending::Freeze(_)));
-                node.application = Application::Gone;
+                node.application = Life::Gone;
                 node.held = false;
             }
             Event::TailDurable { round, .. } => {
                 node.pending.remove(&Pending::Ship(*round));
-                if node.application != Application::Running {
+                if node.application != Life::Running {
                     node.complete.insert(*round);
                 }
             }
@@ -458,7 +454,7 @@ impl World {
             Action::Thaw { .. } => {
                 node.held = false;
                 node.pending.retain(|p| !matches!(p, Pending::Freeze(_)));
-                if node.application == Application::Frozen {
+                if node.application == Life::Frozen {
                     node.run();
                 }
             }
@@ -475,9 +471,6 @@ impl World {
             Action::Reply(answer) => _ = self.sent.insert((1 - i, Packet::Answer(answer))),
             Action::Revoke { round } => _ = node.pending.insert(Pending::Revoke(round)),
             Action::Verify { round, .. } => _ = node.pending.insert(Pending::Verify(round)),
-            Action::Readmit => {
-                node.pending.retain(|p| !matches!(p, Pending::Revoke(_) | Pending::Verify(_)));
-            }
             Action::PlaceFiles => _ = node.pending.insert(Pending::Place),
             Action::StartApplication { .. } => {
                 node.run();
@@ -504,14 +497,14 @@ impl World {
         match cut {
             Cut::Agent => {
                 self.budget.agent_crashes = self.budget.agent_crashes.saturating_sub(1);
-                if !node.held && node.application == Application::Frozen {
+                if !node.held && node.application == Life::Frozen {
                     node.run();
                 }
             }
             Cut::Machine => {
                 self.budget.machine_crashes = self.budget.machine_crashes.saturating_sub(1);
                 node.on = false;
-                node.application = Application::Gone;
+                node.application = Life::Gone;
                 node.held = false;
                 // Connections to a machine end with it, and a request never changes to a new one. (Nor do
                 // answers; they are left to come late, which is stricter.)
@@ -532,14 +525,14 @@ impl World {
         if let Some(found) = VIOLATION.take() {
             return Some(found);
         }
-        if self.nodes.iter().all(|n| n.application == Application::Running) {
+        if self.nodes.iter().all(|n| n.application == Life::Running) {
             return Some("two writers");
         }
         if self.nodes.iter().all(|n| n.state.as_ref().is_some_and(State::admits_application)) {
             return Some("both nodes admit the application");
         }
         let away = |n: &Node| !matches!(n.stored.standing, Standing::Owner { .. });
-        if self.nodes.iter().any(|n| n.ended && (n.application == Application::Running || away(n))) {
+        if self.nodes.iter().any(|n| n.ended && (n.application == Life::Running || away(n))) {
             return Some("ended of its own will, and was started or handed over by nobody's");
         }
         if BUG.get().is_some() {
@@ -568,7 +561,7 @@ impl Node {
     }
 
     fn run(&mut self) {
-        self.application = Application::Running;
+        self.application = Life::Running;
         self.complete.clear();
     }
 }

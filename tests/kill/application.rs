@@ -1,13 +1,12 @@
 //! The application dies: it is started again where it was, or the heir takes over with everything that it published.
 
-use std::fs;
 use std::path::Path;
 
 use pmemha::session::wire::Request;
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::load::{ENDLESS, Files};
 use pmemha_testkit::node::{Node, Pair, PairOptions};
-use pmemha_testkit::programs;
+use pmemha_testkit::{process, programs};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -26,7 +25,7 @@ pub fn restarts(mode: &'static str, kills: u64, chance: &mut Chance) {
         prove(&claim, mode, &pair.beta, &pair);
         pair.beta.go_on();
         pair.alpha.await_group("another program to run", |g| running(g).filter(|now| *now != pid));
-        assert_eq!(users(&files.pool).len(), 1, "one writer");
+        assert_eq!(users(&files.pool), 1, "one writer");
         // It checks what it finds before it goes on.
         files.await_progress("after its restart", 10);
         assert!(files.done() >= claim.done);
@@ -46,7 +45,7 @@ pub fn failovers(mode: &'static str, kills: u64, chance: &mut Chance) {
         moved(&pair.alpha, &pair.beta, &claim.group);
         // The program is dead, so what its memory shows had been done when it died.
         assert!(there.done() >= here.done(), "{} done, {} taken over", here.done(), there.done());
-        assert!(users(&here.pool).is_empty(), "one writer");
+        assert_eq!(users(&here.pool), 0, "one writer");
         there.await_progress("at the heir", 10);
 
         await_standby(&pair.alpha);
@@ -107,14 +106,7 @@ fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid as i32).expect("a process id"), Signal::KILL).expect("the program runs");
 }
 
-/// Processes that were told to use `pool` and are no zombies.
-fn users(pool: &Path) -> Vec<u32> {
-    let wanted = pool.to_string_lossy();
-    let processes = fs::read_dir("/proc").expect("procfs").flatten();
-    let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
-        fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&*wanted))
-    })
-    .collect()
+/// How many processes were told to use `pool`, and are no zombies.
+fn users(pool: &Path) -> usize {
+    process::all().filter(|process| process.arguments().iter().any(|a| a == pool)).count()
 }

@@ -40,7 +40,7 @@ fn the_destination_agent_is_killed() {
     let mut chance = chance(1);
     let mut tally = Tally::default();
     for (i, (mode, commit)) in LOADS.into_iter().enumerate() {
-        destination::campaign(mode, commit, share(i), &mut chance, &mut tally);
+        destination::AGENT.campaign(mode, commit, share(i), &mut chance, &mut tally);
     }
     tally.close("destination");
 }
@@ -50,7 +50,8 @@ fn the_source_agent_is_killed() {
     let mut chance = chance(2);
     let mut tally = Tally::default();
     for (i, (mode, commit)) in LOADS.into_iter().enumerate() {
-        source::campaign(mode, commit, share(i), &mut chance, &mut tally);
+        let rig = source::AGENT.campaign(mode, commit, share(i), &mut chance, &mut tally);
+        source::assert_knows_the_program(rig);
     }
     tally.close("source");
 }

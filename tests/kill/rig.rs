@@ -21,6 +21,50 @@ const CALM: Duration = Duration::from_millis(60);
 /// Ring, and a commit timeout that a program waits for once when its destination dies.
 const GROUP: &str = "log_size = \"8MiB\"\ncommit_timeout = \"200ms\"";
 
+/// For noticing that an agent is gone. The end of a connection is seen at once; a dead destination at the latest by a ping (sent
+/// every second) that is not answered (for 5 s).
+pub const DETECTION: Duration = Duration::from_secs(7);
+
+/// An agent that is killed again and again.
+pub struct Victim {
+    /// Kills it, and proves the claim on the destination as it is then.
+    pub kill: fn(&mut Rig, &Claim),
+    /// Waits until the other agent's status says that it is gone.
+    pub await_missed: fn(&Rig),
+    /// Starts it again.
+    pub start: fn(&mut Rig),
+}
+
+impl Victim {
+    /// Kills it `kills` times under a load of `mode`. In half of the rounds the program pauses while the agent is dead, so that
+    /// the ring holds what is missing.
+    pub fn campaign(
+        &self,
+        mode: &'static str,
+        commit: &str,
+        kills: u64,
+        chance: &mut Chance,
+        tally: &mut Tally,
+    ) -> Rig {
+        let mut rig = Rig::start(mode, commit);
+        for _ in 0..kills {
+            let claim = rig.moment(chance);
+            let images = rig.images();
+            (self.kill)(&mut rig, &claim);
+            rig.load.files.await_progress("without one of the agents", 20);
+            if chance.below(2) == 0 {
+                rig.load.pause();
+            }
+            (self.await_missed)(&rig);
+            (self.start)(&mut rig);
+            let resumed = rig.assert_resumed(&claim, &images);
+            rig.load.assert_alive();
+            tally.add(&claim, resumed);
+        }
+        rig
+    }
+}
+
 /// A pair with a load of one mode.
 pub struct Rig {
     pub pair: Pair,

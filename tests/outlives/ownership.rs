@@ -18,7 +18,20 @@ const LONG_ENOUGH: Duration = Duration::from_millis(300);
 const MEANS: [bool; 2] = [false, true];
 
 fn start(options: &PairOptions) -> (Pair, Load) {
-    let pair = Pair::start(BINARIES, options);
+    load(Pair::start(BINARIES, options))
+}
+
+/// The source reaches the heir's control channel through `proxy`, and its data channel without.
+fn start_by_way_of(proxy: &Proxy) -> (Pair, Load) {
+    let options = PairOptions { way: Some(proxy.port()), ..PairOptions::default() };
+    let mut pair = Pair::prepare(BINARIES, &options);
+    proxy.lead_to(pair.beta.port);
+    pair.beta.start();
+    pair.alpha.start();
+    load(pair)
+}
+
+fn load(pair: Pair) -> (Pair, Load) {
     let load = Load::start(&pair.alpha, "raw");
     pair.alpha.await_streaming();
     (pair, load)
@@ -91,13 +104,7 @@ fn an_agent_that_dies_before_the_trigger_leaves_the_program_running_and_its_succ
 #[test]
 fn power_back_after_the_trigger_thaws_only_when_the_heir_has_cancelled() {
     let proxy = Proxy::start(Chance::from_env("PMEMHA_CUT_SEED"));
-    let options = PairOptions { way: Some(proxy.port()), ..PairOptions::default() };
-    let mut pair = Pair::prepare(BINARIES, &options);
-    proxy.lead_to(pair.beta.port);
-    pair.beta.start();
-    pair.alpha.start();
-    let mut load = Load::start(&pair.alpha, "raw");
-    pair.alpha.await_streaming();
+    let (pair, mut load) = start_by_way_of(&proxy);
 
     // The trigger does not get through; the data does, on a way of its own.
     proxy.stall();
@@ -146,13 +153,7 @@ fn lost_and_repeated_messages_move_the_group_exactly_once() {
     let chance = Chance::from_env("PMEMHA_CUT_SEED");
     for round in 0..3 {
         let proxy = Proxy::start(chance.lane(round));
-        let options = PairOptions { way: Some(proxy.port()), ..PairOptions::default() };
-        let mut pair = Pair::prepare(BINARIES, &options);
-        proxy.lead_to(pair.beta.port);
-        pair.beta.start();
-        pair.alpha.start();
-        let mut load = Load::start(&pair.alpha, "raw");
-        pair.alpha.await_streaming();
+        let (pair, mut load) = start_by_way_of(&proxy);
 
         // Asks and answers of the handover among them: what was answered in vain is asked again.
         proxy.lose(6);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use pmemha::agent::status::DestinationState;
 use pmemha::types::Level;
-use rig::{App, Pair, SOON, check_prefix, eventually, image_file};
+use pmemha_testkit::wait::eventually;
+use rig::{App, Pair, SOON, check_prefix, image_file};
 
 #[test]
 fn what_is_written_during_and_after_the_first_sync_is_in_the_image() {
@@ -76,7 +77,7 @@ fn a_destination_that_is_away_never_blocks_and_catches_up() {
         assert!(slowest < Duration::from_secs(1), "a write took {slowest:?} without a destination");
         assert!(app.appender().log().is_ahead());
         pair.beta.start();
-        eventually("the application is back on the log", || !app.appender().log().is_ahead());
+        eventually("the application is back on the log", SOON, || !app.appender().log().is_ahead());
         let lsn = app.write();
         app.wait(lsn, Level::Applied);
         pair.beta.stop();
@@ -152,7 +153,7 @@ fn a_last_gasp_moves_the_application_with_all_its_bytes() {
     pair.alpha.controller().last_gasp().unwrap();
     pair.alpha.await_status("alpha has handed over", |s| s.state == "handed_over" || s.state == "demoted");
     pair.beta.await_status("beta owns the group", |s| s.state == "running");
-    eventually("the application runs at beta", || started.exists());
+    eventually("the application runs at beta", SOON, || started.exists());
     assert_eq!(check_prefix(&pair.beta.files().join("data")), app.next);
     assert_eq!(pair.beta.status().generation.0, 2);
     pair.alpha.await_status("alpha has stepped down", |s| s.state == "demoted");

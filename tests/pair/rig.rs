@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,6 +20,8 @@ use pmemha::fabric::tls::{TlsIdentity, make_authority, make_node_certificate};
 use pmemha::log::Appender;
 use pmemha::log::format::Kind;
 use pmemha::types::{Level, Lsn};
+use pmemha_testkit::net::free_port;
+use pmemha_testkit::wait;
 
 /// Long enough for a busy machine; a test that needs it all has failed.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -161,7 +162,9 @@ impl Node {
     pub fn stop(&mut self) {
         self.roles = None;
         let context = self.context.take().expect("running");
-        eventually("the agent's threads let go of the state", || Arc::strong_count(&context) == 1);
+        wait::eventually("the agent's threads let go of the state", SOON, || {
+            Arc::strong_count(&context) == 1
+        });
     }
 
     /// Replaces a placeholder of the configuration.
@@ -282,14 +285,6 @@ pub fn check_prefix(path: &Path) -> u64 {
     next
 }
 
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < end, "waited in vain for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// The image's data file at `node`.
 pub fn image_file(node: &Node) -> PathBuf {
     let mut images: Vec<PathBuf> = fs::read_dir(node.path("replica"))
@@ -303,10 +298,6 @@ pub fn image_file(node: &Node) -> PathBuf {
     files.retain(|p| fs::metadata(p).unwrap().len() == FILE_BYTES);
     assert_eq!(files.len(), 1, "one region of {FILE_BYTES} bytes in {}", image.display());
     files.remove(0)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 const HELPER: &str = "#!/bin/sh\n\

@@ -4,7 +4,7 @@
 //! LSN that a prefix before reaches. From the sync's end on, every prefix holds all of it.
 
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use pmemha::log::format::{Kind, cell};
@@ -55,20 +55,15 @@ fn stop_until_ahead(node: &Node, log: &Path, program: &mut Child) -> bool {
         wait::until("more records", SOON, || (!is_ahead(log) && published() > from + ENOUGH).then_some(()));
     };
     another(published());
-    signal(node, "-STOP");
+    node.stand_still();
     wait::until("the program to go ahead", SOON, || is_ahead(log).then_some(()));
-    signal(node, "-CONT");
+    node.go_on();
     wait::until("the gap to be made good in the archive", SOON, || {
         (syncs(&records(node)?) > 1).then_some(())
     });
     another(published());
     program.kill().expect("our own child");
     true
-}
-
-fn signal(node: &Node, which: &str) {
-    let status = Command::new("kill").arg(which).arg(node.pid().to_string()).status().expect("kill is there");
-    assert!(status.success(), "the agent runs");
 }
 
 /// For whatever a busy machine may delay.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pmemha::replica::applier::{Applier, ApplierConfig, ApplyError};
 use pmemha::replica::place::How;
-use pmemha::replica::promote::{PromoteError, Promoted, Request, SavedMark, promote};
+use pmemha::replica::promote::{PromoteError, Promoted, Request, SavedMark, promote, verify};
 use pmemha::replica::recover;
 use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, Generation, Lsn};
@@ -66,8 +66,8 @@ impl Setup {
         self.disk.path().join("files").join(name)
     }
 
-    fn request(&self, saved: Option<SavedMark>) -> Request<'_> {
-        Request { saved, force: false, paths: &self.paths, owner: None }
+    fn request(&self) -> Request<'_> {
+        Request { paths: &self.paths, owner: None }
     }
 }
 
@@ -84,7 +84,7 @@ fn stream() -> Builder {
 
 fn mark(stream: &Builder) -> SavedMark {
     let digest = stream.records.iter().fold(0, |d, (h, _)| pmemha::log::digest::chain(d, h));
-    SavedMark { generation: GENERATION, lsn: stream.at, digest: Some(digest) }
+    SavedMark { generation: GENERATION, lsn: stream.at, digest }
 }
 
 fn run(applier: &mut Applier, request: &Request<'_>) -> Result<Promoted, PromoteError> {
@@ -103,9 +103,10 @@ fn check_files(setup: &Setup) {
 fn the_saved_image_becomes_the_files() {
     let setup = Setup::new();
     let stream = stream();
-    let done = run(&mut setup.receive(&stream), &setup.request(Some(mark(&stream)))).unwrap();
+    let mut applier = setup.receive(&stream);
+    assert_eq!(verify(&mut applier, Some(mark(&stream))).unwrap().lsn, stream.at);
+    let done = run(&mut applier, &setup.request()).unwrap();
     check_files(&setup);
-    assert!(done.digest_checked);
     assert_eq!(done.image.lsn, stream.at);
     let how: Vec<How> = done.files.iter().map(|f| f.how).collect();
     assert_eq!(how, [How::Linked, How::Linked, How::Copied]);
@@ -114,7 +115,7 @@ fn the_saved_image_becomes_the_files() {
     assert_eq!(mode(&setup.near("one")), 0o640);
     // The image is gone, the files are not; asked again, it says the same.
     assert!(setup.open().images().promotable().is_none());
-    let again = run(&mut setup.open(), &setup.request(Some(mark(&stream)))).unwrap();
+    let again = run(&mut setup.open(), &setup.request()).unwrap();
     assert_eq!(again.files, done.files);
     check_files(&setup);
 }
@@ -133,7 +134,7 @@ fn cut_at_any_step_it_goes_on_and_keeps_what_was_there() {
             steps += 1;
             if steps > k { Err(io::Error::other("cut")) } else { Ok(()) }
         };
-        let request = setup.request(Some(mark(&stream)));
+        let request = setup.request();
         let first = promote(&mut setup.receive(&stream), &request, &mut cut);
         let done = match first {
             Ok(done) => done,
@@ -157,18 +158,23 @@ fn cut_at_any_step_it_goes_on_and_keeps_what_was_there() {
 }
 
 #[test]
-fn an_image_short_of_what_was_saved_is_refused_unless_forced() {
+fn only_exactly_what_was_saved_passes_for_it() {
     let setup = Setup::new();
     let stream = stream();
     let mut applier = setup.receive(&stream);
-    let saved = SavedMark { lsn: stream.at.advance(32), ..mark(&stream) };
-    assert!(matches!(run(&mut applier, &setup.request(Some(saved))), Err(PromoteError::Incomplete { .. })));
-    let other = SavedMark { digest: Some(1), ..mark(&stream) };
-    assert!(matches!(run(&mut applier, &setup.request(Some(other))), Err(PromoteError::Digest { .. })));
-    assert!(!setup.near("one").exists());
-    let forced = Request { force: true, ..setup.request(Some(saved)) };
-    assert!(!run(&mut applier, &forced).unwrap().digest_checked);
-    check_files(&setup);
+    let saved = mark(&stream);
+    for other in [
+        SavedMark { lsn: stream.at.advance(32), ..saved },
+        SavedMark { lsn: Lsn(stream.at.0 - 32), ..saved },
+        SavedMark { generation: GENERATION.next(), ..saved },
+    ] {
+        let refused = verify(&mut applier, Some(other));
+        assert!(matches!(refused, Err(PromoteError::Incomplete { .. })), "{other:?}: {refused:?}");
+    }
+    let bytes = SavedMark { digest: saved.digest ^ 1, ..saved };
+    assert!(matches!(verify(&mut applier, Some(bytes)), Err(PromoteError::Digest { .. })));
+    // It is there to be forced, or saved after all.
+    assert_eq!(verify(&mut applier, None).unwrap(), verify(&mut applier, Some(saved)).unwrap());
 }
 
 #[test]
@@ -177,12 +183,12 @@ fn nothing_is_touched_when_a_region_has_no_place() {
     let mut stream = stream();
     stream.create(4, "/elsewhere/x", 1);
     let mut applier = setup.receive(&stream);
-    assert!(matches!(run(&mut applier, &setup.request(None)), Err(PromoteError::Path(_))));
+    assert!(matches!(run(&mut applier, &setup.request()), Err(PromoteError::Path(_))));
     let mut clash = super::stream::Builder::new();
     clash.begin().create(1, "/src/one", 1).create(2, "/twin/one", 1).end();
     let mut other = Setup::new();
     other.paths.insert("/twin".into(), other.memory.path().join("files"));
-    let refused = run(&mut other.receive(&clash), &other.request(None));
+    let refused = run(&mut other.receive(&clash), &other.request());
     assert!(matches!(refused, Err(PromoteError::Clash { .. })));
     assert!(!setup.near("").exists() && !other.near("").exists());
 }
@@ -192,7 +198,7 @@ fn after_a_promotion_only_a_later_generation_is_taken() {
     let setup = Setup::new();
     let stream = stream();
     let mut applier = setup.receive(&stream);
-    run(&mut applier, &setup.request(None)).unwrap();
+    run(&mut applier, &setup.request()).unwrap();
     let stale = applier.take_stream(GENERATION, RING, stream.at.advance(32), true);
     assert!(matches!(stale, Err(ApplyError::Stale { .. })));
     applier.take_stream(GENERATION.next(), RING, Lsn(0), true).unwrap();
@@ -233,7 +239,7 @@ fn a_real_pool_of_a_machine_that_died_opens_after_its_state_was_cleared() {
     let mut applier = setup.open();
     let ring = applier.take_stream(GENERATION, 16 << 20, super::stream::FIRST, true).unwrap();
     stream.records.iter().for_each(|(h, p)| land(&ring, h, p));
-    let done = run(&mut applier, &setup.request(None)).unwrap();
+    let done = run(&mut applier, &setup.request()).unwrap();
     let says = done.files[0].pmdk.as_ref().unwrap();
     let has_state = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) & 4 != 0;
     assert_eq!(says.contains("shutdown state cleared"), has_state, "{says}");

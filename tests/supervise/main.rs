@@ -11,8 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pmemha::failover::supervise::{
-    Application, Exit, Helper, Hierarchy, StartCommand, Supervisor, exec_in, hierarchies, watch,
+    Exit, Helper, Hierarchy, StartCommand, Supervisor, exec_in, hierarchies, watch,
 };
+use pmemha::mounts;
 
 /// Long enough for any step on a loaded machine; nothing waits this long when all is well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,7 +58,7 @@ fn helper() {
 /// Plays an agent that freezes the process given to it, perhaps gives up ownership, and waits to be killed.
 fn agent(args: &[&str]) {
     let [means, name, pid, hold] = args else { panic!("{args:?}") };
-    let mut application = Application::new(name, hierarchy(means).as_ref(), helper_command()).unwrap();
+    let mut application = Supervisor::new(name, hierarchy(means).as_ref(), helper_command()).unwrap();
     application.add(pid.parse().unwrap()).unwrap();
     application.freeze(deadline()).unwrap();
     if *hold == "held" {
@@ -68,12 +69,11 @@ fn agent(args: &[&str]) {
 }
 
 fn hierarchy(means: &str) -> Option<Hierarchy> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let fits = |h: &Hierarchy| match h {
         Hierarchy::V2(_) => means == "cgroup2",
         Hierarchy::V1(_) => means == "cgroup1",
     };
-    hierarchies(&mounts).into_iter().find(fits)
+    hierarchies(&mounts::read().unwrap()).into_iter().find(fits)
 }
 
 /// Every means that this machine has; signals always.
@@ -120,7 +120,7 @@ fn nothing_executes_while_frozen_though_it_forks_and_all_goes_on_when_thawed() {
     for means in all_means() {
         let dir = tempfile::tempdir().unwrap();
         let mut application =
-            Application::new(&unique("forks", means), hierarchy(means).as_ref(), helper_command()).unwrap();
+            Supervisor::new(&unique("forks", means), hierarchy(means).as_ref(), helper_command()).unwrap();
         assert_eq!(application.means(), means);
         let mut started = application.start(&forker(dir.path())).unwrap();
         let mut slowest = Duration::ZERO;
@@ -167,7 +167,7 @@ fn a_dead_agent_leaves_the_application_running_unless_ownership_was_given_up() {
         let before = beats(dir.path());
         agent.kill().unwrap();
         agent.wait().unwrap();
-        let mut after = Application::new(&name, hierarchy(means).as_ref(), helper_command()).unwrap();
+        let mut after = Supervisor::new(&name, hierarchy(means).as_ref(), helper_command()).unwrap();
         after.add(child.id()).unwrap();
         if hold == "armed" {
             assert!(beats_past(dir.path(), before), "{means}: not thawed after the agent's death");
@@ -185,7 +185,7 @@ fn a_command_starts_inside_its_group_with_its_directory_and_environment() {
     let dir = tempfile::tempdir().unwrap();
     for means in all_means() {
         let mut application =
-            Application::new(&unique("start", means), hierarchy(means).as_ref(), helper_command()).unwrap();
+            Supervisor::new(&unique("start", means), hierarchy(means).as_ref(), helper_command()).unwrap();
         let out = dir.path().join(means);
         let command = StartCommand {
             argv: ["/bin/sh", "-c", "pwd >$OUT; cat /proc/self/cgroup >>$OUT"].map(OsString::from).to_vec(),
@@ -209,7 +209,7 @@ fn what_the_loader_obeys_reaches_the_application_and_not_the_helper_that_becomes
             ["helper", "application"].map(|who| dir.path().join(format!("{means}-{who}")));
         let helper = helper_that(&format!("echo \"$LD_TEST\" >>{}", by_helper.display()));
         let mut application =
-            Application::new(&unique("loader", means), hierarchy(means).as_ref(), helper).unwrap();
+            Supervisor::new(&unique("loader", means), hierarchy(means).as_ref(), helper).unwrap();
         let command = StartCommand {
             argv: ["/bin/sh", "-c", "echo \"$LD_TEST $(env | grep -c ^PMEMHA_KEPT)\" >$OUT"]
                 .map(OsString::from)
@@ -223,27 +223,5 @@ fn what_the_loader_obeys_reaches_the_application_and_not_the_helper_that_becomes
         assert_eq!(application.start(&command).unwrap().wait().unwrap(), Exit::Clean);
         assert_eq!(std::fs::read_to_string(by_application).unwrap().trim(), "for the program 0", "{means}");
         assert_eq!(std::fs::read_to_string(by_helper).unwrap().trim(), "", "{means}");
-    }
-}
-
-#[test]
-fn stopping_asks_first_and_kills_at_the_deadline() {
-    for means in all_means() {
-        for (script, exit) in [
-            ("trap 'exit 0' TERM; echo x >>$0/beat; while :; do sleep 0.01; done", Exit::Clean),
-            ("trap '' TERM; echo x >>$0/beat; while :; do sleep 0.01; done", Exit::Killed(9)),
-        ] {
-            let dir = tempfile::tempdir().unwrap();
-            let mut application =
-                Application::new(&unique("stop", means), hierarchy(means).as_ref(), helper_command())
-                    .unwrap();
-            let argv = ["/bin/sh", "-c", script, dir.path().to_str().unwrap()].map(OsString::from).to_vec();
-            let mut started = application.start(&StartCommand { argv, ..StartCommand::default() }).unwrap();
-            assert!(beats_past(dir.path(), 0));
-            let patience = if exit == Exit::Clean { PATIENCE } else { Duration::from_millis(50) };
-            application.stop(Instant::now() + patience).unwrap();
-            assert_eq!(started.wait().unwrap(), exit, "{means}");
-            assert!(application.members().unwrap().is_empty());
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
-use crate::failover::{Application as Life, Round};
+use crate::failover::{Life, Round};
 
 /// What is to be done to the application.
 pub enum Order {

@@ -2,6 +2,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::*;
 use crate::agent::ownership::Inbox;
 use crate::failover::supervise::{Helper, Hierarchy, hierarchies};
@@ -50,7 +52,7 @@ impl Bench {
     ) -> Application {
         let unit = format!("test{}", self.dir.path().file_name().unwrap().to_str().unwrap().replace('.', ""));
         let argv = ["/bin/sh", "-c", HELPER, "helper"].map(Into::into).to_vec();
-        let means = supervise::Application::new(&unit, hierarchy, Helper { argv, lock: None }).unwrap();
+        let means = Supervisor::new(&unit, hierarchy, Helper { argv, lock: None }).unwrap();
         Application::start("db", means, command, PATIENCE, None, look, self.hear()).unwrap()
     }
 
@@ -81,8 +83,7 @@ fn number(path: &Path) -> Option<u32> {
 
 /// A control group where there is one, and the tree of processes, to which the group's log must name what it cannot see.
 fn all_means() -> Vec<Option<Hierarchy>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    hierarchies(&mounts).into_iter().take(1).map(Some).chain([None]).collect()
+    hierarchies(&mounts::read().unwrap()).into_iter().take(1).map(Some).chain([None]).collect()
 }
 
 fn alive(pid: u32) -> bool {
@@ -91,7 +92,7 @@ fn alive(pid: u32) -> bool {
 }
 
 fn kill(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
 }
 
 /// The child may append; nothing is attached.

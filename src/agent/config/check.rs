@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Config;
 use super::message::{Fault, Step};
 use super::model::{Group, OnDeath, Replica};
+use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::log::format::{MAX_RING, MIN_RING};
 use crate::types::Level;
@@ -23,6 +23,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     check_node(config, &mut found);
     check_peers(config, &mut found);
     check_unique(config, &mut found);
+    check_number(config, &mut found);
     for (i, group) in config.groups.iter().enumerate() {
         check_group(config, i, group, &mut found);
     }
@@ -162,6 +163,22 @@ fn check_unique(config: &Config, found: &mut Faults) {
             }
         }
     }
+}
+
+fn check_number(config: &Config, found: &mut Faults) {
+    let groups = config.groups.len();
+    if groups + config.replicas.len() <= MAX_GROUPS {
+        return;
+    }
+    let (list, index) = match MAX_GROUPS.checked_sub(groups) {
+        Some(room) => ("replica", room),
+        None => ("group", MAX_GROUPS),
+    };
+    found.add(
+        &[list, &index.to_string()],
+        format!("is one more than the {MAX_GROUPS} groups and replicas that a node may have"),
+        "move some to another node",
+    );
 }
 
 fn check_group(config: &Config, index: usize, group: &Group, found: &mut Faults) {

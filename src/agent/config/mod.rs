@@ -21,7 +21,10 @@ pub use units::{format_bytes, parse_bytes, parse_duration};
 /// Where the agent looks for its configuration when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pmemha/pmemhad.conf";
 
-/// Largest configuration file that is read: a node has at most a few hundred groups.
+/// Most groups and replicas of a node together: each costs some ten threads and two channels to another node.
+pub const MAX_GROUPS: usize = 128;
+
+/// Largest configuration file that is read: [`MAX_GROUPS`] with long lists of patterns and comments.
 pub const MAX_FILE: u64 = 4 << 20;
 
 /// A checked configuration.

@@ -144,6 +144,14 @@ pub struct Group {
     pub env: BTreeMap<String, String>,
 }
 
+impl Group {
+    /// A group of which only the name is given.
+    pub fn named(name: &str) -> Group {
+        let keys = toml::Table::from_iter([("name".to_owned(), name.into())]);
+        keys.try_into().expect("all other keys have a default")
+    }
+}
+
 /// `archive = { … }`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -159,6 +159,19 @@ fn names_that_stand_twice_are_refused() {
 }
 
 #[test]
+fn more_groups_than_a_node_may_have_are_refused_by_the_first_that_is_too_many() {
+    let more = |n: usize| -> String {
+        (0..n).map(|i| format!("[[group]]\nname = \"g{i}\"\nprotect = [\"/mnt/more/{i}\"]\n")).collect()
+    };
+    // There are one group and one replica already.
+    let within = format!("{WHOLE}\n{}", more(MAX_GROUPS - 2));
+    assert!(parse(&within).is_ok(), "{:?}", parse(&within));
+    let Err(ConfigError::Wrong(p)) = parse(&format!("{WHOLE}\n{}", more(MAX_GROUPS - 1))) else { panic!() };
+    assert!(p.len() == 1 && p[0].key == "replica[0]", "{p:?}");
+    assert!(p[0].to_string().contains("128 groups"), "{}", p[0]);
+}
+
+#[test]
 fn a_missing_file_is_answered_with_what_to_do() {
     let e = Config::load(Path::new("/nonexistent/pmemhad.conf")).unwrap_err().to_string();
     assert!(e.contains("/nonexistent/pmemhad.conf") && e.contains("pmemha init"), "{e}");

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::StreamOwned;
@@ -13,6 +13,7 @@ use rustls::StreamOwned;
 use super::frame::{self, FrameError, HEAD};
 use super::message::{self, Message, MessageError, Refusal};
 use crate::fabric::tls::{TlsError, TlsIdentity, peer_node};
+use crate::locks::lock;
 use crate::types::Generation;
 
 /// Why a channel ended.
@@ -148,7 +149,7 @@ impl Channel {
     }
 
     fn until(&self, deadline: Instant) {
-        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+        *lock(&self.deadline) = deadline;
     }
 }
 
@@ -167,7 +168,7 @@ impl Timed {
 
     /// What is left, never zero: the socket option takes zero for no limit.
     fn left(&self) -> io::Result<Duration> {
-        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = *lock(&self.deadline);
         match deadline.saturating_duration_since(Instant::now()) {
             Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
             left => Ok(left.max(Duration::from_millis(1))),

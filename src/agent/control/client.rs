@@ -1,16 +1,15 @@
 //! The asking side of a control channel.
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::channel::{Channel, ControlError};
 use super::message::{Answer, Ask};
+use crate::fabric::tcp::dial;
 use crate::fabric::tls::TlsIdentity;
 
 /// A channel to one peer, ready for asks after Hello. Any error ends it: drop it and connect again.
 pub struct Client {
     channel: Channel,
-    agent: String,
 }
 
 impl Client {
@@ -22,8 +21,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<Client, ControlError> {
         let io_error = |source| ControlError::Io { peer: format!("{expected} ({address})"), source };
-        let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(io_error)?.collect();
-        let tcp = dial(&addresses, deadline).map_err(io_error)?;
+        let tcp = dial(address, deadline).map_err(io_error)?;
         let mut channel = Channel::client(tcp, identity, expected, deadline)?;
         let hello = Ask::Hello {
             node: identity.node().to_owned(),
@@ -32,7 +30,7 @@ impl Client {
         };
         channel.send(&hello, deadline)?;
         match channel.receive(deadline)? {
-            Answer::HelloOk { agent, .. } => Ok(Client { channel, agent }),
+            Answer::HelloOk { .. } => Ok(Client { channel }),
             other => Err(unexpected(expected, other)),
         }
     }
@@ -48,11 +46,6 @@ impl Client {
     pub fn peer(&self) -> &str {
         self.channel.peer()
     }
-
-    /// Its version of pmemha.
-    pub fn peer_agent(&self) -> &str {
-        &self.agent
-    }
 }
 
 /// The error for an answer that is not the one asked for: a refusal, or one that makes no sense.
@@ -64,19 +57,4 @@ pub fn unexpected(peer: &str, answer: Answer) -> ControlError {
         }
         other => ControlError::Unexpected { peer, answer: format!("{other:?}") },
     }
-}
-
-fn dial(addresses: &[SocketAddr], deadline: Instant) -> std::io::Result<TcpStream> {
-    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(std::io::ErrorKind::TimedOut.into());
-        }
-        match TcpStream::connect_timeout(address, left) {
-            Ok(tcp) => return Ok(tcp),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -15,11 +15,14 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::channel::{Channel, ControlError};
 use super::message::{Answer, Ask, Refusal, refused};
+use crate::agent::config::MAX_GROUPS;
 use crate::fabric::tls::TlsIdentity;
+use crate::locks::lock;
 use crate::types::Generation;
 
-/// Channels at a time: each costs a thread. A node has a handful of peers.
-const MAX_CHANNELS: usize = 64;
+/// Channels at a time, each of which costs a thread: a group takes two (its stream's, and its machine's), and as many again may
+/// wait for their end to be seen.
+const MAX_CHANNELS: usize = 4 * MAX_GROUPS;
 
 /// A peer must have proven who it is within this time, so that strangers cannot hold channels.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -111,7 +114,7 @@ impl Drop for Server {
 
 impl Shared {
     fn channels(&self) -> std::sync::MutexGuard<'_, Channels> {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.channels)
     }
 
     fn enter(&self, tcp: &TcpStream) -> io::Result<Option<u64>> {

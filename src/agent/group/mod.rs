@@ -12,6 +12,7 @@ mod controller;
 mod numbers;
 mod open;
 mod process;
+mod protected;
 mod region;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use controller::{Controller, Ending, Notice};
 pub use open::{GroupError, OpenGroup};
 pub use process::{Process, ProcessId};
-pub use region::{ProtectError, Region};
+pub use protected::Region;
+pub use region::ProtectError;
 
 use numbers::Numbers;
 

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::numbers::Numbers;
-use super::process::none;
 use super::region::share;
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::config::{self, OnFull};
@@ -112,7 +111,7 @@ impl Group {
             inner: Mutex::new(Inner {
                 regions: BTreeMap::new(),
                 numbers: Numbers::new(state.next_region),
-                processes: none(),
+                processes: BTreeMap::new(),
                 found: BTreeSet::new(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,

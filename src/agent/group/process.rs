@@ -1,6 +1,5 @@
 //! The application's processes: who is attached, and how each one ended.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Weak};
 use std::{fs, thread};
@@ -187,8 +186,3 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// Session numbers that an agent reserves on disk at a time, so that no number is given out twice in a log's life and
 /// attaching seldom writes.
 pub(super) const SESSION_BLOCK: u32 = 1 << 12;
-
-/// No processes.
-pub(super) fn none() -> BTreeMap<u32, Process> {
-    BTreeMap::new()
-}

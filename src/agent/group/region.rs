@@ -1,49 +1,19 @@
-//! Protected files: which descriptor may become a region, and what is known of one.
+//! Which descriptors become regions, and what the log is told of a new one.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
-use zerocopy::IntoBytes;
 
-use super::{Group, GroupError, Inner, Notice};
-use crate::agent::state::RegionState;
+use super::{Group, GroupError, Inner, Notice, Region};
 use crate::log::RegionEntry;
-use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS, RegionPayload};
+use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS};
 use crate::types::{Lsn, PAGE, RegionId};
-
-/// A protected file.
-#[derive(Debug)]
-pub struct Region {
-    id: RegionId,
-    dev: u64,
-    ino: u64,
-    since: AtomicU64,
-    mode: u32,
-    file: OwnedFd,
-    path: Mutex<PathBuf>,
-    len: AtomicU64,
-    /// Only the file's beginning is protected, not what lies or grows behind it.
-    partial: AtomicBool,
-    /// A process that records what it does has mapped it: what is in no record may be stores that nobody flushed, by right.
-    mapped: AtomicBool,
-}
-
-/// Where a region's file is by now.
-#[derive(Debug, PartialEq, Eq)]
-enum Whereabouts {
-    /// It has this name.
-    At(PathBuf),
-    /// It has no name any more.
-    Gone,
-    /// The name cannot be looked up from here.
-    Unknown,
-}
 
 /// Why a descriptor is not protected. The text goes to the application.
 #[derive(Debug, thiserror::Error)]
@@ -71,151 +41,6 @@ struct Candidate {
     ino: u64,
     mode: u32,
     size: u64,
-}
-
-impl Region {
-    /// Number in the log.
-    pub fn id(&self) -> RegionId {
-        self.id
-    }
-
-    /// The path it was protected by, or renamed to since.
-    pub fn path(&self) -> PathBuf {
-        self.path.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Bytes protected.
-    pub fn len(&self) -> u64 {
-        self.len.load(Relaxed)
-    }
-
-    /// Whether no byte is protected.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Access bits as of `stat(2)` when it was protected.
-    pub fn mode(&self) -> u32 {
-        self.mode
-    }
-
-    /// Whether a process that records what it does may have mapped it at some time.
-    pub fn is_mapped(&self) -> bool {
-        self.mapped.load(Relaxed)
-    }
-
-    /// The file, open for reading.
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    /// Payload of the record that creates it, with its present name and size.
-    pub fn creation(&self) -> Vec<u8> {
-        let mut payload =
-            RegionPayload { size: self.len(), mode: self.mode, reserved: 0 }.as_bytes().to_vec();
-        payload.extend(self.path().as_os_str().as_encoded_bytes());
-        payload
-    }
-
-    /// As [`Region::creation`] under a name that no program asks for: no image may show the file's own name with less than its
-    /// content.
-    fn arrival(&self) -> Vec<u8> {
-        let mut payload = self.creation();
-        payload.extend(ARRIVING);
-        payload
-    }
-
-    /// Records below mean an earlier region of this number.
-    pub fn since(&self) -> Lsn {
-        Lsn(self.since.load(Relaxed))
-    }
-
-    pub(super) fn set_len(&self, len: u64) {
-        self.len.store(len, Relaxed);
-    }
-
-    pub(super) fn set_path(&self, path: PathBuf) {
-        *self.path.lock().unwrap_or_else(PoisonError::into_inner) = path;
-    }
-
-    pub(super) fn state(&self) -> RegionState {
-        RegionState {
-            region: self.id,
-            path: self.path(),
-            dev: self.dev,
-            ino: self.ino,
-            len: self.len(),
-            partial: self.partial.load(Relaxed),
-            mapped: self.is_mapped(),
-        }
-    }
-
-    /// Follows the file to its present name and size. Whether it still has a name, and whether anything was new.
-    pub(super) fn follow(&self) -> (bool, bool) {
-        let mut new = false;
-        match self.whereabouts() {
-            Whereabouts::Gone => return (false, true),
-            Whereabouts::At(path) if path != self.path() => {
-                self.set_path(path);
-                new = true;
-            }
-            Whereabouts::At(_) | Whereabouts::Unknown => {}
-        }
-        if let Ok(stat) = fstat(&self.file)
-            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        {
-            let size = stat.st_size as u64;
-            let len = if self.partial.load(Relaxed) { self.len().min(size) } else { size };
-            new |= len != self.len();
-            self.set_len(len);
-        }
-        (true, new)
-    }
-
-    /// Whether the file has a name; it is then known by its present one.
-    pub(super) fn is_named(&self) -> bool {
-        match self.whereabouts() {
-            Whereabouts::At(now) => {
-                self.set_path(now);
-                true
-            }
-            Whereabouts::Gone | Whereabouts::Unknown => false,
-        }
-    }
-
-    fn whereabouts(&self) -> Whereabouts {
-        let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else {
-            return Whereabouts::Unknown;
-        };
-        let itself = |m: &fs::Metadata| (m.dev(), m.ino()) == (self.dev, self.ino);
-        match fs::metadata(&path) {
-            Ok(found) if itself(&found) => Whereabouts::At(path),
-            _ if path.as_os_str().as_encoded_bytes().ends_with(DELETED) => Whereabouts::Gone,
-            _ => Whereabouts::Unknown,
-        }
-    }
-
-    /// Finds the file of an earlier agent's region again; an error says what stands in its place.
-    pub(super) fn reopen(state: &RegionState) -> Result<Region, ProtectError> {
-        let unfit = |why: String| ProtectError::Unfit { what: state.path.display().to_string(), why };
-        let file = File::options().read(true).open(&state.path).map_err(|e| unfit(e.to_string()))?;
-        let stat = fstat(&file).map_err(|e| unfit(e.to_string()))?;
-        if (stat.st_dev, stat.st_ino) != (state.dev, state.ino) {
-            return Err(unfit("another file has taken its place".into()));
-        }
-        Ok(Region {
-            id: state.region,
-            dev: state.dev,
-            ino: state.ino,
-            since: AtomicU64::new(0),
-            mode: stat.st_mode & 0o7777,
-            file: file.into(),
-            path: Mutex::new(state.path.clone()),
-            len: AtomicU64::new(state.len),
-            partial: AtomicBool::new(state.partial),
-            mapped: AtomicBool::new(state.mapped),
-        })
-    }
 }
 
 impl Group {
@@ -450,14 +275,8 @@ fn dax_size(rdev: u64) -> Option<u64> {
     fs::read_to_string(sys.join("size")).ok()?.trim().parse().ok()
 }
 
-/// What the kernel adds to the name of a file that has none any more.
-const DELETED: &[u8] = b" (deleted)";
-
 /// A file's content goes into the log with its creation if it takes no more than this part of the ring; else all regions are copied.
 const CONTENT_SHARE: u64 = 8;
-
-/// Suffix of a file's name until its content is whole.
-const ARRIVING: &[u8] = b".pmemha-arriving";
 
 /// A region's share of the dirty bitmap allows for growth up to this size at least.
 const GROWTH_ROOM: u64 = 64 << 20;

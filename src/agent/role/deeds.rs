@@ -1,7 +1,7 @@
 //! What the state machine orders of a role: each order is begun here, and its result told to the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -10,6 +10,7 @@ use super::{PLACED_FILE, Role};
 use crate::agent::application::{Deed, Halfway, Order};
 use crate::agent::ownership::Deeds;
 use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
+use crate::locks::lock;
 use crate::log::region::boottime;
 use crate::ship::gasp::HeldUp;
 use crate::types::Generation;
@@ -41,7 +42,6 @@ impl Deeds for RoleDeeds {
                 role.teller.tell(Event::Revoked { round });
             }),
             Action::Verify { round, mandate } => role.verify(round, mandate),
-            Action::Readmit => {}
             Action::PlaceFiles => role.place(),
             Action::StartApplication { generation } => role.start_application(generation),
             Action::Report(note) => {
@@ -88,7 +88,7 @@ impl Role {
 
     fn cancel_gasp(&self) -> Arc<AtomicBool> {
         let fresh = Arc::new(AtomicBool::new(false));
-        let mut gasp = self.gasp.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gasp = lock(&self.gasp);
         std::mem::replace(&mut *gasp, fresh.clone()).store(true, Ordering::Release);
         fresh
     }

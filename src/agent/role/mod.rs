@@ -9,7 +9,7 @@ mod deeds;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -25,7 +25,8 @@ use super::ownership::{Ownership, Teller};
 use super::source::{Destination, Source, SourceSetup};
 use super::standby::Standby;
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{Answer, Application as Life, Event, Standing};
+use crate::failover::{Answer, Event, Life, Standing};
+use crate::locks::lock;
 use crate::log::Owner;
 use crate::replica::ImageHealth;
 use crate::ship::sync::Requester;
@@ -122,7 +123,7 @@ impl Role {
         if group.resumed() {
             self.event("log_resumed", json!({ "generation": group.generation() }));
         }
-        *self.copies.lock().unwrap_or_else(PoisonError::into_inner) = Some(source.copies());
+        *lock(&self.copies) = Some(source.copies());
         *open = Some(Open { source: Arc::new(source), group });
         Ok(())
     }
@@ -167,7 +168,7 @@ impl Role {
                     "region_protected",
                     json!({ "region": region.id(), "path": region.path(), "bytes": region.len() }),
                 );
-                if !whole && let Some(copies) = &*self.copies.lock().unwrap_or_else(PoisonError::into_inner) {
+                if !whole && let Some(copies) = &*lock(&self.copies) {
                     copies.request();
                 }
             }
@@ -218,7 +219,7 @@ impl Role {
     }
 
     pub(super) fn open(&self) -> MutexGuard<'_, Option<Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// Ends the stream; the log stays with its keeper.

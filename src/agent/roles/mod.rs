@@ -107,11 +107,6 @@ impl Roles {
     pub fn controllers(&self) -> Vec<Arc<dyn Controller>> {
         self.roles.iter().map(|r| Arc::new(r.clone()) as Arc<dyn Controller>).collect()
     }
-
-    /// Where other agents reach us.
-    pub fn address(&self) -> Option<std::net::SocketAddr> {
-        self.server.as_ref().map(Server::address)
-    }
 }
 
 impl Drop for Roles {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::RolesError;
 use crate::agent::config;
 use crate::agent::context::Context;
 use crate::agent::role::PLACED_FILE;
+use crate::agent::state::StateError;
 use crate::failover::{self, BootId, NodeName, Patience, Policy};
 
 /// What the configuration says of one group.
@@ -58,7 +58,7 @@ pub(super) fn policy(
 }
 
 /// How a node runs a group that it inherited: by what its own configuration of the replica says.
-pub(super) fn as_owner(context: &Context, replica: &config::Replica) -> Result<config::Group, RolesError> {
+pub(super) fn as_owner(context: &Context, replica: &config::Replica) -> Result<config::Group, StateError> {
     let placed: Vec<PathBuf> = context.states.load(&replica.group, PLACED_FILE)?.unwrap_or_default();
     let mut protect: Vec<String> = placed.iter().map(|path| literal(path)).collect();
     for path in replica.paths.values() {
@@ -67,16 +67,15 @@ pub(super) fn as_owner(context: &Context, replica: &config::Replica) -> Result<c
     }
     let destinations: Vec<String> =
         replica.from.iter().filter(|node| context.config.address_of(node).is_some()).cloned().collect();
-    let text = format!("name = {:?}", replica.group);
-    let mut group: config::Group = toml::from_str(&text)
-        .map_err(|e| RolesError::Config { group: replica.group.clone(), what: e.to_string() })?;
-    group.protect = protect;
-    group.destinations = destinations;
-    group.command = replica.start.clone();
-    group.user = replica.user.clone();
-    group.working_dir = replica.working_dir.clone();
-    group.env = replica.env.clone();
-    Ok(group)
+    Ok(config::Group {
+        protect,
+        destinations,
+        command: replica.start.clone(),
+        user: replica.user.clone(),
+        working_dir: replica.working_dir.clone(),
+        env: replica.env.clone(),
+        ..config::Group::named(&replica.group)
+    })
 }
 
 /// A pattern that matches this path only.

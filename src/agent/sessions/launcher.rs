@@ -8,6 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::agent::group::Ending;
+use crate::locks::lock;
 
 /// Program name by which a launcher says in its Hello that it is one.
 pub const LAUNCHER: &str = "pmemha run";
@@ -75,7 +76,7 @@ impl Launchers {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.groups)
     }
 }
 

@@ -26,6 +26,7 @@ pub use launcher::LAUNCHER;
 use super::events::Events;
 use super::group::Controller;
 use super::status::Status;
+use crate::locks::lock;
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, Listener, SocketError};
 use crate::session::wire::Reply;
@@ -121,7 +122,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, usize>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// A place for a session of `uid`; given back when the place is dropped.

@@ -4,8 +4,9 @@
 //! anew with a copy, runs the shipper, and pings meanwhile.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -202,13 +203,11 @@ impl Shared {
     /// Ships until the link ends, pinging meanwhile.
     fn serve(&self, mut client: Client, shipper: Shipper, stop: &Arc<AtomicBool>) -> LinkError {
         self.syncer.set_flowing(true);
-        let ended = Arc::new((Mutex::new(false), Condvar::new()));
-        let theirs = ended.clone();
+        let (running, ended) = mpsc::channel::<()>();
         let thread = spawn(format!("ship-{}", self.setup.group.name()), move || {
-            let error = shipper.run();
-            *theirs.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-            theirs.1.notify_all();
-            error
+            // Dropped when the shipper has ended, however that was.
+            let _running = running;
+            shipper.run()
         });
         let thread = match thread {
             Ok(thread) => thread,
@@ -216,15 +215,9 @@ impl Shared {
         };
         let mut lost = None;
         while lost.is_none() && !self.stop.load(Ordering::Acquire) {
-            let guard = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let (over, _) = ended
-                .1
-                .wait_timeout_while(guard, PING, |over| !*over && !self.stop.load(Ordering::Acquire))
-                .unwrap_or_else(PoisonError::into_inner);
-            if *over {
+            if let Err(RecvTimeoutError::Disconnected) = ended.recv_timeout(PING) {
                 break;
             }
-            drop(over);
             match client.ask(&Ask::Ping {}, PONG_WITHIN) {
                 Ok(Answer::Pong(_)) => lost = self.sample(&mut client).err(),
                 Ok(other) => lost = Some(unexpected(client.peer(), other)),

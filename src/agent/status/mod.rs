@@ -191,7 +191,7 @@ pub struct DestinationStatus {
     pub drain_bytes_per_s: Option<u64>,
     /// `tcp`, `verbs`; none while unconnected.
     pub fabric: Option<String>,
-    /// What makes bytes survive there: `battery`, `eadr`, `pmem`, `disk`; none before it was declared.
+    /// What makes bytes survive there: `battery`, `pmem`, `disk`; none before it was declared.
     pub durability: Option<String>,
     /// Whether the data travels encrypted; none while unconnected.
     pub encrypted: Option<bool>,

@@ -27,6 +27,9 @@ pub struct Init {
     install: PathBuf,
 }
 
+/// File name of a node's configuration.
+const CONFIGURATION: &str = "pmemhad.conf";
+
 struct Node {
     name: String,
     address: String,
@@ -38,6 +41,20 @@ impl Init {
         if nodes.len() > 2 {
             return Err(Failure::new(USAGE, "at most two nodes: a source and its destination"));
         }
+        if let [one, other] = nodes.as_slice()
+            && one.name == other.name
+        {
+            return Err(Failure::new(USAGE, format!("--node: both are called {}", one.name)));
+        }
+        // Before anything is made: what is wrong with a name or an address, the configuration's own check says.
+        let configurations = nodes
+            .iter()
+            .map(|node| {
+                let text = configuration(&self.install, node, nodes.iter().find(|n| n.name != node.name));
+                let checked = Config::parse(&text, Path::new(CONFIGURATION));
+                checked.map(|_| text).map_err(|e| Failure::new(USAGE, e))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         let create = |what: &Path| {
             let what = what.display().to_string();
             move |e: std::io::Error| {
@@ -49,15 +66,13 @@ impl Init {
         let authority = make_authority().map_err(tls)?;
         let ca = self.dir.join("ca.pem");
         authority.write(&ca, &self.dir.join("ca.key")).map_err(tls)?;
-        for node in &nodes {
+        for (node, text) in nodes.iter().zip(configurations) {
             let dir = self.dir.join(&node.name);
             fs::create_dir(&dir).map_err(create(&dir))?;
             fs::copy(&ca, dir.join("ca.pem")).map_err(create(&dir))?;
             let certificate = make_node_certificate(&authority, &node.name).map_err(tls)?;
             certificate.write(&dir.join("node.pem"), &dir.join("node.key")).map_err(tls)?;
-            let file = dir.join("pmemhad.conf");
-            let text = configuration(&self.install, node, nodes.iter().find(|n| n.name != node.name));
-            Config::parse(&text, &file).map_err(|e| Failure::new(USAGE, e))?;
+            let file = dir.join(CONFIGURATION);
             fs::write(&file, text).map_err(create(&file))?;
             print(&format!(
                 "{}: copy it to {} of node {}\n",

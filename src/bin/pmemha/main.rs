@@ -53,7 +53,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return answered(&told),
+    };
     let agent = agent::Agent::new(arguments.socket);
     let done: Result<u8, Failure> = match arguments.command {
         Command::Init(init) => init.execute().map(|()| 0),
@@ -70,4 +73,11 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.report(),
     }
+}
+
+/// Prints what the arguments ask for (help, the version), or what is wrong with them.
+fn answered(told: &clap::Error) -> ExitCode {
+    // Nobody reads it if it cannot be written.
+    let _ = told.print();
+    if told.use_stderr() { ExitCode::from(failure::USAGE) } else { ExitCode::SUCCESS }
 }

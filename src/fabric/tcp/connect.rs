@@ -1,7 +1,6 @@
 //! The connecting side: to the socket of an offer, through TLS where configured, and in with its token.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,10 +8,10 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::IntoBytes;
 
-use super::Detail;
 use super::endpoint::TcpEndpoint;
 use super::hello::{Hello, WELCOME, Welcome};
 use super::wire::Wire;
+use super::{Detail, dial};
 use crate::fabric::FabricError;
 use crate::fabric::tls::{TlsIdentity, peer_node};
 
@@ -33,7 +32,7 @@ pub fn connect(
         )));
     }
 
-    let socket = dial(&to.host, to.port, deadline).map_err(lost)?;
+    let socket = dial((to.host.as_str(), to.port), deadline).map_err(lost)?;
     let session = identity.map(|id| id.connect().map_err(io::Error::other)).transpose().map_err(lost)?;
     let wire = Wire::new(socket, session.map(Into::into)).map_err(lost)?;
     until(deadline, &wire, PollFlags::IN, || wire.handshake().map(|over| over.then_some(())))
@@ -57,23 +56,6 @@ pub fn connect(
     })?;
     Welcome::judge(&welcome).map_err(protocol)?;
     TcpEndpoint::start(peer, wire)
-}
-
-/// Tries the host's addresses in turn.
-fn dial(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    for address in addresses {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(socket) => return Ok(socket),
-            Err(e) => last = e,
-        }
-    }
-    Err(last)
 }
 
 fn hear_welcome(wire: &Wire, deadline: Instant) -> io::Result<[u8; WELCOME]> {

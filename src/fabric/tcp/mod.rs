@@ -13,11 +13,12 @@
 //! | `transmit` | the sending half: state into bytes | through `wire` |
 //! | `wire` | a socket, plain or TLS | yes |
 //! | `link`, `engine`, `endpoint` | a connection, its thread, its face | yes |
-//! | `listen`, `connect` | how connections come to be | yes |
+//! | `listen`, `dial`, `connect` | how connections come to be | yes |
 //!
 //! `docs/fabric.md` specifies the bytes and draws the states.
 
 mod connect;
+mod dial;
 mod endpoint;
 mod engine;
 mod exchange;
@@ -43,6 +44,7 @@ use self::listen::Listener;
 use super::tls::TlsIdentity;
 use super::{Endpoint, EndpointAddress, Fabric, FabricError, Offer};
 
+pub use self::dial::dial;
 pub use self::listen::{MAX_HALF_OPEN, OFFER_LIFETIME};
 
 /// [`Fabric::kind`] of this fabric.

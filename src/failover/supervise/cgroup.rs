@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{SuperviseError, signals};
+use crate::mounts;
 
 /// Directory below the hierarchy's root that holds the groups of all applications.
 const PARENT: &str = "pmemha";
@@ -25,20 +26,14 @@ pub enum Hierarchy {
     V1(PathBuf),
 }
 
-/// The usable hierarchies among the mounts of `mountinfo` (the text of `/proc/self/mountinfo`), best first.
+/// The usable hierarchies among the mounts of `mountinfo` (see [`mounts::read`]), best first.
 pub fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     let mut found = Vec::new();
-    for line in mountinfo.lines() {
-        let Some((mount, fs)) = line.split_once(" - ") else { continue };
-        let (Some(root), Some(at)) = (mount.split(' ').nth(3), mount.split(' ').nth(4)) else { continue };
-        let mut fs = fs.split(' ');
-        let kind = fs.next();
-        let options = fs.nth(1).unwrap_or_default();
-        let at = PathBuf::from(at.replace("\\040", " "));
-        match kind {
-            Some("cgroup2") => found.push((0, Hierarchy::V2(at))),
-            Some("cgroup") if root == "/" && options.split(',').any(|o| o == "freezer") => {
-                found.push((1, Hierarchy::V1(at)))
+    for mount in mounts::parse(mountinfo) {
+        match mount.kind {
+            "cgroup2" => found.push((0, Hierarchy::V2(mount.point))),
+            "cgroup" if mount.root == "/" && mount.has_option("freezer") => {
+                found.push((1, Hierarchy::V1(mount.point)))
             }
             _ => {}
         }

@@ -20,22 +20,6 @@ use cgroup::Cgroup;
 use signals::Tree;
 use watchdog::Watchdog;
 
-/// Freezes, thaws and ends an application. Called from one thread at a time.
-pub trait Supervisor: Send {
-    /// Stops every process from executing. On an error some may still run: kill them, or thaw.
-    fn freeze(&mut self, deadline: Instant) -> Result<(), SuperviseError>;
-    /// Undoes a freeze, also one that failed half-way.
-    fn thaw(&mut self) -> Result<(), SuperviseError>;
-    /// From here on the death of the agent leaves the application frozen.
-    fn hold_frozen(&mut self) -> Result<(), SuperviseError>;
-    /// Kills every process, frozen or not.
-    fn kill(&mut self) -> Result<(), SuperviseError>;
-    /// Asks every process to end (SIGTERM), and kills what is left at the deadline.
-    fn stop(&mut self, deadline: Instant) -> Result<(), SuperviseError>;
-    /// Processes that exist, by pid.
-    fn members(&self) -> Result<Vec<u32>, SuperviseError>;
-}
-
 /// Why supervision failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
@@ -81,15 +65,16 @@ enum Means {
     Tree(Tree),
 }
 
-/// The real thing: the application in a control group of its own, or a tree of processes where there is none.
+/// Starts, freezes, thaws and ends the processes of an application, which are in a control group of their own, or a tree of
+/// processes where there is none. Used by one thread at a time.
 #[derive(Debug)]
-pub struct Application {
+pub struct Supervisor {
     name: String,
     means: Means,
     watchdog: Watchdog,
 }
 
-impl Application {
+impl Supervisor {
     /// Supervises an application called `name`: in a control group below `hierarchy`, else by signals to the
     /// processes that are [added](Self::add) and their descendants. `helper` starts this program's watchdog.
     pub fn new(name: &str, hierarchy: Option<&Hierarchy>, helper: Helper) -> Result<Self, SuperviseError> {
@@ -164,11 +149,67 @@ impl Application {
         }
     }
 
-    fn signal_all(&self, signal: rustix::process::Signal) -> Result<(), SuperviseError> {
-        for pid in self.members()? {
-            signals::send(pid, signal)?;
+    /// Stops every process from executing. On an error some may still run: kill them, or thaw.
+    pub fn freeze(&mut self, deadline: Instant) -> Result<(), SuperviseError> {
+        // First the watchdog: a death of ours in the middle of freezing must thaw, too.
+        self.watchdog.arm(&self.means)?;
+        let frozen = match &mut self.means {
+            Means::Cgroup(cgroup) => cgroup.freeze(deadline)?,
+            Means::Tree(tree) => tree.stop(deadline)?,
+        };
+        if frozen {
+            return Ok(());
         }
-        Ok(())
+        Err(SuperviseError::Deadline { name: self.name.clone(), pids: self.members()? })
+    }
+
+    /// Undoes a freeze, also one that failed half-way.
+    pub fn thaw(&mut self) -> Result<(), SuperviseError> {
+        match &mut self.means {
+            Means::Cgroup(cgroup) => cgroup.thaw()?,
+            Means::Tree(tree) => tree.resume()?,
+        }
+        self.watchdog.tell("idle")
+    }
+
+    /// From here on the death of the agent leaves the application frozen.
+    pub fn hold_frozen(&mut self) -> Result<(), SuperviseError> {
+        match self.watchdog.tell("held") {
+            // It is dead: nobody is left who would thaw.
+            Err(SuperviseError::System { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
+    /// Kills every process, frozen or not.
+    pub fn kill(&mut self) -> Result<(), SuperviseError> {
+        let deadline = Instant::now() + KILL_PATIENCE;
+        while Instant::now() < deadline {
+            match &mut self.means {
+                Means::Cgroup(cgroup) => cgroup.kill()?,
+                Means::Tree(tree) => tree.kill()?,
+            }
+            // Again after a while: a process may have forked between listing and killing.
+            if self.wait_empty(deadline.min(Instant::now() + KILL_PATIENCE / 10))? {
+                // Nothing is left to thaw. A watchdog that is dead is replaced at the next freeze.
+                _ = self.watchdog.tell("idle");
+                return Ok(());
+            }
+        }
+        match self.members()? {
+            pids if pids.is_empty() => Ok(()),
+            pids => Err(SuperviseError::Undying { name: self.name.clone(), pids }),
+        }
+    }
+
+    /// Processes that exist, by pid.
+    pub fn members(&self) -> Result<Vec<u32>, SuperviseError> {
+        match &self.means {
+            Means::Cgroup(cgroup) => cgroup.members(),
+            Means::Tree(tree) => Ok(tree.members()),
+        }
     }
 
     fn wait_empty(&self, deadline: Instant) -> Result<bool, SuperviseError> {
@@ -190,69 +231,3 @@ impl Application {
 /// How long killed processes may take to end before we say so: an exit of a process with gigabytes of shared
 /// memory takes a few hundred milliseconds.
 const KILL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
-
-impl Supervisor for Application {
-    fn freeze(&mut self, deadline: Instant) -> Result<(), SuperviseError> {
-        // First the watchdog: a death of ours in the middle of freezing must thaw, too.
-        self.watchdog.arm(&self.means)?;
-        let frozen = match &mut self.means {
-            Means::Cgroup(cgroup) => cgroup.freeze(deadline)?,
-            Means::Tree(tree) => tree.stop(deadline)?,
-        };
-        if frozen {
-            return Ok(());
-        }
-        Err(SuperviseError::Deadline { name: self.name.clone(), pids: self.members()? })
-    }
-
-    fn thaw(&mut self) -> Result<(), SuperviseError> {
-        match &mut self.means {
-            Means::Cgroup(cgroup) => cgroup.thaw()?,
-            Means::Tree(tree) => tree.resume()?,
-        }
-        self.watchdog.tell("idle")
-    }
-
-    fn hold_frozen(&mut self) -> Result<(), SuperviseError> {
-        match self.watchdog.tell("held") {
-            // It is dead: nobody is left who would thaw.
-            Err(SuperviseError::System { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
-                Ok(())
-            }
-            told => told,
-        }
-    }
-
-    fn kill(&mut self) -> Result<(), SuperviseError> {
-        let deadline = Instant::now() + KILL_PATIENCE;
-        while Instant::now() < deadline {
-            match &mut self.means {
-                Means::Cgroup(cgroup) => cgroup.kill()?,
-                Means::Tree(tree) => tree.kill()?,
-            }
-            // Again after a while: a process may have forked between listing and killing.
-            if self.wait_empty(deadline.min(Instant::now() + KILL_PATIENCE / 10))? {
-                // Nothing is left to thaw. A watchdog that is dead is replaced at the next freeze.
-                _ = self.watchdog.tell("idle");
-                return Ok(());
-            }
-        }
-        match self.members()? {
-            pids if pids.is_empty() => Ok(()),
-            pids => Err(SuperviseError::Undying { name: self.name.clone(), pids }),
-        }
-    }
-
-    fn stop(&mut self, deadline: Instant) -> Result<(), SuperviseError> {
-        self.signal_all(rustix::process::Signal::TERM)?;
-        self.thaw()?;
-        if self.wait_empty(deadline)? { Ok(()) } else { self.kill() }
-    }
-
-    fn members(&self) -> Result<Vec<u32>, SuperviseError> {
-        match &self.means {
-            Means::Cgroup(cgroup) => cgroup.members(),
-            Means::Tree(tree) => Ok(tree.members()),
-        }
-    }
-}

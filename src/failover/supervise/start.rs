@@ -27,8 +27,6 @@ pub struct StartCommand {
     pub directory: Option<PathBuf>,
     /// User and group by number; the agent's own if none.
     pub user: Option<(u32, u32)>,
-    /// Give it the agent's own terminal instead of nothing to read from.
-    pub inherit_input: bool,
 }
 
 impl StartCommand {
@@ -68,9 +66,7 @@ impl StartCommand {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        if !self.inherit_input {
-            command.stdin(Stdio::null());
-        }
+        command.stdin(Stdio::null());
         let child = command
             .spawn()
             .map_err(|e| SuperviseError::system(format!("starting {}", program.to_string_lossy()), e))?;

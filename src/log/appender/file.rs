@@ -44,7 +44,7 @@ impl Appender {
             let n = (len - done).min(self.max_payload);
             let at = offset + done as u64;
             bring_to_memory(file, at, n)?;
-            match self.append_piece(region, at, n, file, stable) {
+            match self.append_piece((region, at), n, file, stable) {
                 Ok(next) => {
                     end = next;
                     done += n;
@@ -61,10 +61,10 @@ impl Appender {
         Ok(end)
     }
 
+    /// One record of it.
     fn append_piece(
         &self,
-        region: RegionId,
-        offset: u64,
+        (region, offset): (RegionId, u64),
         len: usize,
         file: BorrowedFd<'_>,
         stable: bool,

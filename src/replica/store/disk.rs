@@ -146,7 +146,7 @@ impl RingFile for DiskRing {
 
     fn sync(&self, offset: usize, len: usize, again: bool) -> io::Result<()> {
         match self.durability {
-            Durability::Battery | Durability::Eadr => Ok(()),
+            Durability::Battery => Ok(()),
             Durability::Pmem => {
                 self.memory.persist(offset, len);
                 Ok(())

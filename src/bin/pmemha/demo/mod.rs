@@ -18,7 +18,6 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Args;
 use pmemha::agent::config::format_bytes;
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::machines::Machines;
 use self::program::{Found, Lines, Program};
@@ -119,10 +118,9 @@ struct Stage {
 impl Stage {
     fn new() -> Result<Stage, Failure> {
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, interrupted.clone())
-                .map_err(Failure::system("handling signals"))?;
-        }
+        let told = interrupted.clone();
+        ctrlc::set_handler(move || told.store(true, Ordering::Relaxed))
+            .map_err(|e| Failure::new(SOFTWARE, format!("handling signals: {e}")))?;
         let dir = Path::new(MEMORY).join(format!("pmemha-demo-{}", std::process::id()));
         make_dir(&dir)?;
         Ok(Stage { dir, interrupted })

@@ -1,0 +1,126 @@
+//! `pmemha run`: ends as its program does, passes signals on, and with `--protect` needs no agent; `pmemha log` reads its archive.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pmemha::agent::clock::WallTime;
+use pmemha_testkit::node::{Node, archiving};
+use pmemha_testkit::{dirs, programs, wait};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{BINARIES, said};
+
+/// For a shell to start or to end on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+/// `pmemha run … -- /bin/sh -c SCRIPT`, at the agent of `node`.
+fn shell(node: &Node, script: &str) -> Command {
+    let mut command = node.cli();
+    command.env("PMEMHA_PRELOAD", programs::preload()).args(["run", "--", "/bin/sh", "-c", script]);
+    command
+}
+
+fn start() -> Node {
+    let mut node = archiving(BINARIES, "");
+    node.start();
+    node
+}
+
+#[test]
+fn the_exit_code_is_the_programs() {
+    let node = start();
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -KILL $$", 128 + 9)] {
+        let out = shell(&node, script).output().expect("pmemha runs");
+        assert_eq!(out.status.code(), Some(code), "{script}: {}", said(&out));
+    }
+    let file = node.dir().join("no-program");
+    fs::write(&file, "").expect("an own directory");
+    for (program, code) in [(file.as_path(), 126), (Path::new("/nonexistent/program"), 127)] {
+        let mut command = node.cli();
+        command.env("PMEMHA_PRELOAD", programs::preload()).args(["run", "--"]).arg(program);
+        let out = command.output().expect("pmemha runs");
+        assert_eq!(out.status.code(), Some(code), "{}: {}", program.display(), said(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains(&*program.to_string_lossy()), "{}", said(&out));
+    }
+}
+
+#[test]
+fn signals_reach_the_program_and_its_end_is_what_counts() {
+    let node = start();
+    let ready = node.dir().join("ready");
+    let forever = format!("touch {}; while :; do sleep 0.01; done", ready.display());
+    let handles = |signal: &str| format!("trap 'exit 42' {signal}; {forever}");
+    for (signal, script, code) in [
+        (Signal::TERM, handles("TERM"), 42),
+        (Signal::HUP, handles("HUP"), 42),
+        (Signal::INT, handles("INT"), 42),
+        (Signal::USR1, handles("USR1"), 42),
+        (Signal::USR2, handles("USR2"), 42),
+        (Signal::TERM, forever.clone(), 128 + 15),
+    ] {
+        let mut run = shell(&node, &script).spawn().expect("pmemha runs");
+        wait::eventually("the program to handle signals", SOON, || ready.exists());
+        kill_process(Pid::from_child(&run), signal).expect("our own child");
+        let ended = wait::until("pmemha to end", SOON, || run.try_wait().expect("our own child"));
+        assert_eq!(ended.code(), Some(code), "{signal:?}");
+        fs::remove_file(&ready).expect("an own directory");
+    }
+}
+
+#[test]
+fn a_private_run_leaves_a_copy_and_an_archive_that_log_lists_and_replays() {
+    let dir = dirs::in_memory();
+    let [files, copy, archive] = ["files", "copy", "archive"].map(|d| dir.path().join(d));
+    fs::create_dir(&files).expect("an own directory");
+    let file = files.join("notes");
+    let script = format!("printf 'remember this' | dd of={} conv=fsync status=none; exit 3", file.display());
+    let out = Command::new(BINARIES.cli)
+        .env("PMEMHA_PRELOAD", programs::preload())
+        .env("PMEMHA_SOCKET", dir.path().join("nobody.sock"))
+        .args(["run", "--commit", "durable", "--protect"])
+        .arg(&files)
+        .arg("--to")
+        .arg(&copy)
+        .arg("--archive")
+        .arg(&archive)
+        .args(["--", "/bin/sh", "-c", &script])
+        .stdin(Stdio::null())
+        .output()
+        .expect("pmemha runs");
+    assert_eq!(out.status.code(), Some(3), "{}", said(&out));
+    let copies: Vec<PathBuf> = below(&copy);
+    let whole = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes == b"remember this");
+    assert!(copies.iter().any(whole), "none of {copies:?} is the copy");
+
+    let log = |arguments: &[&str]| {
+        let out = Command::new(BINARIES.cli).arg("log").args(arguments).output().expect("pmemha runs");
+        assert!(out.status.success(), "{}", said(&out));
+        String::from_utf8(out.stdout).expect("text")
+    };
+    let archive = archive.to_str().expect("a plain path");
+    let listed = log(&["list", archive]);
+    let mut lines = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(lines.next().expect("a header"), ["lsn", "bytes", "region", "kind", "archived"]);
+    let rows: Vec<_> = lines.collect();
+    for row in &rows {
+        assert!(row.len() == 5 && WallTime::parse(row[4]).is_some(), "{row:?} of\n{listed}");
+    }
+    let kinds: Vec<&str> = rows.iter().map(|row| row[3]).collect();
+    assert!(kinds.contains(&"create") && kinds.contains(&"data"), "{listed}");
+    let json = log(&["list", archive, "--json"]);
+    assert_eq!(json.lines().count(), rows.len(), "a line a record:\n{json}");
+
+    let last = rows.last().expect("records")[0].parse::<u64>().expect("an LSN");
+    let restored = dir.path().join("restored");
+    let (to, out) = ((last + (1 << 20)).to_string(), restored.to_str().expect("a plain path"));
+    log(&["replay", archive, "--to", &to, "--out", out]);
+    assert_eq!(fs::read(&restored).expect("the restored file"), b"remember this");
+}
+
+/// All files in `dir` and below.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { below(&path) } else { vec![path] }).collect()
+}

@@ -1,0 +1,52 @@
+//! Processes of this machine, found by what the kernel tells of them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process, by its directory in procfs. What is asked of one that has ended is nothing.
+pub struct Process {
+    pid: Pid,
+    dir: PathBuf,
+}
+
+/// All that there are.
+pub fn all() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").expect("procfs").flatten();
+    entries.filter_map(|entry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        Some(Process { pid, dir: entry.path() })
+    })
+}
+
+impl Process {
+    /// The program that it runs.
+    pub fn program(&self) -> Option<PathBuf> {
+        fs::read_link(self.dir.join("exe")).ok()
+    }
+
+    /// Its program's arguments; none of a zombie.
+    pub fn arguments(&self) -> Vec<OsString> {
+        self.strings("cmdline")
+    }
+
+    /// Whether its program was started with this variable.
+    pub fn has_variable(&self, name: &str, value: &Path) -> bool {
+        let wanted = [name.as_bytes(), b"=", value.as_os_str().as_bytes()].concat();
+        self.strings("environ").iter().any(|variable| variable.as_bytes() == wanted)
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill(&self) {
+        // It may have ended since.
+        let _ = kill_process(self.pid, Signal::KILL);
+    }
+
+    fn strings(&self, file: &str) -> Vec<OsString> {
+        let bytes = fs::read(self.dir.join(file)).unwrap_or_default();
+        bytes.split(|b| *b == 0).map(|s| OsString::from_vec(s.to_vec())).collect()
+    }
+}
