@@ -9,6 +9,7 @@ use pmemha::agent::clock::WallTime;
 use pmemha_testkit::node::{Node, archiving};
 use pmemha_testkit::{dirs, programs, wait};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::{BINARIES, said};
 
@@ -112,9 +113,9 @@ fn a_private_run_leaves_a_copy_and_an_archive_that_log_lists_and_replays() {
     let json = log(&["list", archive, "--json"]);
     assert_eq!(json.lines().count(), rows.len(), "a line a record:\n{json}");
 
-    let last = rows.last().expect("records")[0].parse::<u64>().expect("an LSN");
+    let last: Value = serde_json::from_str(json.lines().last().expect("records")).expect("JSON");
     let restored = dir.path().join("restored");
-    let (to, out) = ((last + (1 << 20)).to_string(), restored.to_str().expect("a plain path"));
+    let (to, out) = (last["next"].to_string(), restored.to_str().expect("a plain path"));
     log(&["replay", archive, "--to", &to, "--out", out]);
     assert_eq!(fs::read(&restored).expect("the restored file"), b"remember this");
 }
