@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, SealFlags};
 use zerocopy::IntoBytes;
 
-use super::format::{Kind, RecordHeader, StaticHeader, cell};
+use super::format::{Kind, RecordHeader, SlotState, StaticHeader, cell};
 use super::layout::{ENTRY, LogError, LogSpec};
 use super::owner::{INFLIGHT, Owner};
 use super::protocol::{self, Blocked, Cells, Word};
@@ -229,7 +229,16 @@ impl LogRegion {
     /// read pages for the copy; when the destination has switched to that copy durably, [`LogRegion::end_gap`].
     pub fn close_gap(&self) -> bool {
         let begin = |lsn: u64| {
-            let header = RecordHeader::unowned(Kind::SyncBegin, lsn, 0);
+            let header = RecordHeader {
+                lsn,
+                len: 0,
+                owner: 0,
+                state: SlotState::Filled as u8,
+                kind: Kind::SyncBegin as u8,
+                place: 0,
+                generation: 0,
+                crc: 0,
+            };
             self.ring.write(self.ring_offset(lsn), header.as_bytes());
         };
         protocol::close_gap(self, begin) || !self.is_ahead()
