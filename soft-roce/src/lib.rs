@@ -42,6 +42,6 @@ mod rundir;
 pub use cable::Cable;
 pub use command::{Command, Output, Running, Status};
 pub use error::RigError;
-pub use machine::{DEVDAX, FSDAX, Machine, MachineSpec, PoweredOff};
+pub use machine::{ALPHA, BETA, DEVDAX, FSDAX, Machine, MachineSpec, PoweredOff};
 pub use pair::Pair;
 pub use ports::COMMANDS;

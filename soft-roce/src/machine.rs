@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::net::Ipv4Addr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -27,6 +28,12 @@ pub const FSDAX: &str = "/pmem";
 /// A machine's devdax device: a link to `/dev/daxN.0`, whose N is QEMU's affair.
 pub const DEVDAX: &str = "/dev/devdax";
 
+/// The address of a machine alone, and of the first of a pair.
+pub const ALPHA: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// The address of the second machine of a pair.
+pub const BETA: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+
 /// What a machine is to be like.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
@@ -41,7 +48,7 @@ pub struct MachineSpec {
     /// Persistent memory of the devdax device, in MiB.
     pub devdax_mib: u32,
     /// Its IPv4 address in the RDMA network, a /24.
-    pub address: String,
+    pub address: Ipv4Addr,
 }
 
 /// A machine that is ready, or was until it went away by itself. Dropped, it is switched off and its files are removed.
@@ -67,14 +74,14 @@ impl MachineSpec {
             memory_mib: 2048,
             fsdax_mib: 512,
             devdax_mib: 256,
-            address: "10.77.0.1".to_owned(),
+            address: ALPHA,
         }
     }
 
     /// A machine of a pair. One virtual processor each: two machines with two would let pollers starve each other on a
     /// host with two.
-    pub fn of_pair(name: &str, address: &str) -> MachineSpec {
-        MachineSpec { cpus: 1, address: address.to_owned(), ..MachineSpec::alone(name) }
+    pub fn of_pair(name: &str, address: Ipv4Addr) -> MachineSpec {
+        MachineSpec { cpus: 1, address, ..MachineSpec::alone(name) }
     }
 }
 
@@ -227,7 +234,7 @@ impl Home {
             log: &self.log,
             monitor: &monitor.path,
             ports: &ports.iter().map(|port| port.path.clone()).collect::<Vec<_>>(),
-            network: network.as_ref().map(|socket| socket.path.as_path()),
+            network: network.as_ref().map(|socket| (socket.path.as_path(), self.spec.address)),
             mtu: MTU,
         })?;
         Ok(Started { qemu, monitor, ports, network })

@@ -2,14 +2,14 @@
 
 use crate::cable::{Cable, End};
 use crate::error::RigError;
-use crate::machine::{Machine, MachineSpec};
+use crate::machine::{ALPHA, BETA, Machine, MachineSpec};
 
 /// Two machines whose RDMA devices reach each other over a cable. A machine that is switched off and booted again finds
 /// the cable as it was.
 pub struct Pair {
-    /// At 10.77.0.1.
+    /// At [`ALPHA`].
     pub alpha: Machine,
-    /// At 10.77.0.2.
+    /// At [`BETA`].
     pub beta: Machine,
     /// Between them.
     pub cable: Cable,
@@ -18,7 +18,7 @@ pub struct Pair {
 impl Pair {
     /// Boots both, at the same time.
     pub fn boot() -> Result<Pair, RigError> {
-        Pair::with(MachineSpec::of_pair("alpha", "10.77.0.1"), MachineSpec::of_pair("beta", "10.77.0.2"))
+        Pair::with(MachineSpec::of_pair("alpha", ALPHA), MachineSpec::of_pair("beta", BETA))
     }
 
     /// As [`Pair::boot`], with machines like this.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -38,8 +39,9 @@ pub struct Hardware<'a> {
     pub monitor: &'a Path,
     /// The sockets of the ports `/dev/vport0p1` and on.
     pub ports: &'a [PathBuf],
-    /// The socket of the network device `eth0`, if it is to have one.
-    pub network: Option<&'a Path>,
+    /// The socket of the network device `eth0`, if it is to have one, and the machine's address, which its link-layer
+    /// address is made of: no two may have the same.
+    pub network: Option<(&'a Path, Ipv4Addr)>,
     /// The largest packet of that device.
     pub mtu: u32,
 }
@@ -135,13 +137,13 @@ impl Hardware<'_> {
             line.add("-chardev", format!("socket,id=port{i},path={}", quoted(port)));
             line.add("-device", format!("virtserialport,nr={i},chardev=port{i}"));
         }
-        if let Some(network) = self.network {
+        if let Some((network, address)) = self.network {
             let (path, mtu) = (quoted(network), self.mtu);
+            let mac = [2, 0].into_iter().chain(address.octets()).map(|byte| format!("{byte:02x}"));
+            let mac = mac.collect::<Vec<_>>().join(":");
             line.add("-netdev", format!("stream,id=cable,server=off,addr.type=unix,addr.path={path}"));
-            line.add(
-                "-device",
-                format!("virtio-net-pci,id={NETWORK_DEVICE},netdev=cable,host_mtu={mtu},romfile="),
-            );
+            let device = format!("virtio-net-pci,id={NETWORK_DEVICE},netdev=cable,mac={mac}");
+            line.add("-device", format!("{device},host_mtu={mtu},romfile="));
         }
         line.0
     }

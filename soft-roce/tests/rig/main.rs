@@ -4,6 +4,7 @@
 mod devices;
 mod host;
 mod listening;
+mod pair;
 mod power;
 
 use std::sync::LazyLock;
