@@ -173,3 +173,75 @@ impl Consumer {
 fn filler(at: u64, claim: Claim) -> RecordHeader {
     RecordHeader::unowned(Kind::Filler, at, (claim.span - RECORD_HEADER) as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Release;
+
+    use super::*;
+    use crate::log::format::MIN_RING;
+    use crate::log::{Appender, LogSpec};
+    use crate::types::RegionId;
+
+    /// Records in the log, and bytes of each one's payload.
+    const RECORDS: usize = 20;
+    const PAYLOAD: usize = 992;
+
+    /// What the reader says of a full log after `forge` has had its way with the first record's word and header.
+    fn reads(forge: impl FnOnce(&mut Claim, &mut RecordHeader)) -> Result<usize, PoisonError> {
+        let (_fd, log) = LogRegion::create(&LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() }).unwrap();
+        let appender = Appender::for_agent(log.clone(), 1).unwrap();
+        for _ in 0..RECORDS {
+            appender.append(Kind::Data, RegionId(1), 0, &[7; PAYLOAD]).unwrap();
+        }
+        appender.drain();
+        let at = log.spec().first_lsn;
+        let slot = log.slot(log.codec().index(at.0));
+        let View::Current(mut claim) = log.codec().view(slot.load(Acquire), at.0) else { panic!() };
+        let place = log.ring_offset(at.0);
+        let mut bytes = [0; RECORD_HEADER as usize];
+        log.ring().read(place, &mut bytes);
+        let mut header = RecordHeader::read_from_bytes(&bytes).unwrap();
+        forge(&mut claim, &mut header);
+        log.ring().write(place, header.as_bytes());
+        slot.store(log.codec().pack(at.0, claim), Release);
+        let batch = Consumer::new(log, at).next_batch(u64::MAX)?;
+        Ok(batch.expect("records are published").headers.len())
+    }
+
+    #[test]
+    fn what_no_appender_writes_is_refused_by_what_is_wrong_with_it() {
+        type Forge = fn(&mut Claim, &mut RecordHeader);
+        let forgeries: [(&str, Forge); 8] = [
+            ("a record of 0 bytes", |claim, _| claim.span = 0),
+            // A quarter of the ring is the limit; so much is published.
+            ("a record of 16416 bytes", |claim, _| claim.span = MIN_RING / 4 + RECORD_ALIGN),
+            ("not complete", |claim, _| claim.state = SlotState::Reserved),
+            ("header of 1056 bytes", |_, header| header.len += RECORD_ALIGN as u32),
+            ("header of 992 bytes", |_, header| header.len -= RECORD_ALIGN as u32),
+            ("at 32768", |_, header| header.lsn = 32768),
+            ("a record of kind 99", |_, header| header.kind = 99),
+            ("a payload of 12320 bytes", |claim, header| {
+                header.len = 12288 + RECORD_ALIGN as u32;
+                claim.span = header.span();
+            }),
+        ];
+        assert_eq!(reads(|_, _| {}).unwrap(), RECORDS);
+        for (what, forge) in forgeries {
+            let refused = reads(forge).expect_err(what);
+            assert!(refused.what.contains(what), "{what}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_reaches_past_what_is_published_is_refused() {
+        let (_fd, log) = LogRegion::create(&LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() }).unwrap();
+        let appender = Appender::for_agent(log.clone(), 1).unwrap();
+        appender.append(Kind::Data, RegionId(1), 0, &[7; PAYLOAD]).unwrap();
+        appender.drain();
+        let at = log.spec().first_lsn;
+        let claim = Claim { state: SlotState::Filled, owner: 0, span: 4096 };
+        log.slot(log.codec().index(at.0)).store(log.codec().pack(at.0, claim), Release);
+        assert!(Consumer::new(log, at).next_batch(u64::MAX).unwrap_err().what.contains("4096 bytes"));
+    }
+}

@@ -90,3 +90,46 @@ fn judge(
     }
     Scan::Record(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    const RING: u64 = 1 << 16;
+    const GENERATION: Generation = Generation(3);
+
+    /// What is found at LSN 0 of a ring that holds `header`, with a checksum that is right for as many bytes.
+    fn found(header: RecordHeader) -> Scan {
+        let ring = SharedMem::anonymous(2 * RING as usize).expect("memory");
+        let len = (header.len as usize).min(ring.len() - RECORD_HEADER as usize);
+        let crc = ring.crc32c(header.crc_seed(GENERATION), RECORD_HEADER as usize, len);
+        ring.write(0, RecordHeader { crc, ..header }.as_bytes());
+        let mut head = [0; RECORD_HEADER as usize];
+        ring.read(0, &mut head);
+        judge(&head, GENERATION, Lsn(0), max_payload(RING), |header| {
+            assert!(u64::from(header.len) <= max_payload(RING), "{} bytes are read", header.len);
+            ring.crc32c(header.crc_seed(GENERATION), RECORD_HEADER as usize, header.len as usize)
+        })
+    }
+
+    #[test]
+    fn each_field_is_believed_only_if_all_of_them_fit() {
+        let whole = RecordHeader { generation: 3, ..RecordHeader::unowned(Kind::Data, 0, 64) };
+        assert!(matches!(found(whole), Scan::Record(_)));
+        let longest = max_payload(RING) as u32;
+        assert!(matches!(found(RecordHeader { len: longest, ..whole }), Scan::Record(_)));
+        for (what, header, verdict) in [
+            ("another place", RecordHeader { lsn: 64, ..whole }, Scan::NothingYet),
+            ("another generation", RecordHeader { generation: 2, ..whole }, Scan::NothingYet),
+            ("no kind", RecordHeader { kind: 99, ..whole }, Scan::Incomplete(Flaw::Header)),
+            ("an owner", RecordHeader { owner: 1, ..whole }, Scan::Incomplete(Flaw::Header)),
+            ("not sealed", RecordHeader { state: 1, ..whole }, Scan::Incomplete(Flaw::Header)),
+            ("too long", RecordHeader { len: longest + 1, ..whole }, Scan::Incomplete(Flaw::Length)),
+            ("far too long", RecordHeader { len: u32::MAX, ..whole }, Scan::Incomplete(Flaw::Length)),
+        ] {
+            assert_eq!(found(header), verdict, "{what}");
+        }
+    }
+}

@@ -35,7 +35,7 @@ for line in sys.stdin:
 fn a_region_larger_than_memory_is_copied_and_followed_where_it_holds_something() {
     let size = size();
     // Both ends of the region are among them.
-    let before = [8, size / 3 & !4095, size - 4096];
+    let before = [8, (size / 3) & !4095, size - 4096];
     let after = [100, size / 5 * 4 + 123, size - 8];
     let mut pair = Pair::prepare(BINARIES, &PairOptions::default());
     pair.alpha.start();
