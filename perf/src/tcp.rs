@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use hdrhistogram::Histogram;
-use pmemha::fabric::tcp::{TcpConfig, TcpFabric};
+use pmemha::fabric::meeting::MeetingConfig;
+use pmemha::fabric::tcp::TcpFabric;
 use pmemha::fabric::tls::{TlsIdentity, make_authority, make_node_certificate};
 use pmemha::fabric::{Endpoint, Fabric, Local, Registration, RemoteAccess, Write};
 use pmemha::region::memory::{Access, SharedMem};
@@ -86,7 +87,7 @@ struct Lane {
 
 impl Lane {
     fn open(options: &Options, identity: Option<TlsIdentity>) -> Outcome<Lane> {
-        let config = TcpConfig { listen: "127.0.0.1:0".parse()?, advertise: None, identity };
+        let config = MeetingConfig { listen: "127.0.0.1:0".parse()?, advertise: None, identity };
         let fabric = TcpFabric::new(config)?;
         let offer = fabric.offer()?;
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -18,6 +18,7 @@ use super::clock::WallTime;
 use super::config::{self, Config};
 use super::context::Context;
 use super::events::Events;
+use super::fabrics::rdma_status;
 use super::fdstore::FdStore;
 use super::group::{Controller, GroupError};
 use super::holder::{FdKeeper, Holder, KeeperError};
@@ -211,6 +212,7 @@ impl Node for Parts {
                 uptime_s: self.context.started.elapsed().as_secs(),
                 listen: node.listen.map(|a| a.to_string()),
                 sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+                rdma: rdma_status(&self.context.config),
             },
             power: self.power.as_ref().map(PowerWatch::status),
             groups: self.controllers.iter().map(|c| c.report()).collect(),

@@ -14,7 +14,7 @@ use std::{fs, io, thread};
 use serde::{Deserialize, Serialize};
 
 use super::clock::WallTime;
-use super::config;
+use super::config::{self, FabricKind};
 use super::control::message::{Answer, GroupOpened, ImageState, OpenGroup, Refusal, ReplicaReport, refused};
 use super::fabrics::Fabrics;
 use super::state::{StateDir, StateError};
@@ -44,6 +44,8 @@ pub struct Standby {
     states: Arc<StateDir>,
     fabrics: Arc<Fabrics>,
     durability: Durability,
+    /// Records land in memory beside the replica's files, which the adapter cannot be given.
+    staged: bool,
     inner: Mutex<Inner>,
     /// Number of the newest turn; what an older one opens or opened is void.
     newest: AtomicU64,
@@ -112,9 +114,14 @@ impl Standby {
     ) -> Result<Standby, StandbyError> {
         let dir = |source| StandbyError::Dir { dir: config.dir.clone(), source };
         fs::create_dir_all(&config.dir).map_err(dir)?;
+        let found = durability::detect(&config.dir).map_err(dir)?;
+        let staged =
+            config.fabric == FabricKind::Verbs && !durability::stays_in_place(&config.dir).map_err(dir)?;
         let durability = match config.durability.declared() {
+            // A battery keeps what has landed, but not beyond the life of the agent that stages it.
+            Some(Durability::Battery) if staged => found,
             Some(declared) => declared,
-            None => durability::detect(&config.dir).map_err(dir)?,
+            None => found,
         };
         let known = states.load::<Known>(&config.group, STATE_FILE)?;
         let standby = Standby {
@@ -122,6 +129,7 @@ impl Standby {
             states,
             fabrics,
             durability,
+            staged,
             inner: Mutex::new(Inner { id: None, replica: None, watch: None, link: None }),
             newest: AtomicU64::new(0),
             last_error: Mutex::default(),
@@ -176,12 +184,12 @@ impl Standby {
             self.note(&error.to_string());
         }
         let have = report(&replica.status());
-        let fabric = self.fabrics.choose(self.config.encrypt);
-        let offer = fabric.offer().map_err(|e| failed(e.to_string()))?;
+        let encrypt = self.config.encrypted();
+        let fabric = self.fabrics.choose(self.config.fabric, encrypt);
+        let offer = fabric.and_then(|fabric| fabric.offer()).map_err(|e| failed(e.to_string()))?;
         let address = offer.address();
         let accepted = accept(offer).map_err(|e| failed(e.to_string()))?;
-        let answer =
-            GroupOpened { have, durability: self.durability, encrypt: self.config.encrypt, offer: address };
+        let answer = GroupOpened { have, durability: self.durability, encrypt, offer: address };
         let (generation, ring_bytes) = (open.generation, open.ring_bytes);
         Ok((Opened { turn, generation, ring_bytes, peer: peer.to_owned(), accepted }, answer))
     }
@@ -287,9 +295,10 @@ impl Standby {
             lsn_applied: at(|s| s.applied),
             exposure_bytes: 0,
             drain_bytes_per_s: None,
-            fabric: link.map(|_| self.fabrics.choose(self.config.encrypt).kind().to_owned()),
+            fabric: link.map(|_| self.config.fabric.name().to_owned()),
             durability: Some(self.durability.to_string()),
             encrypted: link.map(|l| l.endpoint.encrypted()),
+            staged: Some(self.staged),
             resumed: None,
             unprotected_writes: 0,
             sync: status
@@ -337,7 +346,10 @@ impl Standby {
             inner.id = Some(id);
         }
         let (replica, recovery) = Replica::open(ApplierConfig {
-            store: Arc::new(DiskStore::new(self.durability)),
+            store: Arc::new(match self.staged {
+                true => DiskStore::staged(self.durability),
+                false => DiskStore::new(self.durability),
+            }),
             dir: self.config.dir.clone(),
             group: id,
             durability: self.durability,

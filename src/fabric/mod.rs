@@ -1,7 +1,7 @@
 //! One-sided memory fabric: the contract, and its implementations.
 //!
 //! A peer writes into and reads from memory that we registered for it, without any thread of the rooms
-//! above taking part. `tcp` emulates this over a socket; verbs is RDMA. Both pass one conformance suite
+//! above taking part. `tcp` emulates this over a socket; `verbs` is RDMA. Both pass one conformance suite
 //! (`tests/conformance/`), which states the contract as tests; `docs/fabric.md` states it as prose.
 //!
 //! # Contract
@@ -15,10 +15,14 @@
 //!   endpoint and only with the access it was registered for; anything else ends the connection.
 //! - All methods may be called from any thread.
 
+pub mod meeting;
 pub mod tcp;
 pub mod tls;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -130,6 +134,22 @@ pub enum FabricError {
         /// Requests posted and not completed.
         in_flight: usize,
     },
+    /// The adapter cannot be given this memory: register other memory, and copy.
+    #[error("{what}: {source}; this kind of memory cannot stay in place for the adapter")]
+    NotRegistrable {
+        /// What was attempted.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// This node cannot use this kind of network.
+    #[error("{kind} is off here: {reason}")]
+    Unavailable {
+        /// [`Fabric::kind`].
+        kind: &'static str,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The system refused a resource.
     #[error("{what}: {source}")]
     System {
@@ -206,7 +226,9 @@ pub trait Endpoint: Send + Sync {
     fn interrupt(&self);
     /// A function to be called, from a thread of the fabric's, whenever a completion or immediate arrives or
     /// the endpoint dies; must be quick and must not call back into the endpoint. Also called once soon after
-    /// it was set, lest something be missed that came before. Replaces one set earlier.
+    /// it was set, lest something be missed that came before. Replaces one set earlier. What arrives while a caller
+    /// keeps polling may be left to its polls; who stops polling says so by `wait`, with no time if need be, and is
+    /// called from then on (without it, a moment later).
     fn on_event(&self, notify: Box<dyn Fn() + Send + Sync>);
     /// Takes the peer's access away and waits until nothing of its can land. The endpoint is dead then, for our
     /// own requests as well.
@@ -214,4 +236,21 @@ pub trait Endpoint: Send + Sync {
     /// How many requests may be posted and not settled, and how many signalled ones not polled. An unsignalled
     /// request counts until a later signalled one completes.
     fn limit(&self) -> usize;
+}
+
+/// `N` bytes that nobody can guess.
+fn random<const N: usize>() -> Result<[u8; N], FabricError> {
+    let mut bytes = [0; N];
+    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).map_err(|_| {
+        FabricError::System {
+            what: "drawing random bytes".to_owned(),
+            source: io::Error::other("the system's random source failed"),
+        }
+    })?;
+    Ok(bytes)
+}
+
+/// A panic elsewhere does not make the data wrong: each critical section leaves it whole.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

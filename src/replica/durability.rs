@@ -12,6 +12,12 @@ pub fn detect(dir: &Path) -> io::Result<Durability> {
     Ok(detect_in(&mounts::read()?, &dir.canonicalize()?))
 }
 
+/// Whether an adapter can be given memory of files in `dir`: the kernel keeps pages of memory file systems in place, and those
+/// of no other.
+pub fn stays_in_place(dir: &Path) -> io::Result<bool> {
+    Ok(detect(dir)? == Durability::Battery)
+}
+
 fn detect_in(mountinfo: &str, dir: &Path) -> Durability {
     let mounts = mounts::parse(mountinfo).filter(|m| dir.starts_with(&m.point));
     // The longest mount point, and of equal ones the last mounted, is the one that is seen.

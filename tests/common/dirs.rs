@@ -1,6 +1,7 @@
 //! Directories for tests.
 
-use std::path::Path;
+use std::env;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -13,6 +14,18 @@ pub fn in_memory() -> TempDir {
         .prefix("pmemha-")
         .tempdir_in(MEMORY)
         .unwrap_or_else(|e| panic!("cannot make a directory in {MEMORY}: {e}"))
+}
+
+/// Names the directory in which nodes keep their files, in place of [`MEMORY`]: a mount with DAX, say.
+pub const PMEM: &str = "PMEMHA_TEST_PMEM";
+
+/// A directory for a node, removed on drop: where [`PMEM`] says, else in memory.
+pub fn for_a_node() -> TempDir {
+    let under = env::var_os(PMEM).map_or_else(|| MEMORY.into(), PathBuf::from);
+    tempfile::Builder::new()
+        .prefix("pmemha-")
+        .tempdir_in(&under)
+        .unwrap_or_else(|e| panic!("cannot make a directory in {}: {e}", under.display()))
 }
 
 /// The repository's top folder.

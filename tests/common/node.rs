@@ -42,6 +42,14 @@ pub struct Pair {
 /// Stands in [`PairOptions`] for the node's own directory of files.
 const FILES: &str = "@files@";
 
+/// Names the fabric that pairs of nodes use, in place of tcp.
+pub const FABRIC: &str = "PMEMHA_TEST_FABRIC";
+
+/// The line of `[[replica]]` that chooses the fabric.
+pub fn fabric_line() -> String {
+    std::env::var(FABRIC).map_or_else(|_| String::new(), |kind| format!("fabric = \"{kind}\"\n"))
+}
+
 /// What a pair of nodes shall be like. `@files@` in a line stands for the files' directory of the node that it is for.
 #[derive(Clone, Debug, Default)]
 pub struct PairOptions {
@@ -87,12 +95,13 @@ impl Pair {
             encrypt = options.encrypt,
             from = alpha.files().display(),
             to = beta.files().display(),
-            extra = options.replica.replace(FILES, &beta.files().to_string_lossy()),
+            extra = fabric_line() + &options.replica.replace(FILES, &beta.files().to_string_lossy()),
         ));
         if options.both_ways {
             alpha.configure_more(&format!(
                 "[[replica]]\ngroup = \"app\"\nfrom = [\"beta\"]\ndir = \"{dir}\"\nencrypt = {encrypt}\n\
-                 durability = \"battery\"\npaths = {{ \"{from}\" = \"{to}\" }}\n",
+                 durability = \"battery\"\npaths = {{ \"{from}\" = \"{to}\" }}\n{fabric}",
+                fabric = fabric_line(),
                 dir = alpha.replica().display(),
                 encrypt = options.encrypt,
                 from = beta.files().display(),
@@ -147,7 +156,7 @@ pub struct Node {
 impl Node {
     /// With directories and a port, and neither certificate nor configuration: whoever calls writes [`Node::config`].
     pub fn new(binaries: Binaries, name: &'static str) -> Node {
-        let dir = dirs::in_memory();
+        let dir = dirs::for_a_node();
         for sub in ["state", "run", "tls", "files", "replica"] {
             fs::create_dir(dir.path().join(sub)).expect("fresh directory");
         }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use pmemha::fabric::{EndpointAddress, FabricError, RemoteAccess, RemoteKey, Wake};
 
-use crate::rig::{Node, Recipe, Rig, authority_dir, soon, travelled, write};
+use crate::nodes;
+use crate::rig::{Node, Rig, authority_dir, soon, travelled, write};
 
 const PEER_ADDRESS: &str = "CONFORMANCE_PEER_ADDRESS";
 const PEER_RECIPE: &str = "CONFORMANCE_PEER_RECIPE";
@@ -21,7 +22,7 @@ fn peer_process() {
     let Ok(address) = std::env::var(PEER_ADDRESS) else { return };
     let address: EndpointAddress = serde_json::from_str(&address).unwrap();
     let authority = std::env::var(PEER_AUTHORITY).unwrap();
-    let fabric = Recipe::node("peer", &std::env::var(PEER_RECIPE).unwrap(), authority.as_ref());
+    let fabric = nodes::node("peer", &std::env::var(PEER_RECIPE).unwrap(), authority.as_ref());
     let node = Node { end: fabric.connect(&address, soon()).unwrap() };
     let memory = node.memory(PEER_BYTES, RemoteAccess::Write);
     println!("\nKEY {}", serde_json::to_string(&memory.key()).unwrap());
@@ -39,7 +40,7 @@ impl Peer {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["failure::peer_process", "--exact", "--nocapture"])
             .env(PEER_ADDRESS, serde_json::to_string(&offer.address()).unwrap())
-            .env(PEER_RECIPE, rig.recipe.name())
+            .env(PEER_RECIPE, rig.recipe)
             .env(PEER_AUTHORITY, authority_dir())
             .stdout(Stdio::piped())
             .spawn()
@@ -89,14 +90,18 @@ pub fn a_stopped_peer_blocks_no_call(rig: &Rig) {
         posted += 1;
     }
     assert_eq!(posted, node.end.limit() as u64);
-    assert!(matches!(node.write((&from, 0, 8), (key, 0), None), Err(FabricError::Busy { .. })));
-    node.end.poll(&mut Vec::new());
+    let refused = node.write((&from, 0, 8), (key, 0), Some(posted));
+    assert!(matches!(refused, Err(FabricError::Busy { .. })), "{refused:?}");
+    // Where adapters move the bytes, some may have landed: a stopped process's memory is as good as any.
+    let mut ended = Vec::new();
+    node.end.poll(&mut ended);
     drop(node.memory(4096, RemoteAccess::Write));
-    assert_eq!(node.end.wait(Duration::from_millis(1)), Wake::TimedOut);
+    node.end.wait(Duration::from_millis(1));
     node.end.revoke().unwrap();
     // A stopped process cannot be waited for: seconds would mean that something did.
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-    assert_eq!(node.completions(posted as usize).len(), posted as usize);
+    ended.extend(node.completions(posted as usize - ended.len()));
+    assert!(ended.into_iter().map(|c| c.id).eq(0..posted), "each once, in order");
 }
 
 pub fn a_dropped_endpoint_is_noticed(rig: &Rig) {

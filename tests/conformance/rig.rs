@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmemha::fabric::tcp::{TcpConfig, TcpFabric};
 use pmemha::fabric::tls::{TlsIdentity, make_authority, make_node_certificate};
 use pmemha::fabric::{
     Completion, Endpoint, EndpointAddress, Fabric, FabricError, Local, Registration, RemoteAccess, RemoteKey,
     Wake, Write,
 };
 use pmemha::region::memory::{Access, SharedMem};
+
+use crate::nodes::{Held, node};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 /// Longer than anything here takes on a busy machine; reached only when a test fails.
@@ -21,42 +22,18 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Rig {
     pub left: Box<dyn Fabric>,
     pub right: Box<dyn Fabric>,
-    /// What a process that plays a third node needs: see `failure`.
-    pub recipe: Recipe,
+    /// What a process that plays a third node calls this kind of node: see `failure`.
+    pub recipe: &'static str,
+    /// What the rig needs as long as it lasts.
+    pub _held: Held,
 }
 
-/// How another process makes a node of this rig's fabric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipe {
-    TcpPlain,
-    TcpTls,
-}
-
-impl Recipe {
-    pub fn name(self) -> &'static str {
-        match self {
-            Recipe::TcpPlain => "tcp",
-            Recipe::TcpTls => "tcp_tls",
-        }
+impl Rig {
+    /// Nodes as [`node`] makes them.
+    pub fn new(recipe: &'static str, held: Held) -> Rig {
+        let node = |name| node(name, recipe, authority_dir());
+        Rig { left: node("left"), right: node("right"), recipe, _held: held }
     }
-
-    /// A node named `name`; `dir` holds the authority, `ca.pem` and `ca.key`.
-    pub fn node(name: &str, recipe: &str, dir: &Path) -> Box<dyn Fabric> {
-        let identity = (recipe == Recipe::TcpTls.name()).then(|| identity(name, dir));
-        let listen = "127.0.0.1:0".parse().unwrap();
-        Box::new(TcpFabric::new(TcpConfig { listen, advertise: None, identity }).unwrap())
-    }
-}
-
-pub fn tcp_plain() -> Rig {
-    let dir = tempfile::tempdir().unwrap();
-    let node = |name| Recipe::node(name, "tcp", dir.path());
-    Rig { left: node("left"), right: node("right"), recipe: Recipe::TcpPlain }
-}
-
-pub fn tcp_tls() -> Rig {
-    let node = |name| Recipe::node(name, "tcp_tls", authority_dir());
-    Rig { left: node("left"), right: node("right"), recipe: Recipe::TcpTls }
 }
 
 /// One authority for all tests of the process.
@@ -71,7 +48,8 @@ pub fn authority_dir() -> &'static Path {
     .path()
 }
 
-fn identity(name: &str, authority: &Path) -> TlsIdentity {
+/// A node of that name, of the cluster whose `ca.pem` and `ca.key` are in `authority`.
+pub fn identity(name: &str, authority: &Path) -> TlsIdentity {
     let text = |file: &str| std::fs::read_to_string(authority.join(file)).unwrap();
     let ca = pmemha::fabric::tls::Pem { certificate: text("ca.pem"), key: text("ca.key") };
     let own = tempfile::tempdir().unwrap();

@@ -4,12 +4,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use pmemha::fabric::tcp::MAX_HALF_OPEN;
-use pmemha::fabric::tcp::hello::Hello;
+use pmemha::fabric::meeting::MAX_HALF_OPEN;
+use pmemha::fabric::meeting::hello::Hello;
 use pmemha::fabric::{Fabric, FabricError};
 use zerocopy::IntoBytes;
 
-use crate::rig::{Node, PATIENCE, Recipe, authority_dir, soon, tcp_plain, tcp_tls};
+use crate::nodes::{PLAIN, TLS, node, plain, tls};
+use crate::rig::{Node, PATIENCE, authority_dir, soon};
 
 fn dial(fabric: &dyn Fabric) -> TcpStream {
     let address = fabric.offer().unwrap().address();
@@ -31,7 +32,7 @@ fn is_shown_out(mut socket: TcpStream) {
 
 #[test]
 fn a_guessed_token_is_shown_out_without_an_answer() {
-    let rig = tcp_plain();
+    let rig = plain();
     let _open = rig.right.offer().unwrap();
     let mut socket = dial(&*rig.right);
     socket.write_all(Hello::new([7; 32]).as_bytes()).unwrap();
@@ -40,7 +41,7 @@ fn a_guessed_token_is_shown_out_without_an_answer() {
 
 #[test]
 fn noise_is_shown_out() {
-    for rig in [tcp_plain(), tcp_tls()] {
+    for rig in [plain(), tls()] {
         let mut socket = dial(&*rig.right);
         socket.write_all(b"GET / HTTP/1.1\r\nHost: pmemha\r\nAccept: everything\r\n\r\n").unwrap();
         let mut answer = Vec::new();
@@ -52,19 +53,19 @@ fn noise_is_shown_out() {
 
 #[test]
 fn a_token_of_another_version_gets_an_answer_that_says_so() {
-    let rig = tcp_plain();
+    let rig = plain();
     let mut socket = dial(&*rig.right);
     let mut hello = Hello::new([7; 32]).as_bytes().to_vec();
     hello[8] = 200;
     socket.write_all(&hello).unwrap();
     let mut answer = [0; 16];
     socket.read_exact(&mut answer).unwrap();
-    assert!(pmemha::fabric::tcp::hello::Welcome::judge(&answer).unwrap_err().contains("same version"));
+    assert!(pmemha::fabric::meeting::hello::Welcome::judge(&answer).unwrap_err().contains("same version"));
 }
 
 #[test]
 fn strangers_who_say_nothing_keep_no_peer_out() {
-    let rig = tcp_plain();
+    let rig = plain();
     let strangers: Vec<_> = (0..3 * MAX_HALF_OPEN).map(|_| dial(&*rig.right)).collect();
     let start = Instant::now();
     let _pair = rig.pair();
@@ -75,7 +76,7 @@ fn strangers_who_say_nothing_keep_no_peer_out() {
 
 #[test]
 fn a_connection_that_shows_no_token_is_dropped_in_time() {
-    let rig = tcp_plain();
+    let rig = plain();
     let mut socket = dial(&*rig.right);
     socket.write_all(&Hello::new([7; 32]).as_bytes()[..47]).unwrap();
     let start = Instant::now();
@@ -85,16 +86,16 @@ fn a_connection_that_shows_no_token_is_dropped_in_time() {
 
 #[test]
 fn peers_are_known_by_the_name_in_their_certificate() {
-    let (left, right) = tcp_tls().pair();
+    let (left, right) = tls().pair();
     assert_eq!((left.end.peer(), right.end.peer()), ("right", "left"));
     assert!(left.end.encrypted() && right.end.encrypted());
-    let (left, right) = tcp_plain().pair();
+    let (left, right) = plain().pair();
     assert!(!left.end.encrypted() && !right.end.encrypted());
 }
 
 #[test]
 fn an_offer_is_taken_up_only_at_the_node_that_made_it() {
-    let rig = tcp_tls();
+    let rig = tls();
     let mut address = rig.right.offer().unwrap().address();
     address.detail["node"] = "elsewhere".into();
     let refused = rig.left.connect(&address, soon()).err().unwrap().to_string();
@@ -106,12 +107,12 @@ fn a_token_alone_does_not_open_an_encrypted_fabric() {
     let dir = tempfile::tempdir().unwrap();
     let authority = pmemha::fabric::tls::make_authority().unwrap();
     authority.write(&dir.path().join("ca.pem"), &dir.path().join("ca.key")).unwrap();
-    let stranger = Recipe::node("left", "tcp_tls", dir.path());
-    let rig = tcp_tls();
+    let stranger = node("left", TLS, dir.path());
+    let rig = tls();
     let offer = rig.right.offer().unwrap();
     assert!(stranger.connect(&offer.address(), soon()).is_err());
-    let plain = Recipe::node("left", "tcp", authority_dir());
-    let refused = plain.connect(&offer.address(), soon()).err().unwrap();
+    let other = node("left", PLAIN, authority_dir());
+    let refused = other.connect(&offer.address(), soon()).err().unwrap();
     assert!(
         matches!(refused, FabricError::Protocol { .. }) && refused.to_string().contains("encrypt"),
         "{refused}"
@@ -120,7 +121,7 @@ fn a_token_alone_does_not_open_an_encrypted_fabric() {
 
 #[test]
 fn a_token_is_used_up_by_the_first_who_shows_it() {
-    let rig = tcp_plain();
+    let rig = plain();
     let offer = rig.right.offer().unwrap();
     let first = Node { end: rig.left.connect(&offer.address(), soon()).unwrap() };
     assert!(rig.left.connect(&offer.address(), soon()).is_err());
@@ -135,7 +136,7 @@ fn garbage_instead_of_frames_is_a_protocol_error() {
     let frames: [&[u8]; 4] =
         [&[0xff; 40], &[1, 9, 0, 0], &[1, 4, 0, 0, 0, 0, 0, 0, 1], &[1, 1, 1, 0, 0, 0, 0, 0, 9]];
     for garbage in frames {
-        let rig = tcp_plain();
+        let rig = plain();
         let offer = rig.right.offer().unwrap();
         let detail = offer.address().detail;
         let token = detail["token"].as_str().unwrap();

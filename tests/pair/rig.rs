@@ -20,7 +20,9 @@ use pmemha::fabric::tls::{TlsIdentity, make_authority, make_node_certificate};
 use pmemha::log::Appender;
 use pmemha::log::format::Kind;
 use pmemha::types::{Level, Lsn};
+use pmemha_testkit::dirs::for_a_node;
 use pmemha_testkit::net::free_port;
+use pmemha_testkit::node::fabric_line;
 use pmemha_testkit::wait;
 
 /// Long enough for a busy machine; a test that needs it all has failed.
@@ -78,7 +80,7 @@ impl Pair {
         let authority = make_authority().unwrap();
         let ports = [free_port(), free_port()];
         let node = |name: &str| {
-            let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+            let dir = for_a_node();
             let [ca, ca_key, cert, key] = ["ca.pem", "ca.key", "c.pem", "k.pem"].map(|f| dir.path().join(f));
             authority.write(&ca, &ca_key).unwrap();
             make_node_certificate(&authority, name).unwrap().write(&cert, &key).unwrap();
@@ -110,9 +112,10 @@ impl Pair {
         );
         let beta = format!(
             "{}[[replica]]\ngroup = \"app\"\nfrom = [\"alpha\"]\ndir = \"{b}/replica\"\n\
-             durability = \"battery\"\npaths = {{ \"{}/files\" = \"{b}/files\" }}\n{replica}\n",
+             durability = \"battery\"\npaths = {{ \"{}/files\" = \"{b}/files\" }}\n{}{replica}\n",
             common("beta", b.path(), ports[1], "alpha", ports[0]),
             a.path().display(),
+            fabric_line(),
             b = b.path().display(),
         );
         let node = |dir, config, identity| Node {

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pmemha::fabric::tcp::{TcpConfig, TcpFabric};
+use pmemha::fabric::meeting::MeetingConfig;
+use pmemha::fabric::tcp::TcpFabric;
 use pmemha::fabric::{Endpoint, Fabric, Local, Registration, RemoteAccess, RemoteKey, Write};
 use pmemha::region::memory::SharedMem;
 use pmemha::replica::ack::{ACK_BYTES, AckCell, COUNTS, FAULTED, SLEEPING};
@@ -32,7 +33,7 @@ struct Source {
 
 fn fabric() -> TcpFabric {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    TcpFabric::new(TcpConfig { listen, advertise: None, identity: None }).unwrap()
+    TcpFabric::new(MeetingConfig { listen, advertise: None, identity: None }).unwrap()
 }
 
 impl Source {

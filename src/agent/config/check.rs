@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::message::{Fault, Step};
-use super::model::{Group, OnDeath, Replica};
+use super::model::{FabricKind, Group, OnDeath, Replica};
 use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::log::format::{MAX_RING, MIN_RING};
@@ -118,6 +118,9 @@ fn check_node(config: &Config, found: &mut Faults) {
             found.absolute(&["tls", "cert"], &tls.cert);
             found.absolute(&["tls", "key"], &tls.key);
         }
+    }
+    if config.rdma.port == Some(0) {
+        found.add(&["rdma", "port"], "ports are counted from 1", "leave it out, or see `rdma link`");
     }
     if let Some(power) = &config.power {
         found.absolute(&["power", "path"], &power.path);
@@ -306,6 +309,13 @@ fn check_replica(config: &Config, index: usize, replica: &Replica, found: &mut F
         let at = ["replica", i.as_str(), "paths", &name];
         found.absolute(&at, source);
         found.absolute(&at, local);
+    }
+    if replica.fabric == FabricKind::Verbs && replica.encrypt == Some(true) {
+        found.add(
+            &["replica", &i, "encrypt"],
+            "RDMA does not encrypt",
+            "leave it out and see to the network (isolated, IPsec or MACsec), or use fabric = \"tcp\"",
+        );
     }
     if let Some(dir) = &replica.working_dir {
         found.absolute(&["replica", &i, "working_dir"], dir);

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 pub use message::{ConfigError, Problem};
 pub use model::{
-    Archive, DurabilityChoice, Group, Keeper, Node, OnDeath, OnFull, Peer, Power, PowerKind, Replica, Tls,
-    Trigger, UserRef,
+    Archive, DurabilityChoice, FabricKind, Group, Keeper, Node, OnDeath, OnFull, Peer, Power, PowerKind,
+    Rdma, Replica, Tls, Trigger, UserRef,
 };
 pub use units::{format_bytes, parse_bytes, parse_duration};
 
@@ -37,6 +37,9 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Where power events come from.
     pub power: Option<Power>,
+    /// Which adapter the verbs fabric uses.
+    #[serde(default)]
+    pub rdma: Rdma,
     /// Other nodes.
     #[serde(default, rename = "peer")]
     pub peers: Vec<Peer>,

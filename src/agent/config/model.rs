@@ -27,14 +27,14 @@ pub struct Node {
     pub keeper: Keeper,
     /// Address of the control channel.
     pub listen: Option<SocketAddr>,
-    /// Address for the data of a tcp fabric; the control channel's address and a free port if absent.
+    /// Address at which a fabric's connections begin; the control channel's address and a free port if absent.
     pub data_listen: Option<SocketAddr>,
     /// Host that other nodes reach the data address at; needed if that is all of the node's addresses (`0.0.0.0`).
     pub advertise: Option<String>,
 }
 
 impl Node {
-    /// Where the tcp fabric listens; `None` without `listen`.
+    /// Where the fabrics listen; `None` without `listen`.
     pub fn data_address(&self) -> Option<SocketAddr> {
         self.data_listen.or_else(|| Some((self.listen?.ip(), 0).into()))
     }
@@ -192,9 +192,51 @@ pub struct Replica {
     /// Environment added for it.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Whether a tcp fabric's data travels inside TLS.
-    #[serde(default = "yes")]
-    pub encrypt: bool,
+    /// What the group's data travels over.
+    #[serde(default)]
+    pub fabric: FabricKind,
+    /// Whether a tcp fabric's data travels inside TLS: yes unless this says no. RDMA has no such thing.
+    pub encrypt: Option<bool>,
+}
+
+impl Replica {
+    /// Whether data travels inside TLS.
+    pub fn encrypted(&self) -> bool {
+        self.fabric == FabricKind::Tcp && self.encrypt.unwrap_or(true)
+    }
+}
+
+/// What data travels over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FabricKind {
+    /// Sockets.
+    #[default]
+    Tcp,
+    /// RDMA.
+    Verbs,
+}
+
+impl FabricKind {
+    /// The word in the configuration, on the wire and in the status: [`crate::fabric::Fabric::kind`].
+    pub fn name(self) -> &'static str {
+        match self {
+            FabricKind::Tcp => "tcp",
+            FabricKind::Verbs => "verbs",
+        }
+    }
+}
+
+/// `[rdma]`: which adapter the verbs fabric uses, where the rule is not to choose.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rdma {
+    /// Adapter, as `ibv_devices` names it.
+    pub device: Option<String>,
+    /// Port, from 1.
+    pub port: Option<u8>,
+    /// Index in the port's table of GIDs.
+    pub gid_index: Option<u8>,
 }
 
 /// A user by number or name.
@@ -299,8 +341,4 @@ fn keep_bytes() -> u64 {
 
 fn local() -> Level {
     Level::Local
-}
-
-fn yes() -> bool {
-    true
 }

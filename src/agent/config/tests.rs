@@ -21,6 +21,11 @@ key = "/etc/pmemha/alpha.key"
 source = "file"
 path = "/run/power/online"
 
+[rdma]
+device = "mlx5_0"
+port = 1
+gid_index = 3
+
 [[peer]]
 name = "beta"
 address = "beta.example:7475"
@@ -52,6 +57,7 @@ durability = "auto"
 paths = { "/mnt/pmem/web" = "/mnt/pmem/web" }
 start = ["/usr/bin/web"]
 user = 1000
+fabric = "tcp"
 encrypt = false
 "#;
 
@@ -80,7 +86,9 @@ fn every_documented_key_is_read() {
     assert_eq!((g.block_limit, g.commit_timeout), (Duration::from_millis(250), Duration::from_secs(5)));
     assert_eq!(g.users, [UserRef::Name("postgres".into()), UserRef::Id(1000)]);
     assert_eq!(g.archive.as_ref().unwrap().keep_age, Some(Duration::from_secs(7 * 86400)));
-    assert!(!c.replicas[0].encrypt);
+    assert!(!c.replicas[0].encrypted());
+    assert_eq!(c.replicas[0].fabric, FabricKind::Tcp);
+    assert_eq!(c.rdma, Rdma { device: Some("mlx5_0".into()), port: Some(1), gid_index: Some(3) });
     assert_eq!(c.address_of("beta").unwrap(), "beta.example:7475");
     assert_eq!(c.address_of("alpha").unwrap(), "10.0.0.1:7475");
 }
@@ -101,6 +109,8 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("commit = \"durable\"", "commit = \"durabel\"", "group[0].commit", "did you mean `durable`?"),
         ("commit_timeout = \"5s\"", "commit_timeout = 5", "group[0].commit_timeout", "expected a string"),
         ("commit_timeout = \"5s\"", "commit_timeout = \"48h\"", "group[0].commit_timeout", "shorter"),
+        ("port = 1", "port = 0", "rdma.port", "counted from 1"),
+        ("fabric = \"tcp\"", "fabric = \"vebrs\"", "replica[0].fabric", "did you mean `verbs`?"),
         ("block_limit = \"250ms\"", "block_limit = \"forever\"", "group[0].block_limit", "no duration"),
         (
             "destinations = [\"beta\"]",
@@ -135,6 +145,21 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
             assert_eq!(p.line, line_of(line), "{p}");
         }
     }
+}
+
+#[test]
+fn rdma_that_is_to_encrypt_is_refused_and_plain_without_a_word() {
+    let verbs = WHOLE.replace("fabric = \"tcp\"", "fabric = \"verbs\"");
+    assert!(!parse(&verbs).unwrap().replicas[0].encrypted());
+    let silent = parse(&verbs.replace("encrypt = false", "")).unwrap();
+    assert!(!silent.replicas[0].encrypted());
+    let Err(ConfigError::Wrong(problems)) = parse(&verbs.replace("encrypt = false", "encrypt = true")) else {
+        panic!("not refused")
+    };
+    assert_eq!(problems[0].key, "replica[0].encrypt");
+    assert!(problems[0].to_string().contains("does not encrypt"), "{}", problems[0]);
+    let tcp = parse(&WHOLE.replace("encrypt = false", "")).unwrap();
+    assert!(tcp.replicas[0].encrypted(), "tcp encrypts unless told not to");
 }
 
 #[test]

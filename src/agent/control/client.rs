@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::channel::{Channel, ControlError};
 use super::message::{Answer, Ask};
-use crate::fabric::tcp::dial;
+use crate::fabric::meeting::dial;
 use crate::fabric::tls::TlsIdentity;
 
 /// A channel to one peer, ready for asks after Hello. Any error ends it: drop it and connect again.

@@ -87,7 +87,8 @@ impl Roles {
         let node = &context.config.node;
         let listen = node.listen.ok_or_else(|| missing("other nodes need `listen` in `[node]`"))?;
         let data = node.data_address().unwrap_or(listen);
-        let fabrics = Arc::new(Fabrics::tcp(data, node.advertise.clone(), &identity)?);
+        let fabrics =
+            Arc::new(Fabrics::start(data, node.advertise.clone(), &identity, &context.config.rdma)?);
         for plan in plans {
             let role = start_role(context, &identity, &fabrics, plan)?;
             let watched = role.clone();

@@ -118,7 +118,7 @@ impl Shared {
             Answer::GroupOpened(opened) => opened,
             other => return Err(unexpected(&peer.name, other).into()),
         };
-        let fabric = to.fabrics.choose(opened.encrypt);
+        let fabric = to.fabrics.for_offer(&opened.offer, opened.encrypt)?;
         let endpoint = fabric.connect(&opened.offer, Instant::now() + CONNECT_WITHIN)?;
         let encrypted = endpoint.encrypted();
         let link = Link::prepare(endpoint, log, opened.durability)?;

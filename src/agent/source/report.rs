@@ -53,6 +53,7 @@ impl Shared {
             fabric: link.fabric.map(str::to_owned),
             durability: link.durability.map(|d| d.to_string()),
             encrypted: link.encrypted,
+            staged: None,
             resumed: link.resumed,
             unprotected_writes: self.sampler.found(),
             sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),

@@ -7,7 +7,8 @@ fn standby(dir: &std::path::Path) -> Standby {
     authority.write(&path("ca"), &path("ca-key")).unwrap();
     make_node_certificate(&authority, "heir").unwrap().write(&path("cert"), &path("key")).unwrap();
     let identity = TlsIdentity::load(&path("ca"), &path("cert"), &path("key")).unwrap();
-    let fabrics = Fabrics::tcp("127.0.0.1:0".parse().unwrap(), None, &identity).unwrap();
+    let fabrics =
+        Fabrics::start("127.0.0.1:0".parse().unwrap(), None, &identity, &Default::default()).unwrap();
     let text = format!(
         "group = \"db\"\nfrom = [\"source\"]\ndir = \"{}/replica\"\ndurability = \"battery\"\nencrypt = false\n",
         dir.display()
@@ -44,7 +45,7 @@ fn a_revocation_voids_every_stream_whose_admission_was_asked_for_before_it() {
     let Ok((opened, answer)) = standby.open_group("source", &open(), turn) else {
         panic!("a turn that nothing voided is refused");
     };
-    let fabric = standby.fabrics.choose(false).clone();
+    let fabric = standby.fabrics.for_offer(&answer.offer, false).unwrap().clone();
     let _endpoint = fabric.connect(&answer.offer, Instant::now() + ACCEPT_WITHIN).unwrap();
     standby.revoke();
     let attached = standby.attach(opened, RemoteKey { key: 1, addr: 0, len: 4096 }, Lsn(0), true);

@@ -39,6 +39,23 @@ pub struct NodeStatus {
     pub listen: Option<String>,
     /// Sessions open, of applications and operators.
     pub sessions: u32,
+    /// What the verbs fabric would use.
+    pub rdma: RdmaStatus,
+}
+
+/// The adapter of the verbs fabric.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RdmaStatus {
+    /// Whether the configuration speaks of RDMA: in a replica's `fabric` or in `[rdma]`.
+    pub wanted: bool,
+    /// Adapter; none while verbs is off.
+    pub device: Option<String>,
+    /// Its port.
+    pub port: Option<u8>,
+    /// The port's address for a peer of which nothing is known.
+    pub address: Option<String>,
+    /// Why verbs is off; none while it is not.
+    pub off: Option<String>,
 }
 
 /// External power.
@@ -195,6 +212,9 @@ pub struct DestinationStatus {
     pub durability: Option<String>,
     /// Whether the data travels encrypted; none while unconnected.
     pub encrypted: Option<bool>,
+    /// At the destination: whether records land in memory beside the replica's files first, since the adapter cannot be
+    /// given memory of these; false: they land where they stay. None at the source.
+    pub staged: Option<bool>,
     /// At the source: whether the present connection went on where the image ended, from the log's ring; false: it began
     /// with a copy of everything. None while unconnected.
     pub resumed: Option<bool>,

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{DestinationState, DestinationStatus, GroupStatus, LogStatus, Role, Status, SyncStatus};
+use super::{
+    DestinationState, DestinationStatus, GroupStatus, LogStatus, RdmaStatus, Role, Status, SyncStatus,
+};
 use crate::agent::config::format_bytes;
 
 /// `status` as text, ending with a newline.
@@ -25,6 +27,7 @@ pub fn render(status: &Status) -> String {
         &mut out,
         format_args!("{}  pmemha {}  up {up}  {power}  {}", node.name, node.version, status.as_of),
     );
+    render_rdma(&mut out, &node.rdma);
     if status.groups.is_empty() {
         push(&mut out, format_args!("no groups: see pmemhad.conf(5)"));
     }
@@ -32,6 +35,23 @@ pub fn render(status: &Status) -> String {
         render_group(&mut out, group);
     }
     out
+}
+
+/// Nothing where nobody asked for RDMA.
+fn render_rdma(out: &mut String, rdma: &RdmaStatus) {
+    match rdma {
+        RdmaStatus { wanted: false, .. } => {}
+        RdmaStatus { off: Some(why), .. } => push(out, format_args!("! verbs is off: {why}")),
+        RdmaStatus { device, port, address, .. } => push(
+            out,
+            format_args!(
+                "verbs  {} port {}  {}",
+                device.as_deref().unwrap_or("?"),
+                port.unwrap_or(0),
+                address.as_deref().unwrap_or("?")
+            ),
+        ),
+    }
 }
 
 fn render_group(out: &mut String, group: &GroupStatus) {
@@ -95,6 +115,7 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
     let mut link = vec![d.fabric.clone().unwrap_or_else(|| "not connected".into())];
     link.extend(d.durability.clone());
     link.extend(d.encrypted.map(|yes| if yes { "encrypted".into() } else { "NOT encrypted".into() }));
+    link.extend(d.staged.filter(|staged| *staged).map(|_| "staged".into()));
     let rate = d.drain_bytes_per_s.map_or(String::new(), |r| format!("  drains {}/s", format_bytes(r)));
     push(
         out,
@@ -203,6 +224,7 @@ mod tests {
             fabric: Some("tcp".into()),
             durability: Some("disk".into()),
             encrypted: Some(true),
+            staged: None,
             resumed: None,
             unprotected_writes: 0,
             sync: None,
@@ -235,6 +257,7 @@ mod tests {
                 uptime_s: 3725,
                 listen: None,
                 sessions: 0,
+                rdma: RdmaStatus::default(),
             },
             power: None,
             groups: vec![group],
@@ -289,6 +312,23 @@ mod tests {
         assert!(text.contains("! UNPROTECTED"), "{text}");
         assert!(text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB"), "{text}");
         assert!(text.contains("! connection [31mlost"), "{text}");
+    }
+
+    #[test]
+    fn verbs_is_spoken_of_where_it_is_configured() {
+        let mut s = status();
+        s.node.rdma.off = Some("no adapter".into());
+        assert!(!render(&s).contains("verbs"), "nobody asked for it");
+        s.node.rdma.wanted = true;
+        assert!(render(&s).contains("\n! verbs is off: no adapter\n"));
+        s.node.rdma = RdmaStatus {
+            wanted: true,
+            device: Some("rxe0".into()),
+            port: Some(1),
+            address: Some("10.0.0.1".into()),
+            off: None,
+        };
+        assert!(render(&s).contains("\nverbs  rxe0 port 1  10.0.0.1\n"));
     }
 
     #[test]

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::engine;
 use super::exchange::End;
 use super::frame::MAX_READ;
 use super::link::Link;
-use super::requests::{LIMIT, NewWrite, Payload};
-use super::wire::Wire;
-use super::{engine, locked, random};
+use super::requests::{LIMIT, NewWrite};
+use crate::fabric::meeting::Payload;
+use crate::fabric::meeting::Wire;
 use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
+use crate::fabric::{locked, random};
 use crate::region::memory::SharedMem;
 
 /// One end of a tcp connection. Dropped, it closes the connection.

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::exchange::End;
 use super::lander::Lander;
 use super::link::Link;
-use super::locked;
+use crate::fabric::locked;
 
 /// Received through a buffer: headers, and payloads of small frames.
 const BUFFER: usize = 64 << 10;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::frame::{Frame, MAX_PAYLOAD, Refusal};
 use super::registry::Region;
-use super::requests::{LIMIT, Payload, Requests};
+use super::requests::{LIMIT, Requests};
+use crate::fabric::meeting::Payload;
 use crate::fabric::{FabricError, Wake};
 
 /// Immediates that wait to be taken. A peer sends one only when we said that we sleep, so that a full queue means that

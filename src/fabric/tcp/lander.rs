@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use super::exchange::{End, Exchange};
 use super::frame::{Decoder, Frame, Item};
-use super::locked;
 use super::registry::{Landing, Region, Registry, Wanted};
-use super::requests::{Payload, Unasked};
+use super::requests::Unasked;
+use crate::fabric::locked;
+use crate::fabric::meeting::Payload;
 use crate::region::memory::SharedMem;
 
 /// Where the stream stands.

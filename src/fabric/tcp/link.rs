@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::exchange::{End, Exchange};
-use super::locked;
 use super::registry::Registry;
 use super::transmit::{Progress, Transmitter};
-use super::wire::Wire;
 use crate::fabric::Wake;
+use crate::fabric::locked;
+use crate::fabric::meeting::Wire;
 
 /// Bytes that a caller sends itself before it leaves the rest to the engine: more would make a post of bulk take as
 /// long as the network does.

@@ -6,88 +6,57 @@
 //!
 //! | file | what it is for | knows sockets |
 //! | --- | --- | --- |
-//! | `frame`, `hello` | bytes on the wire | no |
+//! | `frame` | bytes on the wire | no |
 //! | `registry` | what a peer may touch; the gate that revocation closes | no |
 //! | `requests`, `exchange` | our requests, the peer's, what waits for the rooms above | no |
 //! | `lander` | the receiving half: bytes into memory and state | no |
-//! | `transmit` | the sending half: state into bytes | through `wire` |
-//! | `wire` | a socket, plain or TLS | yes |
+//! | `transmit` | the sending half: state into bytes | through its wire |
 //! | `link`, `engine`, `endpoint` | a connection, its thread, its face | yes |
-//! | `listen`, `dial`, `connect` | how connections come to be | yes |
+//!
+//! How connections come to be is [`super::meeting`]'s.
 //!
 //! `docs/fabric.md` specifies the bytes and draws the states.
 
-mod connect;
-mod dial;
 mod endpoint;
 mod engine;
 mod exchange;
 pub mod frame;
-pub mod hello;
 mod lander;
 mod link;
-mod listen;
 mod registry;
 mod requests;
 mod transmit;
-mod wire;
 
-use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
-use self::hello::TOKEN;
-use self::listen::Listener;
-use super::tls::TlsIdentity;
+use self::endpoint::TcpEndpoint;
+use super::meeting::{Meeting, MeetingConfig, Place, Waiting};
 use super::{Endpoint, EndpointAddress, Fabric, FabricError, Offer};
-
-pub use self::dial::dial;
-pub use self::listen::{MAX_HALF_OPEN, OFFER_LIFETIME};
 
 /// [`Fabric::kind`] of this fabric.
 pub const KIND: &str = "tcp";
 
-/// How a node uses the fabric.
-#[derive(Clone, Debug)]
-pub struct TcpConfig {
-    /// Where to listen; port 0 takes any free one.
-    pub listen: SocketAddr,
-    /// Host name or address under which peers reach us. Needed when `listen` is an unspecified address.
-    pub advertise: Option<String>,
-    /// With an identity all bytes are encrypted and both nodes prove who they are; without one the token of the
-    /// offer, which travelled over the control channel, is all that admits a peer.
-    pub identity: Option<TlsIdentity>,
-}
-
-/// The tcp fabric of a node: one listener for all its offers.
+/// The tcp fabric of a node.
 pub struct TcpFabric {
-    listener: Listener,
-    host: String,
-    identity: Option<TlsIdentity>,
+    meeting: Arc<Meeting>,
 }
 
 impl TcpFabric {
     /// Starts to listen.
-    pub fn new(config: TcpConfig) -> Result<TcpFabric, FabricError> {
-        let host = match config.advertise {
-            Some(host) => host,
-            None if config.listen.ip().is_unspecified() => {
-                let source = io::Error::new(io::ErrorKind::InvalidInput, "peers cannot connect to that");
-                let what = format!("listening on {} without an address to advertise", config.listen.ip());
-                return Err(FabricError::System { what, source });
-            }
-            None => config.listen.ip().to_string(),
-        };
-        let listener = Listener::start(config.listen, config.identity.clone())?;
-        Ok(TcpFabric { listener, host, identity: config.identity })
+    pub fn new(config: MeetingConfig) -> Result<TcpFabric, FabricError> {
+        Ok(TcpFabric::over(Meeting::start(config)?))
+    }
+
+    /// A fabric whose peers come through `meeting`.
+    pub fn over(meeting: Arc<Meeting>) -> TcpFabric {
+        TcpFabric { meeting }
     }
 
     /// Where it listens, with the port that was taken.
     pub fn listens_on(&self) -> SocketAddr {
-        self.listener.address()
+        self.meeting.listens_on()
     }
 }
 
@@ -97,95 +66,28 @@ impl Fabric for TcpFabric {
     }
 
     fn offer(&self) -> Result<Box<dyn Offer>, FabricError> {
-        let (waiting, token) = self.listener.offer()?;
-        let detail = Detail {
-            host: self.host.clone(),
-            port: self.listener.address().port(),
-            token: to_hex(&token),
-            node: self.identity.as_ref().map(|identity| identity.node().to_owned()),
-        };
-        Ok(Box::new(TcpOffer { waiting, detail }))
+        let (waiting, place) = self.meeting.offer()?;
+        Ok(Box::new(TcpOffer { waiting, place }))
     }
 
     fn connect(&self, to: &EndpointAddress, deadline: Instant) -> Result<Arc<dyn Endpoint>, FabricError> {
-        let detail = Detail::from_address(to)?;
-        let endpoint = connect::connect(&detail, self.identity.as_ref(), deadline)?;
-        Ok(endpoint)
-    }
-}
-
-/// [`EndpointAddress::detail`] of this fabric.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Detail {
-    host: String,
-    port: u16,
-    /// The offer's token in hexadecimal.
-    token: String,
-    /// The node that offers, where TLS proves it; without it the connection is plain.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    node: Option<String>,
-}
-
-impl Detail {
-    fn from_address(address: &EndpointAddress) -> Result<Detail, FabricError> {
-        let bad = |what: String| FabricError::Protocol { peer: "the peer's offer".to_owned(), what };
-        if address.kind != KIND {
-            return Err(bad(format!("it is for the {:?} fabric, this is {KIND}", address.kind)));
-        }
-        Detail::deserialize(&address.detail).map_err(|e| bad(e.to_string()))
-    }
-
-    fn token(&self) -> Option<[u8; TOKEN]> {
-        let mut token = [0; TOKEN];
-        if self.token.len() != 2 * TOKEN || !self.token.is_ascii() {
-            return None;
-        }
-        for (byte, digits) in token.iter_mut().zip(self.token.as_bytes().chunks(2)) {
-            *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-        }
-        Some(token)
+        let (peer, wire) = self.meeting.connect(&Place::from_address(to, KIND)?, deadline)?;
+        Ok(TcpEndpoint::start(peer, wire)?)
     }
 }
 
 struct TcpOffer {
-    waiting: listen::Waiting,
-    detail: Detail,
+    waiting: Waiting,
+    place: Place,
 }
 
 impl Offer for TcpOffer {
     fn address(&self) -> EndpointAddress {
-        let detail = serde_json::to_value(&self.detail).expect("plain fields");
-        EndpointAddress { kind: KIND.to_owned(), detail }
+        self.place.address(KIND)
     }
 
     fn accept(self: Box<Self>, deadline: Instant) -> Result<Arc<dyn Endpoint>, FabricError> {
         let (peer, wire) = self.waiting.accept(deadline)?;
-        Ok(endpoint::TcpEndpoint::start(peer, wire)?)
+        Ok(TcpEndpoint::start(peer, wire)?)
     }
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string");
-        text
-    })
-}
-
-/// `N` bytes that nobody can guess.
-fn random<const N: usize>() -> Result<[u8; N], FabricError> {
-    let mut bytes = [0; N];
-    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).map_err(|_| {
-        FabricError::System {
-            what: "drawing random bytes".to_owned(),
-            source: io::Error::other("the system's random source failed"),
-        }
-    })?;
-    Ok(bytes)
-}
-
-/// A panic elsewhere does not make the data wrong: each critical section leaves it whole.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

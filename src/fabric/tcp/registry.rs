@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::thread;
 
 use super::frame::Refusal;
-use super::locked;
+use crate::fabric::locked;
 use crate::fabric::{Registration, RemoteAccess, RemoteKey};
 use crate::region::memory::SharedMem;
 

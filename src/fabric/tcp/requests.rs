@@ -5,26 +5,14 @@
 //! posting order, whatever order the answers came in.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::frame::{Frame, MAX_PAYLOAD};
+use crate::fabric::meeting::Payload;
 use crate::fabric::{Completion, FabricError};
-use crate::region::memory::SharedMem;
 
 /// Requests of one endpoint that may be posted and not settled, or settled and not polled. As a verbs send queue
 /// of common size; at some 100 bytes each it bounds an endpoint's memory to a few hundred KiB.
 pub const LIMIT: usize = 1024;
-
-/// A piece of local memory that follows a header.
-#[derive(Clone)]
-pub struct Payload {
-    /// The memory.
-    pub memory: Arc<SharedMem>,
-    /// First byte.
-    pub offset: usize,
-    /// Number of bytes.
-    pub len: usize,
-}
 
 /// A write as the endpoint checked it.
 pub struct NewWrite {
@@ -224,6 +212,8 @@ impl Requests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::region::memory::SharedMem;
+    use std::sync::Arc;
 
     fn payload(len: usize) -> Payload {
         Payload { memory: Arc::new(SharedMem::anonymous(len.max(1)).unwrap()), offset: 0, len }

@@ -8,9 +8,9 @@ use std::sync::Mutex;
 
 use super::exchange::Exchange;
 use super::frame::{Frame, HEADER};
-use super::locked;
-use super::requests::Payload;
-use super::wire::Wire;
+use crate::fabric::locked;
+use crate::fabric::meeting::Payload;
+use crate::fabric::meeting::Wire;
 
 /// Up to here copying is cheaper than another piece in a system call.
 const COPIED: usize = 4 << 10;

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FallocateFlags, fallocate, fstatfs};
 
 use super::mapped::MappedRegion;
+use super::staged::StagedRing;
 use super::{RegionFile, RingFile, Store};
 use crate::region::memory::{Access, SharedMem};
 use crate::types::{Durability, PAGE};
@@ -26,12 +27,20 @@ const XFS: i64 = 0x5846_5342;
 #[derive(Clone, Debug)]
 pub struct DiskStore {
     durability: Durability,
+    staged: bool,
 }
 
 impl DiskStore {
     /// A store whose `sync` does what `durability` needs.
     pub fn new(durability: Durability) -> DiskStore {
-        DiskStore { durability }
+        DiskStore { durability, staged: false }
+    }
+
+    /// The same with rings that land in memory and come into their files when they are made durable: for an adapter that
+    /// cannot be given a file's memory. Not for [`Durability::Battery`], where landing alone must be enough.
+    pub fn staged(durability: Durability) -> DiskStore {
+        assert_ne!(durability, Durability::Battery, "what is staged is lost with the agent");
+        DiskStore { durability, staged: true }
     }
 
     fn syncs(&self) -> bool {
@@ -130,11 +139,13 @@ impl Store for DiskStore {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "shorter than its header says"));
         }
         let memory = SharedMem::map_ring(f.as_fd(), RING_OFFSET, ring_bytes as usize, Access::ReadWrite)?;
-        Ok(Arc::new(DiskRing { memory: Arc::new(memory), durability: self.durability }))
+        let ring = DiskRing { memory: Arc::new(memory), durability: self.durability };
+        if self.staged { Ok(Arc::new(StagedRing::over(ring)?)) } else { Ok(Arc::new(ring)) }
     }
 }
 
-struct DiskRing {
+/// A ring in its file.
+pub(super) struct DiskRing {
     memory: Arc<SharedMem>,
     durability: Durability,
 }

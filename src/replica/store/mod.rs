@@ -10,6 +10,7 @@ mod bitmap;
 pub mod disk;
 mod mapped;
 pub mod sealed;
+mod staged;
 
 use std::fmt;
 use std::io;

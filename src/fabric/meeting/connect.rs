@@ -2,25 +2,24 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::IntoBytes;
 
-use super::endpoint::TcpEndpoint;
+use super::Place;
+use super::dial::dial;
 use super::hello::{Hello, WELCOME, Welcome};
 use super::wire::Wire;
-use super::{Detail, dial};
 use crate::fabric::FabricError;
 use crate::fabric::tls::{TlsIdentity, peer_node};
 
 /// Connects to the offer that `to` describes.
 pub fn connect(
-    to: &Detail,
+    to: &Place,
     identity: Option<&TlsIdentity>,
     deadline: Instant,
-) -> Result<Arc<TcpEndpoint>, FabricError> {
+) -> Result<(String, Wire), FabricError> {
     let named = to.node.clone().unwrap_or_else(|| format!("{}:{}", to.host, to.port));
     let protocol = |what: String| FabricError::Protocol { peer: named.clone(), what };
     let lost = |e: io::Error| FabricError::Disconnected { peer: named.clone(), reason: e.to_string() };
@@ -48,28 +47,29 @@ pub fn connect(
     if sent < size_of::<Hello>() {
         return Err(lost(io::ErrorKind::WriteZero.into()));
     }
-    let welcome = hear_welcome(&wire, deadline).map_err(|e| match e.kind() {
+    let mut welcome = [0; WELCOME];
+    receive_exact(&wire, &mut welcome, deadline).map_err(|e| match e.kind() {
         io::ErrorKind::UnexpectedEof => {
             protocol("it does not know this offer, or no longer: ask it for another".into())
         }
         _ => lost(e),
     })?;
     Welcome::judge(&welcome).map_err(protocol)?;
-    TcpEndpoint::start(peer, wire)
+    Ok((peer, wire))
 }
 
-fn hear_welcome(wire: &Wire, deadline: Instant) -> io::Result<[u8; WELCOME]> {
-    let (mut welcome, mut have) = ([0; WELCOME], 0);
+/// Receives until `into` is full.
+pub fn receive_exact(wire: &Wire, into: &mut [u8], deadline: Instant) -> io::Result<()> {
+    let mut have = 0;
     until(deadline, wire, PollFlags::IN, || {
-        match wire.recv(&mut welcome[have..]) {
+        match wire.recv(&mut into[have..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => have += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(e) => return Err(e),
         }
-        Ok((have == WELCOME).then_some(()))
-    })?;
-    Ok(welcome)
+        Ok((have == into.len()).then_some(()))
+    })
 }
 
 /// Repeats `step` whenever the socket is ready, until it gives something.

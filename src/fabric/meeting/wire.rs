@@ -1,16 +1,16 @@
 //! A connected socket, plain or inside TLS. Never blocks: what cannot be done now is `WouldBlock`.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::net::sockopt;
 use rustls::Connection;
 
-use super::locked;
-use super::requests::Payload;
+use crate::fabric::locked;
+use crate::region::memory::SharedMem;
 
 /// Plaintext taken per send inside TLS: eight records, so that the session's lock is passed often enough for
 /// the receiving thread, and the system call still pays.
@@ -25,6 +25,17 @@ const TLS_PIECE: usize = 16 << 10;
 /// After so long without an answer to data or to a probe the peer counts as dead. Failing over is decided
 /// elsewhere; this only bounds how long requests stay in flight without an end.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
+
+/// A piece of memory to be sent or received into.
+#[derive(Clone)]
+pub struct Payload {
+    /// The memory.
+    pub memory: Arc<SharedMem>,
+    /// First byte.
+    pub offset: usize,
+    /// Number of bytes.
+    pub len: usize,
+}
 
 /// One connection.
 pub struct Wire {
@@ -58,6 +69,11 @@ impl Wire {
             })
         });
         Ok(Wire { socket, tls })
+    }
+
+    /// Our address on it.
+    pub fn local_address(&self) -> Option<IpAddr> {
+        self.socket.local_addr().ok().map(|address| address.ip())
     }
 
     /// Whether bytes are encrypted.

@@ -1,12 +1,10 @@
 //! How a connection begins: the connecting side shows the offer's token, the other says that it may stay.
 //!
-//! Both messages are of fixed size, so that nothing is ever read beyond them and frames can follow at once.
+//! Both messages are of fixed size, so that nothing is ever read beyond them and what the fabric says can follow at once.
 
 use std::hint::black_box;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-use super::frame;
 
 /// Bytes of an offer's token.
 pub const TOKEN: usize = 32;
@@ -16,6 +14,9 @@ pub const HELLO: usize = size_of::<Hello>();
 
 /// Bytes of [`Welcome`].
 pub const WELCOME: usize = size_of::<Welcome>();
+
+/// Version of these messages and of what follows them.
+const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"PMHAFABR";
 
@@ -35,7 +36,7 @@ pub struct Hello {
 pub struct Welcome {
     magic: [u8; 8],
     version: u32,
-    /// 0: the frames may begin; 1: we do not speak the version asked for.
+    /// 0: the connection may begin; 1: we do not speak the version asked for.
     status: u32,
 }
 
@@ -55,7 +56,7 @@ pub enum Heard {
 impl Hello {
     /// Presents `token`.
     pub fn new(token: [u8; TOKEN]) -> Hello {
-        Hello { magic: MAGIC, version: frame::VERSION.into(), reserved: 0, token }
+        Hello { magic: MAGIC, version: VERSION, reserved: 0, token }
     }
 
     /// Judges what came.
@@ -63,7 +64,7 @@ impl Hello {
         let hello = Hello::read_from_bytes(bytes).expect("a hello's size");
         match hello {
             Hello { magic, .. } if magic != MAGIC => Heard::Noise,
-            Hello { version, .. } if version != u32::from(frame::VERSION) => Heard::OtherVersion(version),
+            Hello { version, .. } if version != VERSION => Heard::OtherVersion(version),
             Hello { reserved: 0, token, .. } => Heard::Token(token),
             _ => Heard::Noise,
         }
@@ -73,7 +74,7 @@ impl Hello {
 impl Welcome {
     /// Come in.
     pub fn accepted() -> Welcome {
-        Welcome { magic: MAGIC, version: frame::VERSION.into(), status: 0 }
+        Welcome { magic: MAGIC, version: VERSION, status: 0 }
     }
 
     /// Not in this language.
@@ -91,9 +92,8 @@ impl Welcome {
             return Ok(());
         }
         Err(format!(
-            "the peer speaks version {} of the tcp fabric, we speak {}: install the same version on both",
-            welcome.version,
-            frame::VERSION
+            "the peer speaks version {} of the fabric, we speak {}: install the same version on both",
+            welcome.version, VERSION
         ))
     }
 }

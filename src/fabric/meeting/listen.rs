@@ -19,9 +19,8 @@ use zerocopy::IntoBytes;
 
 use super::hello::{HELLO, Heard, Hello, TOKEN, Welcome, same_token};
 use super::wire::Wire;
-use super::{locked, random};
-use crate::fabric::FabricError;
 use crate::fabric::tls::{TlsIdentity, peer_node};
+use crate::fabric::{FabricError, locked, random};
 
 /// An offer that nobody took up by then is void.
 pub const OFFER_LIFETIME: Duration = Duration::from_secs(60);
@@ -66,8 +65,7 @@ impl Listener {
     /// Binds and starts the thread.
     pub fn start(at: SocketAddr, identity: Option<TlsIdentity>) -> Result<Listener, FabricError> {
         let system = |what: String| move |source: io::Error| FabricError::System { what, source };
-        let socket =
-            TcpListener::bind(at).map_err(system(format!("listening on {at} for the tcp fabric")))?;
+        let socket = TcpListener::bind(at).map_err(system(format!("listening on {at} for the fabric")))?;
         let address = socket.local_addr().map_err(system("asking for the address listened on".to_owned()))?;
         socket.set_nonblocking(true).map_err(system("making a socket non-blocking".to_owned()))?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -75,9 +73,9 @@ impl Listener {
         let shared = Arc::new(Shared { offers: Mutex::default(), bell, stop: AtomicBool::new(false) });
         let mut doorman = Doorman { socket, identity, shared: shared.clone(), newcomers: VecDeque::new() };
         let thread = thread::Builder::new()
-            .name("pmemha-tcp-listen".to_owned())
+            .name("pmemha-listen".to_owned())
             .spawn(move || doorman.serve())
-            .map_err(system("starting a thread of the tcp fabric".to_owned()))?;
+            .map_err(system("starting the thread that listens for peers".to_owned()))?;
         Ok(Listener { address, shared, thread: Some(thread) })
     }
 
@@ -228,7 +226,7 @@ impl Doorman {
         let offer = match Hello::hear(&hello) {
             Heard::Token(token) => self.shared.claim(&token),
             Heard::OtherVersion(version) => {
-                tracing::warn!(%from, version, "peer speaks another version of the tcp fabric");
+                tracing::warn!(%from, version, "peer speaks another version of the fabric");
                 // It is closed in any case; the answer only makes its message better.
                 let _ = wire.send(Welcome::other_version().as_bytes(), None);
                 wire.finish_sending();
