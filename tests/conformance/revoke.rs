@@ -11,11 +11,11 @@ use crate::rig::{PATIENCE, Rig, content, fill};
 pub fn after_revoke_returned_no_byte_lands(rig: &Rig) {
     for round in 0..100u64 {
         let (left, right) = rig.pair();
-        let bytes = 4 << 20;
+        let large = round % 2 == 0;
+        let bytes = if large { 4 << 20 } else { 256 << 10 };
         let from = left.memory(bytes, RemoteAccess::Local);
         let to = right.memory(bytes, RemoteAccess::Write);
         fill(&from, round);
-        let large = round % 2 == 0;
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 // Until it fails, so that writes are in flight whenever the revocation comes.

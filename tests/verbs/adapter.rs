@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use pmemha::fabric::verbs::{Choice, VerbsFabric};
 use pmemha::fabric::{FabricError, RemoteAccess};
+use pmemha_testkit::wait::eventually;
 
 use crate::nodes::{NETWORK, verbs, verbs_alone};
-use crate::rig::{eventually, soon};
+use crate::rig::{PATIENCE, soon};
 
 #[test]
 fn data_is_plain_and_peers_are_known_by_their_certificates() {
@@ -40,7 +41,7 @@ fn an_idle_connection_takes_no_processor_time() {
     assert_eq!(engines.len(), 2);
     // Once nobody has polled for a moment, the threads sleep until something happens.
     let mut before = switches(&engines);
-    eventually("the threads rest for a tenth of a second", || {
+    eventually("the threads rest for a tenth of a second", PATIENCE, || {
         std::thread::park_timeout(Duration::from_millis(100));
         let now = switches(&engines);
         std::mem::replace(&mut before, now) == now
@@ -107,7 +108,7 @@ fn a_port_that_goes_down_ends_connections_and_up_again_admits_new_ones() {
     assert!(off.as_ref().is_some_and(|e| e.contains("not active")), "{off:?}");
     drop(interface);
     let mut again = None;
-    eventually("the port is up", || {
+    eventually("the port is up", PATIENCE, || {
         again = rig.right.offer().ok();
         again.is_some()
     });
