@@ -153,10 +153,10 @@ impl Drop for Chain {
 fn flags(request: &Request) -> u32 {
     let mut flags = ibv_send_flags(0);
     if request.signalled {
-        flags = flags | ibv_send_flags::IBV_SEND_SIGNALED;
+        flags |= ibv_send_flags::IBV_SEND_SIGNALED;
     }
     if request.inline {
-        flags = flags | ibv_send_flags::IBV_SEND_INLINE;
+        flags |= ibv_send_flags::IBV_SEND_INLINE;
     }
     flags.0
 }

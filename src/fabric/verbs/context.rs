@@ -67,9 +67,7 @@ impl Context {
             ))(error)
         })?;
         let context = Context { library, raw, device: device.to_owned() };
-        for fd in [context.as_fd()] {
-            super::never_block(fd).map_err(failed("making a descriptor non-blocking".to_owned()))?;
-        }
+        super::never_block(context.as_fd()).map_err(failed("making a descriptor non-blocking".to_owned()))?;
         Ok(Arc::new(context))
     }
 
