@@ -371,6 +371,9 @@ mod tests {
     use std::fs::File;
     use std::os::fd::OwnedFd;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
     use super::*;
     use crate::guest;
     use crate::ports::COMMANDS;
@@ -429,12 +432,17 @@ mod tests {
     #[test]
     fn a_command_whose_time_is_over_is_killed_with_its_group_and_shows_what_it_wrote() {
         let ports = ports(1);
-        let begin = Instant::now();
-        let hangs = shell(&ports, "echo begun; sleep 1000 & sleep 1000").limit(Duration::from_millis(300));
-        let e = hangs.output().unwrap_err();
+        let running = shell(&ports, "sleep 1000 & echo $!; sleep 1000").limit(Duration::from_millis(500));
+        let running = running.spawn().unwrap();
+        running.until("\n").unwrap();
+        let pid = String::from_utf8(running.shared.lock().stdout.clone()).unwrap();
+        let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        let other = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let e = running.wait().unwrap_err();
         let RigError::TimedOut { output, .. } = &e else { panic!("{e}") };
-        assert_eq!(output.stdout, b"begun\n");
-        assert!(begin.elapsed() < KILL_LIMIT);
+        assert_eq!(output.stdout, format!("{pid}\n").into_bytes());
+        let ends = &mut [PollFd::new(&other, PollFlags::IN)];
+        assert_eq!(poll(ends, Some(&Timespec { tv_sec: 20, tv_nsec: 0 })).unwrap(), 1, "the group lives on");
         assert_eq!(shell(&ports, "echo next").text().unwrap(), "next\n");
     }
 
@@ -447,6 +455,18 @@ mod tests {
         running.kill();
         assert_eq!(running.wait().unwrap().status, Status::Killed(9));
         assert!(begin.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn what_a_killed_command_left_behind_does_not_write_to_the_next_ones_output() {
+        let (ports, dir) = (ports(1), tempfile::tempdir().unwrap());
+        let shell = |script| shell(&ports, script).dir(dir.path().to_str().unwrap());
+        shell("mkfifo go gone").text().unwrap();
+        let left = shell("setsid sh -c 'echo begun; read -r _ <go; echo late; echo >gone' & exec sleep 1000");
+        let left = left.spawn().unwrap();
+        left.until("begun").unwrap();
+        drop(left);
+        assert_eq!(shell("echo >go; cat gone; seq 9").text().unwrap(), "\n1\n2\n3\n4\n5\n6\n7\n8\n9\n");
     }
 
     #[test]
