@@ -233,6 +233,8 @@ pub mod cell {
     pub const COUNTERS: usize = 4096 + 1024;
     /// `u64`: the highest LSN whose commit was given up; commits do not wait until it has been acknowledged.
     pub const GIVEN_UP: usize = 4096 + 1152;
+    /// `u64`: bits of `log::Debt`, whose copies of the regions are owed; written by the agent.
+    pub const OWED: usize = 4096 + 1280;
 
     /// Bit of the TAIL cell, see there. LSNs are multiples of 32, so the bit is free.
     pub const AHEAD: u64 = 1;

@@ -20,7 +20,7 @@ pub const MAX_BITMAP: u64 = 8 << 30;
 /// First byte after the page of changing cells.
 const APPENDERS_OFF: u64 = 2 * PAGE as u64;
 
-const _: () = assert!((cell::GIVEN_UP as u64) < APPENDERS_OFF);
+const _: () = assert!((cell::OWED as u64) < APPENDERS_OFF);
 
 /// What a new log region is to be like. Sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ pub mod appender;
 #[cfg(feature = "agent")]
 pub mod archive;
 pub mod consumer;
+mod debt;
 #[cfg(feature = "agent")]
 pub mod digest;
 mod dirty;
@@ -30,6 +31,7 @@ mod wait;
 
 pub use appender::{Ahead, Appender};
 pub use consumer::{Batch, Consumer, PoisonError};
+pub use debt::Debt;
 pub use dirty::RegionEntry;
 pub use layout::{LogError, LogSpec};
 pub use owner::Owner;

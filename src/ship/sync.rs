@@ -2,8 +2,8 @@
 //!
 //! `SyncBegin`, a creation a region, the pages that are not zero, `SyncEnd`, all as records among the application's own
 //! (`docs/architecture.md`, section 1). One thread a group does it whenever a destination needs it: it is told so by
-//! [`Requester::request`], and sees for itself that the application runs ahead of the log. It never takes more than half of
-//! the ring, and starts anew when told to while it runs.
+//! [`Requester::request`], sees for itself that the application runs ahead of the log, and finds what an earlier agent still
+//! owed ([`Debt`]). It never takes more than half of the ring, and starts anew when told to while it runs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::locks::lock;
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, RegionPayload};
-use crate::log::{Ahead, Appender, LogRegion, Owner, SleepDepth};
+use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
 use crate::types::{Lsn, PAGE, RegionId};
 
 /// Bytes looked at together: few records where no page of them is zero.
@@ -91,10 +91,15 @@ pub struct Syncer {
 pub struct Requester(Arc<Shared>);
 
 impl Requester {
-    /// Every region is to be copied, beginning after this call; one under way starts anew.
+    /// Every region is to be copied, beginning after this call; one under way starts anew. When this returns, the next agent
+    /// would make the copy, should this one end before it is in the log.
     pub fn request(&self) {
-        *lock(&self.0.wanted) += 1;
+        let mut wanted = lock(&self.0.wanted);
+        *wanted += 1;
+        // Both under the lock: a copy that ends just now must find neither taken back behind it.
+        self.0.log().owe(Debt::Copy);
         self.0.busy.store(true, SeqCst);
+        drop(wanted);
         self.0.asked.notify_all();
     }
 }
@@ -132,15 +137,16 @@ enum Cut {
 }
 
 impl Syncer {
-    /// A syncer of `source`, idle until something is wanted.
+    /// A syncer of `source`, idle until something is wanted; a copy that an earlier agent owed is.
     pub fn start(name: &str, source: Arc<dyn SyncSource>) -> io::Result<Syncer> {
+        let owed = source.appender().log().owes(Debt::Copy);
         let shared = Arc::new(Shared {
             source,
             wanted: Mutex::new(0),
             asked: Condvar::new(),
             flowing: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
+            busy: AtomicBool::new(owed),
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             end: AtomicU64::new(0),
@@ -198,14 +204,19 @@ impl Shared {
         let mut served = 0;
         while let Some(wanted) = self.next(served) {
             self.busy.store(true, SeqCst);
+            // Before there is a `SyncBegin`, which nothing but a complete copy takes back.
+            self.log().owe(Debt::Copy);
             match self.close_gap(wanted).and_then(|begun| self.copy(begun, wanted)) {
                 Ok(end) => {
                     self.end.store(end.0, Relaxed);
                     *lock(&self.error) = None;
                     served = wanted;
-                    // Asked for again meanwhile: still busy.
+                    // Unless asked for again meanwhile. Idle only once an agent that comes after us would be, too.
                     let asked = lock(&self.wanted);
-                    self.busy.store(*asked != served, SeqCst);
+                    if *asked == served {
+                        self.log().settle(Debt::Copy);
+                        self.busy.store(false, SeqCst);
+                    }
                 }
                 Err(Cut::Superseded) => {}
                 Err(Cut::Ahead(_)) => *lock(&self.wanted) += 1,
@@ -219,14 +230,16 @@ impl Shared {
         }
     }
 
-    /// Waits until more copies are wanted than were served, or the application is ahead; the number wanted then.
+    /// Waits until more copies are wanted than were served, one is owed, or the application is ahead; the number wanted then.
     fn next(&self, served: u64) -> Option<u64> {
         let mut wanted = lock(&self.wanted);
         loop {
             if self.stop.load(SeqCst) {
                 return None;
             }
-            if *wanted > served || (self.log().is_ahead() && self.flowing.load(SeqCst)) {
+            let log = self.log();
+            let due = *wanted > served || log.owes(Debt::Copy);
+            if due || (log.is_ahead() && self.flowing.load(SeqCst)) {
                 return Some(*wanted);
             }
             wanted = self.asked.wait_timeout(wanted, LOOK).unwrap_or_else(PoisonError::into_inner).0;
@@ -434,82 +447,4 @@ fn runs(flags: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::log::{Consumer, LogSpec};
-    use zerocopy::IntoBytes;
-
-    #[test]
-    fn runs_are_what_is_true_in_a_row() {
-        let flags = [true, true, false, true, false, false, true];
-        assert_eq!(runs(flags.into_iter()), [(0, 2), (3, 1), (6, 1)]);
-        assert!(runs([false; 3].into_iter()).is_empty());
-    }
-
-    /// Number, name and length of each region.
-    type Listing = Vec<(u16, &'static str, u64)>;
-
-    /// What a group says of its regions, one time after the other; the last listing stays.
-    struct Script {
-        appender: Appender,
-        listings: Mutex<Vec<Listing>>,
-    }
-
-    impl SyncSource for Script {
-        fn appender(&self) -> &Appender {
-            &self.appender
-        }
-
-        fn regions(&self) -> io::Result<Vec<SyncRegion>> {
-            let mut listings = lock(&self.listings);
-            let now = if listings.len() > 1 { listings.remove(0) } else { listings[0].clone() };
-            let region = |(id, name, len): (u16, &str, u64)| {
-                let file = tempfile::tempfile_in("/dev/shm")?;
-                file.set_len(len)?;
-                let mut creation = RegionPayload { size: len, mode: 0o600, reserved: 0 }.as_bytes().to_vec();
-                creation.extend(name.as_bytes());
-                Ok(SyncRegion { id: RegionId(id), creation, len, file: file.into(), held: Arc::new(()) })
-            };
-            now.into_iter().map(region).collect()
-        }
-    }
-
-    #[test]
-    fn what_changes_while_regions_are_created_is_created_as_it_is() {
-        let (_fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
-        let listings = vec![
-            vec![(1, "a", 4096), (2, "b", 4096), (3, "c", 4096)],
-            // The first was renamed and grew, another took its name; the second is gone; one that is new speaks for itself.
-            vec![(1, "d", 8192), (9, "a", 4096), (3, "c", 4096), (10, "e", 4096)],
-        ];
-        let appender = Appender::for_agent(log.clone(), 1).unwrap();
-        let source = Arc::new(Script { appender, listings: Mutex::new(listings) });
-        let syncer = Syncer::start("test", source).unwrap();
-        syncer.set_flowing(true);
-        syncer.request();
-        let mut consumer = Consumer::new(log.clone(), log.spec().first_lsn);
-        let mut seen = Vec::new();
-        while seen.last().is_none_or(|(kind, _)| *kind != Kind::SyncEnd as u8) {
-            match consumer.next_batch(1 << 20).unwrap() {
-                Some(batch) => seen.extend(batch.headers.iter().map(|h| (h.kind, h.place().0.0))),
-                None => thread::yield_now(),
-            }
-        }
-        let create = |id| (Kind::RegionCreate as u8, id);
-        let begin = (Kind::SyncBegin as u8, 0);
-        let (unlink, end) = ((Kind::RegionUnlink as u8, 2), (Kind::SyncEnd as u8, 0));
-        assert_eq!(seen, [begin, create(1), create(2), create(3), unlink, create(1), create(9), end]);
-    }
-
-    #[test]
-    fn extents_skip_holes_and_cover_data() {
-        let file = tempfile::tempfile_in("/dev/shm").unwrap();
-        file.set_len(10 << 20).unwrap();
-        let fd = OwnedFd::from(file.try_clone().unwrap());
-        assert_eq!(extent(&fd, 0, 10 << 20).unwrap(), None);
-        std::os::unix::fs::FileExt::write_all_at(&file, b"x", (5 << 20) + 17).unwrap();
-        let (start, end) = extent(&fd, 0, 10 << 20).unwrap().unwrap();
-        assert!(start <= (5 << 20) + 17 && end > (5 << 20) + 17 && start.is_multiple_of(PAGE as u64));
-        assert_eq!(extent(&fd, end, 10 << 20).unwrap(), None);
-    }
-}
+mod tests;

@@ -4,12 +4,13 @@
 //! it is at that instant, keeps the program's own invariants (promise 1) and holds every operation that was acknowledged (2), a
 //! failover holds everything that was published (3), never more than one node runs the program (4), the program goes on while
 //! an agent is dead (5), and the status claims no LSN that the destination lacks, nor calls a broken stream a stream (7).
-//! An agent that comes back goes on from the ring where the ring still has what is missing.
+//! An agent that comes back goes on from the ring where the ring still has what is missing, and makes the copy that is owed.
 //!
 //! `PMEMHA_KILLS` of each kind are done (50 in `make test`, 1,000 in a soak). The seed is printed; `PMEMHA_KILL_SEED` makes the
 //! same choices again (moments differ as far as the machine's scheduling does).
 
 mod application;
+mod copies;
 mod destination;
 mod rig;
 mod source;
@@ -54,6 +55,16 @@ fn the_source_agent_is_killed() {
         source::assert_knows_the_program(rig);
     }
     tally.close("source");
+}
+
+#[test]
+fn the_source_agent_is_killed_while_a_copy_is_under_way() {
+    copies::under_way(&mut chance(5));
+}
+
+#[test]
+fn the_source_agent_is_killed_when_a_gap_has_just_been_closed() {
+    copies::after_a_gap(&mut chance(6));
 }
 
 #[test]

@@ -18,8 +18,11 @@ const SOON: Duration = Duration::from_secs(30);
 /// A kill comes at most so long after everything is well again.
 const CALM: Duration = Duration::from_millis(60);
 
-/// Ring, and a commit timeout that a program waits for once when its destination dies.
-const GROUP: &str = "log_size = \"8MiB\"\ncommit_timeout = \"200ms\"";
+/// Ring.
+const LOG_SIZE: &str = "log_size = \"8MiB\"";
+
+/// A program waits so long, once, when its destination dies.
+const SHORT: &str = "200ms";
 
 /// For noticing that an agent is gone. The end of a connection is seen at once; a dead destination at the latest by a ping (sent
 /// every second) that is not answered (for 5 s).
@@ -85,7 +88,16 @@ pub struct Claim {
 impl Rig {
     /// Starts everything; the destination counts.
     pub fn start(mode: &'static str, commit: &str) -> Rig {
-        let group = format!("{GROUP}\ncommit = \"{commit}\"");
+        Rig::waiting(mode, commit, SHORT)
+    }
+
+    /// As [`Rig::start`]; the program goes on only when the destination acknowledges.
+    pub fn patient(mode: &'static str, commit: &str) -> Rig {
+        Rig::waiting(mode, commit, "forever")
+    }
+
+    fn waiting(mode: &'static str, commit: &str, timeout: &str) -> Rig {
+        let group = format!("{LOG_SIZE}\ncommit = \"{commit}\"\ncommit_timeout = \"{timeout}\"");
         let pair = Pair::start(BINARIES, &PairOptions { group, ..PairOptions::default() });
         let load = Load::start(&pair.alpha, mode);
         pair.alpha.await_streaming();

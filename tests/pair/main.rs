@@ -2,13 +2,14 @@
 
 mod rig;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use pmemha::agent::status::DestinationState;
-use pmemha::types::Level;
+use pmemha::types::{Generation, Level};
 use pmemha_testkit::wait::eventually;
-use rig::{App, Pair, SOON, check_prefix, image_file};
+use rig::{App, FILE_BYTES, Node, Pair, SOON, check_prefix, image_file, image_files};
 
 #[test]
 fn what_is_written_during_and_after_the_first_sync_is_in_the_image() {
@@ -109,6 +110,59 @@ fn a_source_agent_that_restarts_resumes_from_the_ring() {
     assert_eq!(image_file(&pair.beta), before, "no copy was made anew");
     pair.beta.stop();
     assert_eq!(check_prefix(&before), app.next);
+}
+
+#[test]
+fn a_copy_that_was_asked_for_is_made_by_the_next_agent() {
+    let mut pair = Pair::start("256KiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    pair.beta.stop();
+    // With more than half of the ring in use the copy cannot begin.
+    let log = app.appender().log().clone();
+    while log.tail().since(log.free()) <= log.spec().ring_bytes / 2 {
+        app.write();
+    }
+    let (path, content) = (pair.alpha.files().join("old"), vec![7; FILE_BYTES as usize / 2]);
+    fs::write(&path, &content).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    pair.alpha.attach().unwrap().protect(file.as_fd(), 0, false).unwrap();
+    pair.alpha.stop();
+
+    pair.alpha.start();
+    pair.beta.start();
+    pair.await_streaming();
+    let lsn = app.write();
+    app.wait(lsn, Level::Applied);
+    eventually("the file's content is in the image", SOON, || image_files(&pair.beta).contains(&content));
+    pair.alpha.await_status("no copy is under way", |s| s.destinations[0].sync.is_none());
+    let copied = image_file(&pair.beta);
+    for _ in 0..2 {
+        pair.alpha.stop();
+        pair.alpha.start();
+        pair.await_streaming();
+        let lsn = app.write();
+        app.wait(lsn, Level::Applied);
+    }
+    assert_eq!(image_file(&pair.beta), copied, "a copy that was made is made again");
+}
+
+#[test]
+fn a_log_that_cannot_be_gone_on_with_moves_the_state_machine_to_the_next_generation_too() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let lose: [fn(&mut Node); 2] =
+        [|alpha| alpha.substitute("log_size = \"1MiB\"", "log_size = \"2MiB\""), Node::lose_log];
+    for (before, lose) in (1..).zip(lose) {
+        pair.await_streaming();
+        assert_eq!(pair.alpha.status().generation, Generation(before));
+        pair.alpha.stop();
+        lose(&mut pair.alpha);
+        pair.alpha.start();
+        pair.alpha.await_status("the stream is up", |s| s.destinations.len() == 1);
+        let status = pair.alpha.status();
+        let next = Generation(before + 1);
+        assert_eq!((status.generation, status.destinations[0].generation), (next, next));
+    }
 }
 
 #[test]

@@ -170,6 +170,11 @@ impl Node {
         });
     }
 
+    /// The log is lost although the machine was not rebooted.
+    pub fn lose_log(&mut self) {
+        self.keeper = MemoryKeeper::default();
+    }
+
     /// Replaces a placeholder of the configuration.
     pub fn substitute(&mut self, what: &str, by: &str) {
         self.config = self.config.replace(what, by);
@@ -301,6 +306,14 @@ pub fn image_file(node: &Node) -> PathBuf {
     files.retain(|p| fs::metadata(p).unwrap().len() == FILE_BYTES);
     assert_eq!(files.len(), 1, "one region of {FILE_BYTES} bytes in {}", image.display());
     files.remove(0)
+}
+
+/// Contents of all files of all images at `node`.
+pub fn image_files(node: &Node) -> Vec<Vec<u8>> {
+    let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let images = below(node.path("replica")).filter(|p| p.is_dir());
+    // A copy that is under way takes its files with it when it is put aside.
+    images.flat_map(below).filter_map(|file| fs::read(file).ok()).collect()
 }
 
 const HELPER: &str = "#!/bin/sh\n\

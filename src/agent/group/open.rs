@@ -12,7 +12,7 @@ use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, RegionState, StateDir, StateError, VERSION};
-use crate::log::{self, Appender, LogError, LogRegion, LogSpec, Policy};
+use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Policy};
 use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
 use crate::types::{Generation, GroupId};
@@ -118,6 +118,7 @@ impl Group {
             }),
         };
         group.bury_dead_appenders();
+        group.take_over_debts();
         group.restore_regions(&state)?;
         match resumed {
             true => {}
@@ -155,6 +156,14 @@ impl Group {
             .and_then(|file| self.protect_file(file.as_fd(), len, true, false).map_err(|e| e.to_string()));
         if let Err(error) = done {
             tracing::warn!(group = self.name(), path = %path.display(), error, "protected once it is opened");
+        }
+    }
+
+    /// An agent before us ended while it entered a region: only a copy brings for certain all of it.
+    fn take_over_debts(&self) {
+        if self.log().owes(Debt::Entry) {
+            self.log().owe(Debt::Copy);
+            self.log().settle(Debt::Entry);
         }
     }
 

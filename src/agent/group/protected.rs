@@ -74,6 +74,10 @@ impl Region {
         self.mapped.load(Relaxed)
     }
 
+    pub(super) fn is_regular(&self) -> bool {
+        fstat(&self.file).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile)
+    }
+
     /// The file, open for reading.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -131,8 +135,8 @@ impl Region {
             }
             Whereabouts::At(_) | Whereabouts::Unknown => {}
         }
-        if let Ok(stat) = fstat(&self.file)
-            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+        if self.is_regular()
+            && let Ok(stat) = fstat(&self.file)
         {
             let size = stat.st_size as u64;
             let len = if self.partial.load(Relaxed) { self.len().min(size) } else { size };

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 
 use super::{Group, GroupError, Inner, Notice, Region};
-use crate::log::RegionEntry;
 use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS};
+use crate::log::{Debt, RegionEntry};
 use crate::types::{Lsn, PAGE, RegionId};
 
 /// Why a descriptor is not protected. The text goes to the application.
@@ -79,10 +79,9 @@ impl Group {
         let same = |r: &&Arc<Region>| (r.dev, r.ino) == (candidate.dev, candidate.ino);
         let partial = len < candidate.size;
         if let Some(region) = inner.regions.values().find(same).cloned() {
-            if !partial {
-                region.partial.store(false, Relaxed);
-            }
-            return Ok((self.grown(&inner, region, len)?, self.appender().drain()));
+            let was_partial = region.partial.fetch_and(partial, Relaxed);
+            self.grow(&inner, &region, len, was_partial)?;
+            return Ok((region, self.appender().drain()));
         }
         // Opened anew, since the client's descriptor may be write-only; the magic link leads to the same file.
         let file = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
@@ -103,14 +102,26 @@ impl Group {
             mapped: AtomicBool::new(mapped),
         });
         let empty =
-            candidate.size == 0 || (candidate.is_regular() && all_hole(region.file(), candidate.size));
+            candidate.size == 0 || (candidate.is_regular() && is_hole(region.file(), 0, candidate.size));
         let small = candidate.is_regular() && self.has_room_for(candidate.size.max(len));
         let creation = if small && !empty { region.arrival() } else { region.creation() };
+        // An agent that finds the region in the table, while less than all that it has is in the log, has to copy it.
+        self.log().owe(Debt::Entry);
         self.add(&mut inner, &region, &creation)?;
         let whole = empty || (small && self.append_content(&region));
         let lsn = self.appender().drain();
-        (self.notify)(Notice::RegionAdded { region: region.clone(), whole });
+        self.entered(&region, whole);
         Ok((region, lsn))
+    }
+
+    /// All of a region is in the log, or a copy is to bring what is not.
+    fn entered(&self, region: &Arc<Region>, whole: bool) {
+        if !whole {
+            // By whoever begins to ship this log, if nobody does yet.
+            self.log().owe(Debt::Copy);
+        }
+        (self.notify)(Notice::RegionAdded { region: region.clone(), whole });
+        self.log().settle(Debt::Entry);
     }
 
     /// A process that records what it does maps a region.
@@ -162,12 +173,17 @@ impl Group {
     /// Appends the file's content, and then the name that it was kept from until it was whole. Whether all of that is in the
     /// log; else only a copy of all regions brings it.
     fn append_content(&self, region: &Region) -> bool {
-        let (appender, len) = (self.appender(), region.len() as usize);
         let name = region.path();
-        appender.append_from_file(region.id(), 0, len, region.file(), true).is_ok()
-            && appender
-                .append(Kind::RegionRename, region.id(), 0, name.as_os_str().as_encoded_bytes())
-                .is_ok()
+        let name = name.as_os_str().as_encoded_bytes();
+        self.append_pages(region, 0)
+            && self.appender().append(Kind::RegionRename, region.id(), 0, name).is_ok()
+    }
+
+    /// Appends what the file holds from the page of `from` on; whether all of it is in the log.
+    fn append_pages(&self, region: &Region, from: u64) -> bool {
+        let from = from & !(PAGE as u64 - 1);
+        let len = (region.len() - from) as usize;
+        self.appender().append_from_file(region.id(), from, len, region.file(), true).is_ok()
     }
 
     /// Gives a region its share of the log's dirty bitmap.
@@ -186,17 +202,33 @@ impl Group {
         Ok(self.log().set_region(region.id(), Some(entry))?)
     }
 
-    fn grown(&self, inner: &Inner, region: Arc<Region>, len: u64) -> Result<Arc<Region>, GroupError> {
-        if len > region.len() {
-            region.set_len(len);
-            self.save(inner)?;
-            if let Some(entry) = self.log().region(region.id()) {
-                self.log().set_region(region.id(), Some(RegionEntry { size: len, ..entry }))?;
-            }
-            // As for creation: while ahead, the copy says it.
-            let _ = self.appender().append(Kind::RegionResize, region.id(), len, &[]);
+    /// Protects a region up to `len`, if that is more than so far.
+    fn grow(
+        &self,
+        inner: &Inner,
+        region: &Arc<Region>,
+        len: u64,
+        was_partial: bool,
+    ) -> Result<(), GroupError> {
+        let old = region.len();
+        if len <= old {
+            return Ok(());
         }
-        Ok(region)
+        self.log().owe(Debt::Entry);
+        region.set_len(len);
+        self.save(inner)?;
+        if let Some(entry) = self.log().region(region.id()) {
+            self.log().set_region(region.id(), Some(RegionEntry { size: len, ..entry }))?;
+        }
+        // As for creation: while ahead, the copy says it.
+        let _ = self.appender().append(Kind::RegionResize, region.id(), len, &[]);
+        // What a whole file grew by was recorded when it was written. Behind a partial end nobody did.
+        if was_partial && !is_hole(region.file(), old, len) {
+            let small = region.is_regular() && self.has_room_for(len - old);
+            self.entered(region, small && self.append_pages(region, old));
+        }
+        self.log().settle(Debt::Entry);
+        Ok(())
     }
 }
 
@@ -256,11 +288,11 @@ pub(super) fn share(size: u64, shift: u32) -> u64 {
     size.saturating_mul(2).max(GROWTH_ROOM).div_ceil(1 << shift).next_multiple_of(64)
 }
 
-/// Whether the file has no data at all: it was made or extended and nothing was written.
-fn all_hole(file: BorrowedFd<'_>, size: u64) -> bool {
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) {
+/// Whether the file has no data from `from` to `to`: it was made or extended and nothing was written.
+fn is_hole(file: BorrowedFd<'_>, from: u64, to: u64) -> bool {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(from)) {
         Err(rustix::io::Errno::NXIO) => true,
-        Ok(first) => first >= size,
+        Ok(first) => first >= to,
         Err(_) => false,
     }
 }

@@ -1,8 +1,8 @@
 use super::*;
 use crate::agent::config::Config;
 use crate::agent::holder::{FdKeeper, KeeperError};
-use crate::log::Consumer;
 use crate::log::format::Kind;
+use crate::log::{Consumer, Debt};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::os::unix::fs::symlink;
@@ -116,6 +116,39 @@ fn a_file_with_more_content_than_the_log_takes_at_once_is_not_called_whole() {
     group.protect(file.as_fd(), 0, false).unwrap();
     assert_eq!(records(&group), [(Kind::RegionCreate, RegionId(1))]);
     assert!(matches!(notices.try_recv().unwrap(), Notice::RegionAdded { whole: false, .. }));
+}
+
+#[test]
+fn the_copy_that_a_file_needs_is_owed_by_whoever_opens_the_log_next() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let small = bench.file("small.pool", 8192);
+    rustix::io::pwrite(&small, b"x", 5000).unwrap();
+    group.protect(small.as_fd(), 0, false).unwrap();
+    group.protect(bench.file("empty.pool", 1 << 20).as_fd(), 0, false).unwrap();
+    drop(group);
+    let (group, _notices) = bench.open(1);
+    assert!(!group.log().owes(Debt::Copy), "all of it is in the log");
+    let large = bench.file("large.pool", 16384);
+    rustix::io::pwrite(&large, b"x", 5000).unwrap();
+    group.protect(large.as_fd(), 0, false).unwrap();
+    drop(group);
+    let (group, _notices) = bench.open(1);
+    assert!(group.log().owes(Debt::Copy) && !group.log().owes(Debt::Entry));
+}
+
+#[test]
+fn a_file_that_an_agent_was_entering_when_it_ended_is_owed_as_a_copy() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    // The table cannot be stored where a directory stands: the agent gets so far and no further.
+    let beside = bench.dir.path().join("state/groups/db/group.new");
+    std::fs::create_dir(&beside).unwrap();
+    group.protect(bench.file("a.pool", 8192).as_fd(), 0, false).unwrap_err();
+    drop(group);
+    std::fs::remove_dir(&beside).unwrap();
+    let (group, _notices) = bench.open(1);
+    assert!(group.log().owes(Debt::Copy) && !group.log().owes(Debt::Entry));
 }
 
 #[test]

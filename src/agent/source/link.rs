@@ -124,6 +124,10 @@ impl Shared {
         let link = Link::prepare(endpoint, log, opened.durability)?;
         let begin = self.begin(&opened.have);
         let from = begin.consumer.position();
+        // Before the destination attaches: once it has, the next agent finds its position in this stream and goes on there.
+        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
+            self.syncer.request();
+        }
         let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
         let landing = match client.ask(&attach, ANSWER_WITHIN)? {
             Answer::Attached { landing } => landing,
@@ -132,9 +136,6 @@ impl Shared {
         let ours = log.spec().ring_bytes;
         if landing.len != ours {
             return Err(LinkError::Landing { peer: peer.name.clone(), theirs: landing.len, ours });
-        }
-        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
-            self.syncer.request();
         }
         *self.link() = LinkInfo {
             connected: true,
