@@ -152,6 +152,26 @@ fn a_file_that_an_agent_was_entering_when_it_ended_is_owed_as_a_copy() {
 }
 
 #[test]
+fn a_file_that_is_protected_further_has_all_of_that_in_the_log_or_copied() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    let grown = |name, len: u64| {
+        let file = bench.file(name, len);
+        rustix::io::pwrite(&file, b"x", len - 1).unwrap();
+        let (region, _) = group.protect(file.as_fd(), 4096, false).unwrap();
+        group.log().settle(Debt::Copy);
+        notices.try_recv().unwrap();
+        group.protect(file.as_fd(), 0, false).unwrap();
+        assert_eq!(group.log().region(region.id()).unwrap().size, len);
+        matches!(notices.try_recv().unwrap(), Notice::RegionAdded { whole: true, .. })
+    };
+    assert!(grown("a.pool", 8192) && !group.log().owes(Debt::Copy));
+    let kinds = [Kind::RegionCreate, Kind::Data, Kind::RegionRename, Kind::RegionResize, Kind::Data];
+    assert_eq!(records(&group), kinds.map(|kind| (kind, RegionId(1))));
+    assert!(!grown("b.pool", 32768) && group.log().owes(Debt::Copy), "more than the log takes at once");
+}
+
+#[test]
 fn a_small_file_s_content_is_in_the_log_before_its_name() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
