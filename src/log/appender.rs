@@ -11,8 +11,8 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
+use std::sync::atomic::{AtomicU64, fence};
 use std::time::{Duration, Instant};
 
 use super::forked::WipedOnFork;
@@ -69,6 +69,9 @@ pub struct Appender {
 }
 
 const NO_CELL: u32 = u32::MAX;
+
+/// Owner of a stop that a process without a cell sets: nobody asks who set one.
+const NOBODY: u16 = 0;
 
 /// Times that the ring may look full, and not become ahead, before an appender gives up: each means that others took what
 /// became free, so that many only happen where the words are forged.
@@ -224,7 +227,8 @@ impl Appender {
     }
 
     /// To be called in the child of a fork: takes a cell of its own. A child that was not told takes one at its first
-    /// append. On an error it records nothing, which [`super::Counters::unrecorded`] counts; it should say so too.
+    /// append. On an error it records nothing, which [`super::Counters::unrecorded`] counts, and each capture puts the
+    /// application ahead of the log; it should say so too.
     pub fn after_fork_child(&self) -> Result<(), LogError> {
         FILLING.set(0);
         self.cell().map(drop).ok_or(LogError::NoCell(self.log.spec().appenders.into()))
@@ -276,10 +280,7 @@ impl Appender {
 
     #[inline]
     fn reserve(&self, len: usize) -> Result<Slot, Ahead> {
-        let Some(cell) = self.cell() else {
-            self.log.count(Counter::Unrecorded, 1);
-            return Err(Ahead(self.log.tail().advance(1)));
-        };
+        let Some(cell) = self.cell() else { return Err(self.unrecorded()) };
         let span = record_span(len as u32);
         // Before the claim: a signal handler that comes right after it must know.
         FILLING.set(FILLING.get() + 1);
@@ -294,6 +295,27 @@ impl Appender {
                 Err(Ahead(Lsn(tail + 1)))
             }
         }
+    }
+
+    /// What this process stored is in no record, nor does it have a place of its own to mark it: so the log ends here, as if
+    /// it were full. Only a copy that begins after this has it.
+    #[cold]
+    fn unrecorded(&self) -> Ahead {
+        self.log.count(Counter::Unrecorded, 1);
+        // Pairs with the end of the gap: the copy that follows the flag that we see next reads what we stored before.
+        fence(SeqCst);
+        let (mut tail, mut ahead) = protocol::tail(&*self.log);
+        for _ in 0..MAX_ATTEMPTS {
+            if ahead {
+                break;
+            }
+            if protocol::go_ahead(&*self.log, tail, NOBODY) {
+                self.log.count(Counter::Ahead, 1);
+            }
+            (tail, ahead) = protocol::tail(&*self.log);
+        }
+        self.log.wake_agent(SleepDepth::Nap);
+        Ahead(Lsn(tail + 1))
     }
 
     #[inline]

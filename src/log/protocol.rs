@@ -178,7 +178,8 @@ pub(crate) fn walk<C: Cells>(
     at
 }
 
-/// Notes at the tail that the application goes ahead of the log; whether this call did. The caller found no room at `tail`.
+/// Notes at the tail that the application goes ahead of the log; whether this call did. The caller found no room at `tail`, or has
+/// stored what no record tells of.
 pub(crate) fn go_ahead<C: Cells>(c: &C, tail: u64, owner: u16) -> bool {
     let slot = c.slot(c.codec().index(tail));
     let word = slot.load();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use pmemha::log::format::Kind;
 use pmemha::log::region::boottime;
 use pmemha::log::{Appender, LinkState, LogRegion, LogSpec, OnFull, Policy, WaitError};
 use pmemha::types::{Level, RegionId};
@@ -255,7 +256,7 @@ fn without_an_agent_a_full_ring_sends_the_application_ahead() {
     assert!(rig.log.close_gap());
     capture(&app, memory, 0, 64);
     let after = app.drain();
-    assert_eq!(rig.consume()[0].kind, pmemha::log::format::Kind::SyncBegin as u8);
+    assert_eq!(rig.consume()[0].kind, Kind::SyncBegin as u8);
     let all = pmemha::log::Acks { received: after, durable: after, applied: after };
     rig.log.set_acks(all);
     assert_eq!(rig.log.acks().applied, gap.start, "held back by the open gap");
@@ -387,6 +388,8 @@ fn a_process_without_a_place_among_the_writers_never_believes_in_a_commit() {
     let counters = rig.log.counters();
     assert_eq!((counters.unrecorded, counters.commits_given_up), (1, 1));
     assert!(rig.consume().is_empty());
+    assert!(rig.log.is_ahead(), "nothing brings what it stored");
+    assert!(app.append(Kind::Filler, REGION, 0, &[]).is_err(), "others' records may rest on it");
 }
 
 #[test]

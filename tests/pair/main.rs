@@ -89,6 +89,22 @@ fn a_destination_that_is_away_never_blocks_and_catches_up() {
 }
 
 #[test]
+fn what_a_process_stored_that_could_record_nothing_is_copied() {
+    let mut pair = Pair::start("256KiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    let others = app.take_all_places();
+    app.write_in_a_child_without_a_place();
+    drop(others);
+    let lsn = app.appender().drain();
+    app.wait(lsn, Level::Applied);
+    let lsn = app.write();
+    app.wait(lsn, Level::Applied);
+    pair.beta.stop();
+    assert_eq!(check_prefix(&image_file(&pair.beta)), app.next);
+}
+
+#[test]
 fn a_source_agent_that_restarts_resumes_from_the_ring() {
     let mut pair = Pair::start("1MiB", "", "");
     let mut app = App::start(&pair.alpha, 0);

@@ -253,6 +253,31 @@ impl App {
         self.appender.drain()
     }
 
+    /// Takes the places of all further writers.
+    pub fn take_all_places(&self) -> Vec<Appender> {
+        let log = self.appender.log();
+        std::iter::from_fn(|| Appender::attach(log.clone(), 9).ok()).collect()
+    }
+
+    /// As [`App::write`], in a forked process.
+    pub fn write_in_a_child_without_a_place(&mut self) {
+        let (slot, bytes) = (self.next % SLOTS * SLOT, line(self.next));
+        // SAFETY: the child makes system calls and appends, and never returns to the test harness.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let refused = self.appender.after_fork_child().is_err();
+            let written = self.file.write_all_at(&bytes, slot).is_ok();
+            let recorded = self.appender.append(Kind::Data, self.region.id(), slot, &bytes).is_ok();
+            // SAFETY: ends the child; nothing of the harness runs.
+            unsafe { libc::_exit(i32::from(!refused || !written || recorded)) };
+        }
+        let mut status = 0;
+        // SAFETY: `status` is ours, the child too.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!(status, 0, "the child found a place, or recorded without one");
+        self.next += 1;
+    }
+
     fn note_dirty(&self, slot: u64) {
         let all =
             self.appender.append_from_file(self.region.id(), slot, SLOT as usize, self.file.as_fd(), true);

@@ -176,7 +176,8 @@ pub struct LogStatus {
     pub commits_wait: bool,
     /// Drains that returned to the program although their level was not reached.
     pub commits_given_up: u64,
-    /// Captures of processes that found no place among the log's writers: the destination lacks what they stored.
+    /// Captures of processes that found no place among the log's writers. The destination has what they stored once a copy that
+    /// began after it is complete.
     pub unrecorded: u64,
     /// Whether the application is ahead of the log right now.
     pub ahead: bool,

@@ -106,7 +106,9 @@ fn render_log(out: &mut String, log: &LogStatus) {
         let count = log.unrecorded;
         push(
             out,
-            format_args!("    ! {count} captures not recorded: too many processes write to this group"),
+            format_args!(
+                "    ! {count} captures not recorded: too many processes write to this group; it is copied instead"
+            ),
         );
     }
 }
