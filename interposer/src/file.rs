@@ -164,6 +164,24 @@ impl File {
         }
     }
 
+    /// Records that `[start, end)` was made zero, and what others have stored there since. Only within [`guard::slow`].
+    pub fn record_zeros_locked(&self, fd: BorrowedFd<'_>, start: u64, end: u64) {
+        let Some(session) = state::session() else { return };
+        if self.reader.load(Ordering::Acquire) < 0 {
+            self.open_reader(fd);
+        }
+        let reader = self.reader.load(Ordering::Acquire);
+        if reader < 0 {
+            return;
+        }
+        // SAFETY: as in `readable`.
+        let reader = unsafe { BorrowedFd::borrow_raw(reader) };
+        let append = || session.appender().append_zeros(self.region, start, end - start, reader);
+        if let Err(pmemha::log::appender::AppendError::Read(e)) = guard::capturing(append, state::drain) {
+            error!("the hole from {start} to {end} of region {} could not be read back: {e}", self.region);
+        }
+    }
+
     /// `fd` if it can be read from, else a descriptor of ours.
     fn readable<'a>(&self, fd: BorrowedFd<'a>) -> Option<BorrowedFd<'a>> {
         let access = rustix::fs::fcntl_getfl(fd).ok()? & OFlags::RWMODE;

@@ -6,7 +6,6 @@
 use std::ffi::{c_char, c_int};
 
 use libc::off_t;
-use pmemha::log::format::Kind;
 
 use crate::file::File;
 use crate::real::hook;
@@ -78,7 +77,7 @@ unsafe fn fallocate_body(
         file.record_size_locked(borrowed);
         let end = (start + count).min(file.logged_size());
         if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 && start < end {
-            file.record(Kind::Zero, start, &(end - start).to_le_bytes());
+            file.record_zeros_locked(borrowed, start, end);
         }
     })
 }

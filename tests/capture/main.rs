@@ -4,6 +4,7 @@ mod dying;
 mod hostile;
 mod rig;
 mod rules;
+mod zeros;
 mod torn;
 
 use pmemha::log::format::Kind;

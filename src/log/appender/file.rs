@@ -3,10 +3,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{Ahead, Appender, MAX_ATTEMPTS};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use super::{Ahead, Appender, MAX_ATTEMPTS, Slot};
 use crate::log::format::{Kind, OFFSET_BITS, RecordHeader};
 use crate::log::protocol;
 use crate::types::{LINE, Lsn, PAGE, RegionId};
+
+/// Most bytes that are read, and content that is recorded, while one slot keeps others waiting to see whether a range is zero.
+const ZERO_PIECE: usize = 1 << 20;
 
 /// Readings of a page before giving up on lines that agree; see `lines`.
 const MAX_READINGS: u32 = 64;
@@ -62,6 +68,63 @@ impl Appender {
     }
 
     /// One record of it.
+    /// Records that `len` bytes at `offset` of `file`, which is `region`, have been made zero; what was stored there since is recorded
+    /// as it is. `file` is no descriptor of the program's: its offset moves.
+    ///
+    /// Another thread may store and flush there between the call that made them zero and this one. Its record comes before ours, which
+    /// must not take back what it says: so a [`Kind::Zero`] stands only where zeros were found after its place was taken.
+    pub fn append_zeros(
+        &self,
+        region: RegionId,
+        offset: u64,
+        len: u64,
+        file: BorrowedFd<'_>,
+    ) -> Result<Lsn, AppendError> {
+        if let Some(next) = self.append_if_zero(region, offset, len, file)? {
+            return Ok(next);
+        }
+        let (mut end, past) = (self.log.tail(), offset + len);
+        for at in (offset..past).step_by(ZERO_PIECE) {
+            let n = (past - at).min(ZERO_PIECE as u64);
+            end = match self.append_if_zero(region, at, n, file)? {
+                Some(next) => next,
+                None => self.append_from_file(region, at, n as usize, file, true)?,
+            };
+        }
+        Ok(end)
+    }
+
+    /// Appends a record that says that the range is zero, or else a filler.
+    fn append_if_zero(
+        &self,
+        region: RegionId,
+        offset: u64,
+        len: u64,
+        file: BorrowedFd<'_>,
+    ) -> Result<Option<Lsn>, AppendError> {
+        let count = len.to_le_bytes();
+        let slot = self.reserve(count.len())?;
+        let (header, payload): (*mut RecordHeader, *mut u8) = self.slot_addr(&slot);
+        match is_zero(file, offset, len) {
+            Ok(true) => {}
+            other => {
+                self.give_up(&slot);
+                return Ok(other.map(|_| None)?);
+            }
+        }
+        // SAFETY: the slot is ours and as long as the count.
+        unsafe { payload.copy_from_nonoverlapping(count.as_ptr(), count.len()) };
+        self.finish(&slot, header, Kind::Zero, region, offset);
+        self.await_lower(slot.lsn, slot.lsn + slot.span);
+        Ok(Some(Lsn(slot.lsn + slot.span)))
+    }
+
+    /// The slot becomes a filler.
+    fn give_up(&self, slot: &Slot) {
+        protocol::abandon(&*self.log, slot.lsn, slot.span, slot.cell);
+        super::FILLING.set(super::FILLING.get() - 1);
+    }
+
     fn append_piece(
         &self,
         (region, offset): (RegionId, u64),
@@ -78,8 +141,7 @@ impl Appender {
             if stable { unsafe { self.settle(file, offset, payload, len) } } else { Ok(()) }
         });
         if let Err(error) = read {
-            protocol::abandon(&*self.log, slot.lsn, slot.span, slot.cell);
-            super::FILLING.set(super::FILLING.get() - 1);
+            self.give_up(&slot);
             return Err(error.into());
         }
         self.finish(&slot, header, Kind::Data, region, offset);
@@ -122,6 +184,33 @@ fn adopt_changes(page: &mut [u8], again: &[u8]) -> u64 {
         }
     }
     changed
+}
+
+/// Whether the range reads as zero; `false`, too, where that takes reading more than [`ZERO_PIECE`].
+fn is_zero(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> {
+    let (mut at, end, mut looked_at) = (offset, offset + len, 0);
+    let mut page = [0u8; PAGE];
+    while at < end {
+        // What is not data is zero; a file system that knows no holes has data only.
+        at = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.max(at),
+            Err(Errno::NXIO) => end,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(error) => return Err(error.into()),
+        };
+        if at >= end {
+            break;
+        }
+        let n = ((end - at) as usize).min(PAGE - at as usize % PAGE);
+        // SAFETY: `page` holds at least `n` bytes.
+        unsafe { read_to(file, at, page.as_mut_ptr(), n)? };
+        looked_at += n;
+        if looked_at > ZERO_PIECE || page[..n].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
 }
 
 /// Reads a byte of each page, so that waiting for a disk happens here and not while others wait for the slot.
