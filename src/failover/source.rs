@@ -338,7 +338,8 @@ impl Turn<'_> {
         }
         match (&self.next.durable.standing, self.next.phase) {
             (Standing::GivenUp { .. }, _) => {
-                // The heir may have promoted itself to the next generation behind our back: skip that one.
+                // The heir may have promoted itself to the next generation behind our back: two logs of one generation could
+                // not be told apart, so that one is skipped.
                 self.next.durable.generation = self.next.durable.generation.next().next();
                 self.take_back(0);
             }
