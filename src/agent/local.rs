@@ -237,7 +237,7 @@ fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source
         group: group.clone(),
         destination: None,
         event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-        superseded: Box::new(|_, _| {}),
+        refused: Box::new(|_, _| {}),
         chance: || 0,
     })
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use super::config::Peer;
-use super::control::message::{Answer, Ask};
+use super::control::message::{Answer, Ask, Refusal};
 use super::control::{Client, ControlError, client::unexpected};
 use super::ownership::Teller;
 use crate::fabric::tls::TlsIdentity;
@@ -42,6 +42,8 @@ pub struct Route {
     pub identity: Arc<TlsIdentity>,
     /// Hears the answers.
     pub teller: Teller,
+    /// Hears that the other node knows another group by this name.
+    pub another_group: Box<dyn Fn() + Send>,
 }
 
 impl Messenger {
@@ -110,6 +112,7 @@ fn deliver(route: &Route, client: &mut Option<Client>, ask: &Ask) -> Result<(), 
         (Answer::Ownership { reply }, Ask::Ownership { .. }) => route.teller.tell(Event::Answer(reply)),
         // Only to keep the connection warm: any answer will do.
         (_, Ask::Ping {}) => {}
+        (Answer::Refused { reason: Refusal::WrongGroup, .. }, _) => (route.another_group)(),
         (other, _) => {
             let error = unexpected(connected.peer(), other);
             tracing::warn!(group = route.group, %error, "the other node does not answer who owns the group");

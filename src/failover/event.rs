@@ -305,6 +305,8 @@ pub enum Alarm {
     NoImage,
     /// The heir cannot promote its image.
     HeirUnable,
+    /// The other node has a group of this name that is another one. Raised by the agent: the machine never hears of it.
+    AnotherGroup,
 }
 
 impl Alarm {
@@ -346,6 +348,9 @@ impl Alarm {
             }
             Alarm::HeirUnable => {
                 "the heir cannot promote its image; the group is taken back as soon as power allows"
+            }
+            Alarm::AnotherGroup => {
+                "the other node has a group of this name that is not this one: both began as its first owner, or the state of one was cleared; neither protects the other, and both may run the application. Keep the node whose files are right; on the other one stop pmemhad, remove the `[[group]]`, and move `groups/NAME` out of its state_dir"
             }
         }
     }

@@ -4,8 +4,8 @@ mod dying;
 mod hostile;
 mod rig;
 mod rules;
-mod zeros;
 mod torn;
+mod zeros;
 
 use pmemha::log::format::Kind;
 use pmemha::types::{Level, Lsn, RegionId};

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use pmemha::agent::status::DestinationState;
+use pmemha::agent::status::{DestinationState, Role};
 use pmemha::types::{Generation, Level};
 use pmemha_testkit::wait::eventually;
 use rig::{App, FILE_BYTES, Node, Pair, SOON, check_prefix, image_file, image_files};
@@ -179,6 +179,31 @@ fn a_log_that_cannot_be_gone_on_with_moves_the_state_machine_to_the_next_generat
         let next = Generation(before + 1);
         assert_eq!((status.generation, status.destinations[0].generation), (next, next));
     }
+}
+
+#[test]
+fn two_first_owners_of_one_name_refuse_each_other_and_say_so() {
+    let replica = "[[replica]]\ngroup = \"app\"\nfrom = [\"beta\"]\ndir = \"/dev/shm/none\"\n";
+    let group = "[[group]]\nname = \"app\"\ndestinations = [\"alpha\"]\n";
+    let mut pair = Pair::new("1MiB", replica, group);
+    let own = pair.alpha.path("replica").display().to_string();
+    pair.alpha.substitute("/dev/shm/none", &own);
+    pair.beta.start();
+    pair.alpha.start();
+    for node in [&pair.alpha, &pair.beta] {
+        node.await_status("it is refused", |s| {
+            s.destinations.iter().any(|d| d.role == Role::Source && d.state == DestinationState::Refused)
+        });
+        assert!(node.attach().is_ok(), "its own application goes on");
+        eventually("the alarm", SOON, || !node.alarms().is_empty());
+        assert_eq!(node.alarms(), ["another_group"], "told once");
+    }
+    // A generation that were higher, if they were one group, costs beta nothing; and alpha waits for a word that counts.
+    pair.alpha.stop();
+    pair.alpha.lose_log();
+    pair.alpha.start();
+    eventually("the alarm", SOON, || pair.alpha.alarms() == ["another_group"]);
+    assert!(pair.alpha.attach().is_err() && pair.beta.attach().is_ok());
 }
 
 #[test]

@@ -208,6 +208,13 @@ impl Node {
         }
     }
 
+    /// Words of the alarms so far.
+    pub fn alarms(&self) -> Vec<String> {
+        let events = self.context.as_ref().unwrap().events.after(0, Instant::now());
+        let alarms = events.events.iter().filter(|e| e.kind == "alarm");
+        alarms.map(|e| e.detail["what"].as_str().expect("a word").to_owned()).collect()
+    }
+
     /// The group as an application that attaches gets it.
     pub fn attach(&self) -> Result<Arc<Group>, String> {
         self.controller().attach()

@@ -57,9 +57,7 @@ impl Deeds for RoleDeeds {
                     Alarm::TailNotSaved => role.source().and_then(|s| s.held_up()).map(|why| why.to_string()),
                     _ => None,
                 };
-                let message = why.iter().fold(alarm.message().to_owned(), |m, why| format!("{m}: {why}"));
-                tracing::error!(group = role.name, alarm = ?alarm, "{message}");
-                role.event("alarm", json!({ "what": alarm, "message": message }));
+                role.alarm(alarm, why);
             }
         }
     }

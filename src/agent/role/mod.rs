@@ -18,6 +18,7 @@ use serde_json::json;
 use super::application::{Application, Order, Present};
 use super::config;
 use super::context::Context;
+use super::control::message::Refusal;
 use super::fabrics::Fabrics;
 use super::group::{Ending, Group, GroupError, Notice, OpenGroup};
 use super::messenger::Messenger;
@@ -25,7 +26,7 @@ use super::ownership::{Ownership, Teller};
 use super::source::{Destination, Source, SourceSetup};
 use super::standby::Standby;
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{Answer, Event, Life, Standing};
+use crate::failover::{Alarm, Answer, Event, Life, Standing};
 use crate::locks::lock;
 use crate::log::Owner;
 use crate::replica::ImageHealth;
@@ -62,6 +63,8 @@ pub struct Role {
     pub(super) copies: Mutex<Option<Requester>>,
     pub(super) gasp: Mutex<Arc<AtomicBool>>,
     pub(super) stop: AtomicBool,
+    /// See [`Role::is_another_group`].
+    pub(super) contested: AtomicBool,
     pub(super) chance: fn() -> u32,
 }
 
@@ -103,7 +106,7 @@ impl Role {
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
         }
-        let teller = self.teller.clone();
+        let (teller, role) = (self.teller.clone(), Arc::downgrade(self));
         let (context, name) = (self.context.clone(), self.name.clone());
         let setup = SourceSetup {
             group: group.clone(),
@@ -113,8 +116,13 @@ impl Role {
                 fabrics: self.fabrics.clone(),
             }),
             event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-            superseded: Box::new(move |generation, owned| {
-                teller.tell(Event::Answer(Answer::Fenced { generation, owned }))
+            refused: Box::new(move |reason, generation| match reason {
+                Refusal::StaleGeneration | Refusal::Active => {
+                    let owned = reason == Refusal::Active;
+                    teller.tell(Event::Answer(Answer::Fenced { generation, owned }));
+                }
+                Refusal::WrongGroup => role.upgrade().iter().for_each(|role| role.is_another_group()),
+                _ => {}
             }),
             chance: self.chance,
         };
@@ -212,6 +220,20 @@ impl Role {
             self.event("synced", json!({ "generation": status.generation, "lsn": status.applied }));
             self.teller.tell(Event::Synced { generation: status.generation });
         }
+    }
+
+    /// A node that shares the group has one of this name that is another one. Told once, however often it asks.
+    pub(super) fn is_another_group(&self) {
+        if !self.contested.swap(true, Ordering::Relaxed) {
+            self.alarm(Alarm::AnotherGroup, None);
+        }
+    }
+
+    /// Raises `alarm`; `why` makes its message more precise.
+    fn alarm(&self, alarm: Alarm, why: Option<String>) {
+        let message = why.iter().fold(alarm.message().to_owned(), |m, why| format!("{m}: {why}"));
+        tracing::error!(group = self.name, alarm = ?alarm, "{message}");
+        self.event("alarm", json!({ "what": alarm, "message": message }));
     }
 
     pub(super) fn event(&self, kind: &str, detail: serde_json::Value) {

@@ -9,7 +9,7 @@ use crate::agent::role::Role;
 use crate::agent::standby::Opened;
 use crate::fabric::RemoteKey;
 use crate::failover::{self, Request};
-use crate::types::{Generation, Lsn};
+use crate::types::{Generation, GroupId, Lsn};
 
 /// Answers other agents.
 pub(super) struct Desk {
@@ -66,9 +66,8 @@ impl PeerSession for Visitor {
             },
             Ask::Ownership { group, id, request } => {
                 let Some(role) = self.role(&group) else { return self.unknown(&group) };
-                if role.id().is_some_and(|known| known != id) {
-                    let text = format!("{group} is another group of the same name here");
-                    return refused(Refusal::WrongGroup, Generation(0), text);
+                if let Some(no) = another_group(&role, id) {
+                    return no;
                 }
                 role.look_at_image();
                 match role.teller.ask(request, MACHINE_WITHIN) {
@@ -95,7 +94,19 @@ impl Visitor {
     }
 }
 
+/// The refusal for whoever means another group than the one of this name here. Before the machine hears of anything: what it
+/// believed of the other group's generations would cost ours its owner.
+fn another_group(role: &Role, id: GroupId) -> Option<Answer> {
+    role.id().filter(|known| *known != id)?;
+    role.is_another_group();
+    let text = format!("{} is another group of the same name here", role.name);
+    Some(refused(Refusal::WrongGroup, Generation(0), text))
+}
+
 fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened, GroupOpened), Answer> {
+    if let Some(no) = another_group(role, open.id) {
+        return Err(no);
+    }
     let Some(standby) = &role.standby else {
         let text = format!("group `{}` has no `[[replica]]` on this node", role.name);
         return Err(refused(Refusal::UnknownGroup, open.generation, text));

@@ -66,13 +66,14 @@ pub(super) fn start_role(
     let hear = Arc::new(move |event| hears.tell(event));
     let application = Application::of_group(context, &config, owner, None, look, hear)?;
     let role = Arc::new_cyclic(|me: &Weak<Role>| {
-        let (me, teller) = (me.clone(), inbox.teller());
+        let (me, other, teller) = (me.clone(), me.clone(), inbox.teller());
         let route = heir.clone().map(|peer| Route {
             group: name.clone(),
             id: Box::new(move || me.upgrade()?.id()),
             peer,
             identity: identity.clone(),
             teller,
+            another_group: Box::new(move || other.upgrade().iter().for_each(|role| role.is_another_group())),
         });
         Role {
             name: name.clone(),
@@ -95,6 +96,7 @@ pub(super) fn start_role(
             copies: Mutex::new(None),
             gasp: Mutex::default(),
             stop: AtomicBool::new(false),
+            contested: AtomicBool::new(false),
             chance,
             config,
         }

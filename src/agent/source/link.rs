@@ -14,7 +14,7 @@ use serde_json::json;
 use super::table::observe;
 use super::{DESTINATION, Destination, Shared, spawn};
 use crate::agent::clock::WallTime;
-use crate::agent::control::message::{Answer, Ask, ImageState, OpenGroup, Refusal, ReplicaReport};
+use crate::agent::control::message::{Answer, Ask, ImageState, OpenGroup, ReplicaReport};
 use crate::agent::control::{Client, ControlError, client::unexpected};
 use crate::fabric::FabricError;
 use crate::log::{Consumer, Owner, SleepDepth};
@@ -80,13 +80,8 @@ impl Shared {
             ..LinkInfo::default()
         };
         drop(link);
-        if let LinkError::Control(ControlError::Refused {
-            reason: reason @ (Refusal::StaleGeneration | Refusal::Active),
-            generation,
-            ..
-        }) = error
-        {
-            (self.setup.superseded)(*generation, *reason == Refusal::Active);
+        if let LinkError::Control(ControlError::Refused { reason, generation, .. }) = error {
+            (self.setup.refused)(*reason, *generation);
         }
     }
 

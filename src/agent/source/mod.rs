@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::config;
+use super::control::message::Refusal;
 use super::fabrics::Fabrics;
 use super::group::Group;
 use crate::fabric::tls::TlsIdentity;
@@ -54,8 +55,8 @@ pub struct SourceSetup {
     pub destination: Option<Destination>,
     /// Takes events: kind and detail.
     pub event: Tell,
-    /// Hears that the destination knows of a generation that ours is not above, and whether it owns it.
-    pub superseded: Box<dyn Fn(Generation, bool) + Send + Sync>,
+    /// Hears why the destination will not have the group's stream, and of the generation that it knows.
+    pub refused: Box<dyn Fn(Refusal, Generation) + Send + Sync>,
     /// Number that spreads attempts to reconnect.
     pub chance: fn() -> u32,
 }
