@@ -35,8 +35,11 @@ const SPINS: u32 = 1000;
 /// Times that the processor is given away before sleeping: a preempted owner on a busy machine comes back within these.
 const YIELDS: u32 = 20;
 
-/// Sleep between looks after that, and between looks for room in a full ring.
+/// Sleep between looks after that, and the shortest between looks for room in a full ring.
 const NAP: Duration = Duration::from_micros(50);
+
+/// The longest between looks for room: what has been awaited for long is looked for seldom.
+const LONG_NAP: Duration = Duration::from_millis(5);
 
 /// An incomplete slot's owner is looked up after this long: a lookup takes system calls.
 const SUSPECT_AFTER: Duration = Duration::from_millis(2);
@@ -390,10 +393,10 @@ impl Appender {
             };
             let policy = self.log.policy();
             // Whatever the reason: an agent that shows no pulse may be slow on a busy machine, or about to be restarted.
-            let waits = policy.on_full == OnFull::Block && started.elapsed() < policy.block_limit;
-            if waits {
-                std::thread::sleep(NAP);
-                self.log.count(Counter::BlockedNs, NAP.as_nanos() as u64);
+            let waited = started.elapsed();
+            if policy.on_full == OnFull::Block && waited < policy.block_limit {
+                std::thread::sleep((waited / 8).clamp(NAP, LONG_NAP));
+                self.log.count(Counter::BlockedNs, (started.elapsed() - waited).as_nanos() as u64);
             } else {
                 attempts += 1;
                 if protocol::go_ahead(&*self.log, tail, cell) {

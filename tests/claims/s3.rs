@@ -125,7 +125,15 @@ fn s3_3_a_failure_copies_only_the_remainder_of_the_log() {
     let (pair, mut load) = start("log_size = \"4MiB\"\ncommit = \"received\"", "raw");
     let before = group(&pair.alpha);
     let images = images(&pair);
+    // Something is to remain: the application is frozen while the destination takes nothing.
+    pair.beta.stand_still();
+    pair.alpha.await_group("something that has not arrived", |g| {
+        let row = &g["destinations"][0];
+        (row["lsn_published"].as_u64() > row["lsn_durable"].as_u64()).then_some(())
+    });
     pair.alpha.set_power(false);
+    pair.alpha.await_group("the application to be frozen", |g| (g["state"] == "saving").then_some(()));
+    pair.beta.go_on();
     let tail = pair.alpha.await_event("tail_durable");
     let exposure = tail["exposure_bytes"].as_u64().expect("bytes");
     let protected: u64 =
@@ -134,7 +142,7 @@ fn s3_3_a_failure_copies_only_the_remainder_of_the_log() {
     let durable = before["destinations"][0]["lsn_durable"].as_u64().expect("an LSN");
     let end = tail["lsn"].as_u64().expect("an LSN");
     println!("{exposure} bytes remained of {protected} protected; the log went from {durable} to {end}");
-    assert!(exposure <= end - durable && exposure < 4 << 20, "{tail:#}");
+    assert!(0 < exposure && exposure <= end - durable && exposure < 4 << 20, "{tail:#}");
     assert!(exposure * 4 < protected, "{exposure} of {protected} bytes is no remainder");
     pair.beta.await_group("the heir to take over", |g| {
         let placed = ["starting", "running", "stopped"].iter().any(|s| g["state"] == **s);
