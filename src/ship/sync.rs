@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -32,11 +32,8 @@ const RING_SHARE: u64 = 8;
 /// How often the thread looks whether the application went ahead.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// The shortest pause while the ring is half full or in-flight marks are awaited.
+/// Pause while the ring is half full or in-flight marks are awaited.
 const PAUSE: Duration = Duration::from_micros(200);
-
-/// The longest: a destination that has been away for long costs little.
-const LONG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Pause after a region could not be read.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -255,19 +252,18 @@ impl Shared {
         if !log.is_ahead() {
             return Ok(false);
         }
-        let began = Instant::now();
         loop {
             log.publish_filled(&Owner::confirmed_dead);
             if log.free() == log.tail() && log.close_gap() {
                 break;
             }
             self.check(wanted)?;
-            pause(began);
+            thread::sleep(PAUSE);
         }
         // Pages may be read only when nobody sets bits for stores that came before the flag was cleared.
         while log.bits_in_flight(&Owner::confirmed_dead) {
             self.check(wanted)?;
-            pause(began);
+            thread::sleep(PAUSE);
         }
         for id in 0..log.spec().regions.min(u32::from(u16::MAX)) {
             // Everything is copied, so what the bits say is of no further use.
@@ -371,7 +367,6 @@ impl Shared {
     /// Waits until less than half of the ring is in use, so that the copy never pushes the application ahead.
     fn room(&self, wanted: u64) -> Result<(), Cut> {
         let log = self.log();
-        let began = Instant::now();
         loop {
             self.check(wanted)?;
             if log.is_ahead() {
@@ -381,7 +376,7 @@ impl Shared {
                 return Ok(());
             }
             self.push();
-            pause(began);
+            thread::sleep(PAUSE);
         }
     }
 
@@ -404,11 +399,6 @@ impl Shared {
     fn log(&self) -> &LogRegion {
         self.source.appender().log()
     }
-}
-
-/// Waits a little, the longer the longer it has been since `began`.
-fn pause(began: Instant) {
-    thread::sleep((began.elapsed() / 8).clamp(PAUSE, LONG_PAUSE));
 }
 
 /// The next stretch of data at or after `at` and below `len`. A file system that knows no holes has one stretch.

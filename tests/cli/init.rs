@@ -42,6 +42,8 @@ fn two_nodes_replicate_by_what_init_made_for_them() {
         let row = alpha.await_streaming();
         assert_eq!((&row["node"], &row["encrypted"]), (&"beta".into(), &true.into()), "by {host}: {row:#}");
 
+        // An exit that is heard of while the order freezes the program would call the order off.
+        alpha.await_group("the program to have ended", |g| (g["state"] == "stopped").then_some(()));
         let out = alpha.cli().args(["last-gasp", "from-alpha"]).output().expect("pmemha runs");
         assert!(out.status.success(), "{}", said(&out));
         beta.await_group("the group, by the operator's order", |g| (g["role"] == "source").then_some(()));
