@@ -234,7 +234,7 @@ fn a_last_gasp_moves_the_application_with_all_its_bytes() {
     let mut pair = Pair::new(
         "1MiB",
         "",
-        "start = [\"/bin/sh\", \"-c\", \"touch @/started; while [ ! -e @/end ]; do sleep 0.1; done\"]",
+        "start = [\"/bin/sh\", \"-c\", \"touch @/started; while [ -e @/started ] && [ ! -e @/end ]; do sleep 0.1; done\"]",
     );
     let started = pair.beta.path("started");
     pair.beta.substitute("@", &pair.beta.path("").display().to_string());
