@@ -11,6 +11,7 @@
 //! | [`types`] | the words of pmemha as types |
 //! | [`locks`] | taking a lock |
 //! | `mounts` | what a directory lies on |
+//! | `predecessor` | outlasting what an agent that has just ended still holds |
 //! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
 //! | [`log`] | the log region: format, append, publish, scan, archive |
 //! | [`session`] | an application's side of its session with the agent, and the messages of that socket; shared by `capi` and the preload library |
@@ -34,6 +35,8 @@ pub mod locks;
 pub mod log;
 #[cfg(feature = "agent")]
 pub mod mounts;
+#[cfg(feature = "agent")]
+mod predecessor;
 pub mod region;
 pub mod session;
 pub mod types;

@@ -10,9 +10,11 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::predecessor::outlast;
 use crate::types::{Generation, GroupId, RegionId};
 
 /// Largest state file that is read: 65,536 regions with long paths stay below it.
@@ -115,8 +117,9 @@ impl StateDir {
         let path = dir.join("lock");
         let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let mut lock = open.map_err(system("open", &path))?;
-        if let Err(e) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            if e != rustix::io::Errno::WOULDBLOCK {
+        let held = |e: &Errno| *e == Errno::WOULDBLOCK;
+        if let Err(e) = outlast(held, || flock(&lock, FlockOperation::NonBlockingLockExclusive)) {
+            if !held(&e) {
                 return Err(system("lock", &path)(e.into()));
             }
             let mut holder = String::new();

@@ -8,7 +8,6 @@ mod make;
 mod plan;
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -22,6 +21,7 @@ use super::standby::StandbyError;
 use super::state::StateError;
 use crate::fabric::FabricError;
 use crate::failover::supervise::SuperviseError;
+use crate::predecessor::listen_at;
 use desk::Desk;
 use make::start_role;
 use plan::plans;
@@ -97,7 +97,7 @@ impl Roles {
             roles.watchers.push(watcher.map_err(system("starting a thread"))?);
             roles.roles.push(role);
         }
-        let listener = TcpListener::bind(listen).map_err(system(&format!("listening on {listen}")))?;
+        let listener = listen_at(listen).map_err(system(&format!("listening on {listen}")))?;
         let responder = Arc::new(Desk { roles: roles.roles.clone() });
         let server = Server::start(listener, identity, responder).map_err(system("starting a thread"))?;
         roles.server = Some(server);

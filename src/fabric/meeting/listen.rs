@@ -21,6 +21,7 @@ use super::hello::{HELLO, Heard, Hello, TOKEN, Welcome, same_token};
 use super::wire::Wire;
 use crate::fabric::tls::{TlsIdentity, peer_node};
 use crate::fabric::{FabricError, locked, random};
+use crate::predecessor::listen_at;
 
 /// An offer that nobody took up by then is void.
 pub const OFFER_LIFETIME: Duration = Duration::from_secs(60);
@@ -65,7 +66,7 @@ impl Listener {
     /// Binds and starts the thread.
     pub fn start(at: SocketAddr, identity: Option<TlsIdentity>) -> Result<Listener, FabricError> {
         let system = |what: String| move |source: io::Error| FabricError::System { what, source };
-        let socket = TcpListener::bind(at).map_err(system(format!("listening on {at} for the fabric")))?;
+        let socket = listen_at(at).map_err(system(format!("listening on {at} for the fabric")))?;
         let address = socket.local_addr().map_err(system("asking for the address listened on".to_owned()))?;
         socket.set_nonblocking(true).map_err(system("making a socket non-blocking".to_owned()))?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
