@@ -6,7 +6,7 @@ all: build
 help:
 	@echo 'make demo          set up, then: a PMDK program outlives its machine'
 	@echo 'make test          set up, then every test with reduced counts'
-	@echo 'make soak HOURS=n  the full counts, for up to n hours; goes on where it stopped'
+	@echo 'make soak HOURS=n  the full counts, for up to n hours; goes on where it stopped (ONLY="kill prefix": of those)'
 	@echo 'make build         release binaries and libraries'
 	@echo 'make install PREFIX=/usr/local [DESTDIR=…]'
 
@@ -28,7 +28,7 @@ test: setup
 
 soak: setup
 	@soft-roce/setup
-	@scripts/soak $(HOURS)
+	@scripts/soak $(HOURS) $(ONLY)
 
 clean:
 	cargo clean
