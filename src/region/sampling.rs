@@ -1,50 +1,41 @@
 //! Writes that nobody records, found by sampling: raw system calls, io_uring, static binaries.
 //!
-//! Two questions, both answered by looking twice. *Is there a reason to look?* [`Motive`]: the file's time of modification moved
-//! although no record tells of its growth. A file that a program under our eyes has mapped is left out for good, since that program may
-//! store and not flush for as long as it likes (a transaction that waits, a lock that lives in a pool), and leave it so when it
-//! ends: such lines differ from the image by right. *Which pages?* [`Samples`]: a page that differs from the image in two looks with no record in between. One look
-//! proves nothing: a record may be on its way.
+//! Two questions, both answered by looking twice. *Is there a reason to look?* [`Motive`]: the file's time of modification
+//! moved. A file that a program under our eyes has mapped is left out for good, since that program may store and not flush
+//! for as long as it likes (a transaction that waits, a lock that lives in a pool), and leave it so when it ends: such lines
+//! differ from the image by right. *Which pages?* [`Samples`]: a page that differs from the image in two looks with no
+//! record in between. One look proves nothing: a record may be on its way.
 //!
 //! Pure, but for [`digests`]: whoever samples keeps the looks and decides how often. `agent::source` does.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem;
 use std::os::fd::BorrowedFd;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::types::{ByteRange, Lsn, PAGE};
 
-/// A file as it is at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Glimpse {
-    /// Time of modification, seconds and nanoseconds. Stores through a mapping move it, too.
-    pub modified: (i64, i64),
-    /// How many records of its creation, growth or renaming there have been.
-    pub structure: u64,
-}
+/// A file's time of modification: seconds and nanoseconds. Stores through a mapping move it, too.
+pub type Modified = (i64, i64);
 
 /// Whether a file gives reason to be searched.
 #[derive(Clone, Debug, Default)]
 pub struct Motive {
-    before: Option<Glimpse>,
-    /// The glimpse before the one at which the time was found moved.
-    moved: Option<Glimpse>,
+    before: Option<Modified>,
+    moved: bool,
 }
 
 impl Motive {
-    /// Takes a new glimpse, a second or more after the last one. Whether the file is to be searched: the first time, since nobody
-    /// knows what was done before, and whenever somebody may have written to it in a way that no record tells of.
+    /// Takes a new look at the time, a second or more after the last one. Whether the file is to be searched: once, since
+    /// nobody knows what was done before, and whenever somebody wrote to it.
     ///
-    /// The latter answer comes a glimpse late, so that a record on its way is seen.
-    pub fn look(&mut self, now: Glimpse) -> bool {
-        let reason = self.moved.take().is_some_and(|then| now.structure == then.structure);
-        let Some(before) = self.before.replace(now) else { return true };
-        if before.modified != now.modified {
-            self.moved = Some(before);
-        }
-        reason
+    /// The answer comes a look late: the clock that files are stamped with stands still for milliseconds, and what is
+    /// written in the rest of such a tick moves nothing any more.
+    pub fn look(&mut self, now: Modified) -> bool {
+        let moved = self.before.replace(now) != Some(now);
+        mem::replace(&mut self.moved, moved)
     }
 }
 
@@ -124,20 +115,10 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_file_is_searched_at_first_and_when_a_call_moved_its_time_but_not_for_growing() {
-        let quiet = Glimpse { modified: (1, 0), structure: 3 };
-        let moved = Glimpse { modified: (2, 0), ..quiet };
-        let grown = Glimpse { structure: 4, ..moved };
-        let reasons = |glimpses: &[Glimpse]| -> Vec<bool> {
-            let mut motive = Motive::default();
-            glimpses.iter().map(|g| motive.look(*g)).collect()
-        };
-        assert_eq!(reasons(&[quiet, quiet, moved, moved, moved]), [true, false, false, true, false]);
-        assert_eq!(
-            reasons(&[quiet, moved, grown]),
-            [true, false, false],
-            "the record of the growth came late"
-        );
+    fn a_file_is_searched_at_first_and_a_look_after_it_was_written_to() {
+        let mut motive = Motive::default();
+        let reasons = [1, 1, 1, 2, 2, 3, 4, 4, 4].map(|seconds| motive.look((seconds, 0)));
+        assert_eq!(reasons, [false, true, false, false, true, false, true, true, false]);
     }
 
     #[test]

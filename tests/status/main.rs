@@ -1,14 +1,16 @@
 //! Honest status: what `pmemha status --json` says is so at that instant, or says how old it is.
 
+mod unseen;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use pmemha::agent::clock::WallTime;
 use pmemha_testkit::node::{Binaries, Node, Pair, PairOptions};
-use pmemha_testkit::{programs, wait};
+use pmemha_testkit::wait;
 use serde_json::Value;
 
 const BINARIES: Binaries =
@@ -68,6 +70,18 @@ fn await_streaming(pair: &Pair) {
     });
 }
 
+/// Waits until everything is copied and applied; the status that says so, and when it was asked for.
+fn await_quiet(pair: &Pair) -> (WallTime, Value) {
+    wait::until("everything to be copied and applied", SOON, || {
+        let asked = WallTime::now();
+        let status = pair.alpha.try_status()?;
+        let row = &status["groups"][0]["destinations"][0];
+        let quiet = row["state"] == "streaming" && row["lsn_applied"] == row["lsn_published"];
+        let quiet = quiet && row["exposure_bytes"] == 0 && row["sync"].is_null();
+        quiet.then(|| (asked, status.clone()))
+    })
+}
+
 /// Checks a time of the document: it must lie between two others.
 fn between(before: WallTime, time: &Value, what: &str) {
     let time = WallTime::parse(time.as_str().expect(what)).expect(what);
@@ -87,14 +101,7 @@ fn every_field_says_what_is_so() {
         program.does("f.seek(0); f.write(os.urandom(1 << 20)); f.flush()");
         row(&pair.alpha)?["drain_bytes_per_s"].as_u64()
     });
-    let (asked, status) = wait::until("everything to be copied and applied", SOON, || {
-        let asked = WallTime::now();
-        let status = pair.alpha.try_status()?;
-        let row = &status["groups"][0]["destinations"][0];
-        let quiet = row["state"] == "streaming" && row["lsn_applied"] == row["lsn_published"];
-        let quiet = quiet && row["exposure_bytes"] == 0 && row["sync"].is_null();
-        quiet.then(|| (asked, status.clone()))
-    });
+    let (asked, status) = await_quiet(&pair);
     between(asked, &status["as_of"], "as_of");
     assert_eq!(status["power"]["online"], true);
     assert!(status["power"]["source"].as_str().unwrap().contains("ac_online"), "{}", status["power"]);
@@ -129,36 +136,4 @@ fn every_field_says_what_is_so() {
         let power = pair.alpha.try_status()?["power"].clone();
         (power["online"].is_null() && power["error"].is_string()).then_some(())
     });
-}
-
-#[test]
-fn writes_that_pass_the_log_by_are_found_and_no_other() {
-    let pair = Pair::start(BINARIES, &PairOptions::default());
-    let files = pair.alpha.files();
-    // A PMDK program beside it stores what it never flushes, and must not be blamed.
-    let mut pmdk = pair.alpha.preloaded(programs::workload());
-    pmdk.args(["run", "tx"]).args([files.join("pool"), files.join("acks")]).arg("1000000");
-    let mut pmdk = pmdk.stdout(Stdio::null()).spawn().expect("the workload starts");
-    let mut program = Program::start(&pair.alpha);
-    program.does(&format!(
-        "f = open({:?}, 'w+b', 0); f.truncate(1 << 20); f.write(b'recorded')",
-        files.join("data")
-    ));
-    await_streaming(&pair);
-    // pwrite64, by its number: no library sees it.
-    program.does("raw = ctypes.CDLL(None).syscall; b = b'x' * 9000");
-    program.does("assert raw(18, f.fileno(), b, ctypes.c_size_t(9000), ctypes.c_size_t(65536)) == 9000");
-    wait::until("the writes to be found", SOON, || {
-        (row(&pair.alpha)?["unprotected_writes"] == 3).then_some(())
-    });
-    program.does("f.seek(1 << 19); f.write(b'y' * 9000); os.fsync(f.fileno())");
-    let told = Command::new(env!("CARGO_BIN_EXE_pmemha"))
-        .env("PMEMHA_SOCKET", pair.alpha.socket())
-        .args(["status"])
-        .output()
-        .expect("pmemha runs");
-    assert!(String::from_utf8_lossy(&told.stdout).contains("3 writes passed pmemha by"), "{told:?}");
-    pmdk.kill().expect("our own child");
-    pmdk.wait().expect("our own child");
-    assert_eq!(row(&pair.alpha).unwrap()["unprotected_writes"], 3, "{}", pair.alpha.log());
 }

@@ -59,6 +59,16 @@ impl Region {
         self.len.load(Relaxed)
     }
 
+    /// Bytes protected by what the file system says of the file, ahead of the records that tell of its size.
+    pub fn len_now(&self) -> u64 {
+        match fstat(&self.file) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => self.len(),
+            Ok(stat) if self.partial.load(Relaxed) => self.len().min(stat.st_size as u64),
+            Ok(stat) => stat.st_size as u64,
+            Err(_) => self.len(),
+        }
+    }
+
     /// Whether no byte is protected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -135,14 +145,9 @@ impl Region {
             }
             Whereabouts::At(_) | Whereabouts::Unknown => {}
         }
-        if self.is_regular()
-            && let Ok(stat) = fstat(&self.file)
-        {
-            let size = stat.st_size as u64;
-            let len = if self.partial.load(Relaxed) { self.len().min(size) } else { size };
-            new |= len != self.len();
-            self.set_len(len);
-        }
+        let len = self.len_now();
+        new |= len != self.len();
+        self.set_len(len);
         (true, new)
     }
 

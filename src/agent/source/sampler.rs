@@ -1,13 +1,14 @@
 //! Finds writes to protected files that no record tells of, by comparing pages with the destination's image.
 //!
 //! The link's thread calls [`Sampler::tick`] after each ping, about once a second. A tick looks at each file's time of
-//! modification; only a file that gives a reason ([`Motive`]) and was never mapped is searched, so an idle group costs a `stat` a file and second, and
-//! a search a few megabytes of reading a second on either node. A page that differs is looked at twice more ([`Samples`]), each
-//! time against an image that has everything that was in the log when the page was read. `unprotected_writes` is the number
-//! of pages that were found so.
+//! modification; only a file that gives a reason ([`Motive`]) and was never mapped is searched, so an idle group costs a
+//! `stat` a file and second, and a search a few megabytes of reading a second on either node. A page that differs is
+//! looked at twice more ([`Samples`]), each time against an image that has everything that was in the log when the page
+//! was read. `unprotected_writes` is the number of pages that were found so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use rustix::fs::fstat;
 use crate::agent::control::message::MAX_PAGES;
 use crate::agent::group::{Group, Region};
 use crate::log::format::{Kind, RecordHeader};
-use crate::region::sampling::{self, Glimpse, Look, Motive, Samples};
+use crate::region::sampling::{self, Look, Motive, Samples};
 use crate::types::{Lsn, PAGE, RegionId};
 
 /// Asks the destination for digests of pages of a region.
@@ -32,11 +33,9 @@ pub(super) struct Sampler {
     found: AtomicU64,
 }
 
-/// What the log says of files and of the pages under suspicion.
+/// What the log says of the pages under suspicion.
+#[derive(Default)]
 struct Records {
-    /// By region number, modulo: how many records of creation, growth and renaming there have been. A number shared by two regions
-    /// only makes a search less likely.
-    structure: Vec<AtomicU64>,
     /// Whether `touched` holds anything: most of the time it does not, and nobody takes the lock.
     suspicious: AtomicBool,
     /// Pages under suspicion, and where the last record that touched each began.
@@ -47,12 +46,20 @@ struct Records {
 #[derive(Default)]
 struct Eyes {
     motives: BTreeMap<RegionId, Motive>,
-    /// Files being searched, and the next page.
-    searches: BTreeMap<RegionId, u64>,
+    searches: BTreeMap<RegionId, Search>,
     samples: BTreeMap<RegionId, Samples>,
     /// Pages found already.
     found: BTreeSet<(RegionId, u64)>,
     reading: Option<Reading>,
+}
+
+/// A file being searched.
+#[derive(Default)]
+struct Search {
+    /// The next page.
+    next: u64,
+    /// It was written to meanwhile, perhaps behind `next`: from the beginning again.
+    again: bool,
 }
 
 /// Pages as they were read, to be compared once the image has everything that the log had then.
@@ -96,7 +103,7 @@ impl Sampler {
             self.records.clear();
             return Ok(());
         };
-        eyes.glimpse(group, &self.records);
+        eyes.glimpse(group);
         match eyes.reading.take() {
             Some(reading) if applied >= reading.tail => {
                 for (id, pages) in reading.pages {
@@ -114,7 +121,8 @@ impl Sampler {
                 }
             }
             Some(reading) if reading.at.elapsed() < APPLIED_WITHIN => eyes.reading = Some(reading),
-            _ => {}
+            Some(reading) => eyes.put_back(&reading),
+            None => {}
         }
         if eyes.reading.is_none() {
             eyes.reading = eyes.read(group, &self.records);
@@ -125,18 +133,16 @@ impl Sampler {
 
 impl Eyes {
     /// Looks at every file's time of modification.
-    fn glimpse(&mut self, group: &Group, records: &Records) {
+    fn glimpse(&mut self, group: &Group) {
         let regions: Vec<_> =
             group.regions().into_iter().filter(|r| !r.is_mapped()).take(MAX_FILES).collect();
         self.motives.retain(|id, _| regions.iter().any(|r| r.id() == *id));
         for region in regions {
             let Ok(stat) = fstat(region.file()) else { continue };
-            let now = Glimpse {
-                modified: (stat.st_mtime, stat.st_mtime_nsec as i64),
-                structure: records.structure[slot(region.id())].load(Relaxed),
-            };
-            if self.motives.entry(region.id()).or_default().look(now) {
-                self.searches.entry(region.id()).or_insert(0);
+            let modified = (stat.st_mtime, stat.st_mtime_nsec as i64);
+            if self.motives.entry(region.id()).or_default().look(modified) {
+                let under_way = self.searches.contains_key(&region.id());
+                self.searches.entry(region.id()).or_default().again |= under_way;
             }
         }
     }
@@ -151,21 +157,24 @@ impl Eyes {
             }
         }
         let mut left = MAX_READ;
-        self.searches.retain(|&id, next| {
+        self.searches.retain(|&id, search| {
             let Some(region) = group.region(id).filter(|r| !r.is_mapped()) else { return false };
             if wanted.len() >= MAX_ASKS && !wanted.contains_key(&id) {
                 return true;
             }
-            let end = region.len().div_ceil(PAGE as u64);
+            let end = region.len_now().div_ceil(PAGE as u64);
             let pages = wanted.entry(id).or_default();
-            while *next < end && pages.len() < MAX_PAGES && left > 0 {
-                if !pages.iter().any(|p| p.0 == *next) {
-                    pages.push((*next, None));
+            while search.next < end && pages.len() < MAX_PAGES && left > 0 {
+                if !pages.iter().any(|p| p.0 == search.next) {
+                    pages.push((search.next, None));
                     left -= 1;
                 }
-                *next += 1;
+                search.next += 1;
             }
-            *next < end
+            if search.next >= end && mem::take(&mut search.again) {
+                search.next = 0;
+            }
+            search.next < end
         });
         wanted.retain(|_, pages| !pages.is_empty());
         if wanted.is_empty() {
@@ -184,6 +193,16 @@ impl Eyes {
         Some(Reading { tail: group.log().tail(), at: Instant::now(), pages })
     }
 
+    /// Pages that were read in vain are searched anew; those under suspicion are, whatever happens.
+    fn put_back(&mut self, reading: &Reading) {
+        for (&id, pages) in &reading.pages {
+            if let Some(first) = pages.iter().filter(|p| p.touched.is_none()).map(|p| p.number).min() {
+                let search = self.searches.entry(id).or_insert(Search { next: first, again: false });
+                search.next = search.next.min(first);
+            }
+        }
+    }
+
     /// Compares pages with the image's; how many were found for the first time.
     fn compare(&mut self, id: RegionId, pages: &[Page], image: &[u64], records: &Records) -> u64 {
         let mut suspects = records.lock();
@@ -192,13 +211,11 @@ impl Eyes {
             let place = (id, page.number);
             let look = |last_record| Look { source: page.digest, image, last_record };
             match page.touched {
-                None if page.digest != image
-                    && suspects.len() < MAX_PAGES
-                    && !self.found.contains(&place) =>
-                {
+                None if page.digest == image || self.found.contains(&place) => {}
+                None if suspects.len() < MAX_PAGES => {
                     suspects.insert(place, Lsn(0));
                 }
-                None => {}
+                None => self.searches.entry(id).or_default().again = true,
                 Some(before) if page.digest != image && suspects.get(&place) == Some(&before) => {
                     let twice =
                         self.samples.entry(id).or_default().enter(page.number, look(before)).is_some();
@@ -221,22 +238,18 @@ impl Eyes {
 
 impl Records {
     fn observe(&self, header: &RecordHeader) {
-        let (id, offset) = header.place();
-        match Kind::from_byte(header.kind) {
-            Some(kind @ (Kind::Data | Kind::Zero)) => {
-                // A page that comes under suspicion meanwhile is looked at twice more: missing it here once is harmless.
-                let suspicious = self.suspicious.load(Relaxed);
-                if suspicious {
-                    let end = if kind == Kind::Data { offset + u64::from(header.len) } else { u64::MAX };
-                    let pages = (id, offset / PAGE as u64)..(id, end.div_ceil(PAGE as u64));
-                    self.lock().range_mut(pages).for_each(|(_, touched)| *touched = Lsn(header.lsn));
-                }
-            }
-            Some(Kind::RegionCreate | Kind::RegionResize | Kind::RegionRename) => {
-                self.structure[slot(id)].fetch_add(1, Relaxed);
-            }
-            _ => {}
+        // A page that comes under suspicion meanwhile is looked at twice more: missing it here once is harmless.
+        if !self.suspicious.load(Relaxed) {
+            return;
         }
+        let (id, offset) = header.place();
+        let end = match Kind::from_byte(header.kind) {
+            Some(Kind::Data) => offset + u64::from(header.len),
+            Some(Kind::Zero) => u64::MAX,
+            _ => return,
+        };
+        let pages = (id, offset / PAGE as u64)..(id, end.div_ceil(PAGE as u64));
+        self.lock().range_mut(pages).for_each(|(_, touched)| *touched = Lsn(header.lsn));
     }
 
     /// Forgets the suspicions of a region.
@@ -255,23 +268,6 @@ impl Records {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-impl Default for Records {
-    fn default() -> Self {
-        Records {
-            structure: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
-            suspicious: AtomicBool::new(false),
-            touched: Mutex::default(),
-        }
-    }
-}
-
-fn slot(id: RegionId) -> usize {
-    usize::from(id.0) % SLOTS
-}
-
-/// Files that are told apart in what the log says.
-const SLOTS: usize = 256;
 
 /// Files that are looked at: a tick must stay short.
 const MAX_FILES: usize = 1024;
