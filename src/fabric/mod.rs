@@ -15,6 +15,7 @@
 //!   endpoint and only with the access it was registered for; anything else ends the connection.
 //! - All methods may be called from any thread.
 
+mod connection;
 pub mod meeting;
 pub mod tcp;
 pub mod tls;

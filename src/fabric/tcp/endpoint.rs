@@ -9,7 +9,8 @@ use super::engine;
 use super::exchange::End;
 use super::frame::MAX_READ;
 use super::link::Link;
-use super::requests::{LIMIT, NewWrite};
+use super::requests::{NewWrite, Requests};
+use crate::fabric::connection::LIMIT;
 use crate::fabric::meeting::Payload;
 use crate::fabric::meeting::Wire;
 use crate::fabric::{
@@ -55,17 +56,15 @@ impl TcpEndpoint {
         &self,
         requests: usize,
         signalled: usize,
-        add: impl FnOnce(&mut super::requests::Requests),
+        add: impl FnOnce(&mut Requests),
     ) -> Result<(), FabricError> {
         {
             let mut exchange = locked(self.link.exchange());
-            if let Some(end) = exchange.end() {
+            if let Some(end) = exchange.requests.books.end() {
                 return Err(end.error(&self.link.peer));
             }
-            exchange
-                .requests
-                .room(requests, signalled)
-                .map_err(|in_flight| FabricError::Busy { in_flight })?;
+            let room = exchange.requests.books.room(requests, signalled);
+            room.map_err(|in_flight| FabricError::Busy { in_flight })?;
             add(&mut exchange.requests);
         }
         self.link.pump_inline();
@@ -130,11 +129,11 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn poll(&self, out: &mut Vec<Completion>) -> usize {
-        locked(self.link.exchange()).requests.poll(out)
+        locked(self.link.exchange()).requests.books.poll(out)
     }
 
     fn take_immediate(&self) -> Option<u32> {
-        locked(self.link.exchange()).take_immediate()
+        locked(self.link.exchange()).requests.books.take_immediate()
     }
 
     fn wait(&self, timeout: Duration) -> Wake {
@@ -146,12 +145,12 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn on_event(&self, notify: Box<dyn Fn() + Send + Sync>) {
-        self.link.on_event(notify);
+        self.link.signals.on_event(notify);
     }
 
     fn revoke(&self) -> Result<(), FabricError> {
         // The reason first, so that the engine never finds a closed gate without one.
-        self.link.doom(End::RevokedHere);
+        self.link.signals.doom(End::RevokedHere);
         self.link.registry.close();
         Ok(())
     }
@@ -163,7 +162,7 @@ impl Endpoint for TcpEndpoint {
 
 impl Drop for TcpEndpoint {
     fn drop(&mut self) {
-        self.link.doom(End::Closed);
+        self.link.signals.doom(End::Closed);
         self.link.registry.close();
     }
 }

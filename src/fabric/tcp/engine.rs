@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::exchange::End;
+use super::exchange::{End, farewell};
 use super::lander::Lander;
 use super::link::Link;
 use crate::fabric::locked;
@@ -61,7 +61,7 @@ impl Engine {
             }
             let more = self.link.pump_engine();
             self.link.tell();
-            if let Some(doom) = self.link.doomed() {
+            if let Some(doom) = self.link.signals.doomed() {
                 return self.reason(doom);
             }
             if self.drained
@@ -75,7 +75,7 @@ impl Engine {
     /// What to say when several reasons meet: ours come first, but where only sending failed, the peer may have said
     /// why before it closed.
     fn reason(&mut self, end: End) -> End {
-        let end = match self.link.doomed() {
+        let end = match self.link.signals.doomed() {
             Some(doom) if !matches!(doom, End::Lost(_)) => return doom,
             _ => end,
         };
@@ -143,9 +143,9 @@ impl Engine {
     }
 
     fn poll(&self, for_sending: bool, timeout: Option<Duration>) -> io::Result<()> {
-        let (wire, bell) = self.link.descriptors();
+        let (wire, bell) = (&self.link.wire, self.link.signals.bell());
         let interest = if for_sending { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut fds = [PollFd::new(&wire, interest), PollFd::new(&bell, PollFlags::IN)];
+        let mut fds = [PollFd::new(wire, interest), PollFd::new(bell, PollFlags::IN)];
         let timeout =
             timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
         match poll(&mut fds, timeout.as_ref()) {
@@ -153,15 +153,14 @@ impl Engine {
             other => other?,
         };
         if fds[1].revents().contains(PollFlags::IN) {
-            // Only to make it silent again; how often it rang does not matter.
-            let _ = rustix::io::read(self.link.bell(), &mut [0; 8]);
+            self.link.signals.hush();
         }
         Ok(())
     }
 
     /// Tells the peer why, if it is to be told, and lets it read that.
     fn part(&mut self, end: &End) {
-        let mut farewell = end.farewell();
+        let mut farewell = farewell(end);
         if farewell.is_none() {
             return;
         }

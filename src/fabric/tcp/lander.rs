@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::exchange::{End, Exchange};
-use super::frame::{Decoder, Frame, Item};
+use super::exchange::{End, Exchange, Refused};
+use super::frame::{Decoder, Frame, Item, Refusal};
 use super::registry::{Landing, Region, Registry, Wanted};
 use super::requests::Unasked;
 use crate::fabric::locked;
@@ -126,7 +126,7 @@ impl Lander {
             }
             Frame::Ack { seq } => locked(exchange).requests.acknowledged(seq).map_err(unasked)?,
             Frame::Revoked => return Err(End::RevokedByPeer),
-            Frame::Refused { seq, reason } => return Err(End::RefusedByPeer { seq, reason }),
+            Frame::Refused { seq, reason } => return Err(End::RefusedByPeer(Refused { seq, reason })),
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ impl Lander {
                 self.done = seq;
                 let mut exchange = locked(exchange);
                 exchange.answers.landed(seq);
-                immediate.map_or(Ok(()), |value| exchange.immediate(value)).map_err(broken)
+                immediate.map_or(Ok(()), |value| exchange.requests.books.immediate(value)).map_err(broken)
             }
             Some(Kind::Reply { last: true }) => {
                 locked(exchange).requests.reply_landed();
@@ -152,7 +152,7 @@ impl Lander {
         let place = self.place.as_mut().ok_or(broken("a payload without a frame"))?;
         match &place.kind {
             Kind::Write { seq, region, .. } if !region.live() => {
-                Err(End::RefusedToPeer { seq: *seq, reason: super::frame::Refusal::Key })
+                Err(End::RefusedToPeer(Refused { seq: *seq, reason: Refusal::Key }))
             }
             _ => Ok(place),
         }
@@ -165,7 +165,7 @@ impl Lander {
     fn resolve(&self, seq: u64, key: u64, offset: u64, len: u32, wanted: Wanted) -> Result<Arc<Region>, End> {
         self.registry
             .resolve(key, offset, len.into(), wanted)
-            .map_err(|reason| End::RefusedToPeer { seq, reason })
+            .map_err(|reason| End::RefusedToPeer(Refused { seq, reason }))
     }
 }
 
@@ -180,7 +180,7 @@ fn unasked(Unasked(what): Unasked) -> End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fabric::tcp::frame::{MAX_PAYLOAD, Refusal};
+    use crate::fabric::tcp::frame::MAX_PAYLOAD;
     use crate::fabric::tcp::registry::TcpRegistration;
     use crate::fabric::tcp::requests::NewWrite;
     use crate::fabric::{Completion, RemoteAccess};
@@ -256,9 +256,9 @@ mod tests {
             };
             let mut exchange = locked(&self.exchange);
             let mut done: Vec<Completion> = Vec::new();
-            exchange.requests.poll(&mut done);
+            exchange.requests.books.poll(&mut done);
             let done = done.into_iter().map(|c| (c.id, c.result.is_ok())).collect();
-            let immediates = std::iter::from_fn(|| exchange.take_immediate()).collect();
+            let immediates = std::iter::from_fn(|| exchange.requests.books.take_immediate()).collect();
             let frames = std::iter::from_fn(|| exchange.next_frame()).map(|(frame, _)| frame).collect();
             Outcome { open: bytes(self.open.memory()), into: bytes(&self.into), done, immediates, frames }
         }
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn requests_outside_memory_are_refused_by_number() {
         let write = |key, offset, len| Frame::Write { seq: 1, key, offset, len, last: true, immediate: None };
-        let because = |reason| End::RefusedToPeer { seq: 1, reason };
+        let because = |reason| End::RefusedToPeer(Refused { seq: 1, reason });
         assert_eq!(refused(&[write(OPEN + 1, 0, 8)]), because(Refusal::Key));
         assert_eq!(refused(&[write(OPEN, BYTES as u64 - 7, 8)]), because(Refusal::Bounds));
         assert_eq!(refused(&[write(OPEN, u64::MAX, 8)]), because(Refusal::Bounds));
@@ -402,7 +402,7 @@ mod tests {
         let memory = crate::fabric::Registration::memory(&node.open).clone();
         node.open = node.registry.register(OPEN + 1, memory.clone(), RemoteAccess::Write).unwrap();
         let late = node.feed(&bytes[80..]).unwrap_err();
-        assert_eq!(late, End::RefusedToPeer { seq: 1, reason: Refusal::Key });
+        assert_eq!(late, End::RefusedToPeer(Refused { seq: 1, reason: Refusal::Key }));
         let mut landed = vec![0; 100];
         memory.read(0, &mut landed);
         assert!(landed[..40].iter().copied().eq(1..=40) && landed[40..].iter().all(|b| *b == 0));

@@ -1,19 +1,16 @@
 //! One connection as its threads share it: the caller's, which post and send, and the engine's, which receives.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, TryLockError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
-
-use super::exchange::{End, Exchange};
+use super::exchange::{End, Exchange, Refused};
 use super::registry::Registry;
 use super::transmit::{Progress, Transmitter};
-use crate::fabric::Wake;
-use crate::fabric::locked;
+use crate::fabric::connection::Signals;
 use crate::fabric::meeting::Wire;
+use crate::fabric::{Wake, locked};
 
 /// Bytes that a caller sends itself before it leaves the rest to the engine: more would make a post of bulk take as
 /// long as the network does.
@@ -21,9 +18,6 @@ const INLINE: usize = 1 << 20;
 
 /// Bytes that the engine sends before it looks at what has come in.
 const ENGINE_TURN: usize = 4 << 20;
-
-/// What the rooms above gave to [`crate::fabric::Endpoint::on_event`].
-pub type Notify = Box<dyn Fn() + Send + Sync>;
 
 /// A connection.
 pub struct Link {
@@ -33,19 +27,12 @@ pub struct Link {
     pub wire: Wire,
     /// Memory.
     pub registry: Arc<Registry>,
+    /// Those who wait, and why the engine is to end the connection.
+    pub signals: Signals<Refused>,
     exchange: Mutex<Exchange>,
-    changed: Condvar,
     transmitter: Mutex<Transmitter>,
     /// The socket took no more: the engine waits until it does. Changed with `transmitter` held.
     blocked: AtomicBool,
-    /// Why the engine is to end the connection, once some thread knows it.
-    doom: Mutex<Option<End>>,
-    /// Wakes the engine.
-    bell: OwnedFd,
-    /// Threads in `wait`. Changed with `exchange` held.
-    waiting: AtomicUsize,
-    notify: Mutex<Option<Arc<Notify>>>,
-    notify_anew: AtomicBool,
 }
 
 impl Link {
@@ -55,32 +42,16 @@ impl Link {
             peer,
             wire,
             registry: Registry::new(),
+            signals: Signals::new()?,
             exchange: Mutex::default(),
-            changed: Condvar::new(),
             transmitter: Mutex::default(),
             blocked: AtomicBool::new(false),
-            doom: Mutex::new(None),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            waiting: AtomicUsize::new(0),
-            notify: Mutex::new(None),
-            notify_anew: AtomicBool::new(false),
         })
     }
 
     /// The shared state.
     pub fn exchange(&self) -> &Mutex<Exchange> {
         &self.exchange
-    }
-
-    /// The engine's doorbell.
-    pub fn bell(&self) -> &OwnedFd {
-        &self.bell
-    }
-
-    /// Wakes the engine.
-    pub fn ring(&self) {
-        // It fails only when the counter is at its end, and then the bell rings already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
     /// Whether the engine is to wait until the socket takes more.
@@ -92,7 +63,7 @@ impl Link {
     pub fn pump_inline(&self) {
         // The engine goes on as soon as the socket takes more: trying would only cost a system call.
         if !self.blocked() && self.pump(INLINE) {
-            self.ring();
+            self.signals.ring();
         }
     }
 
@@ -120,7 +91,7 @@ impl Link {
                 Ok(Progress::Blocked) => return !was_blocked,
                 Ok(Progress::More) => return true,
                 Err(e) => {
-                    self.doom(End::Lost(e.to_string()));
+                    self.signals.doom(End::Lost(e.to_string()));
                     return true;
                 }
             }
@@ -132,47 +103,16 @@ impl Link {
         act(&mut locked(&self.transmitter))
     }
 
-    /// Has the engine end the connection; the first reason stays.
-    pub fn doom(&self, end: End) {
-        locked(&self.doom).get_or_insert(end);
-        self.ring();
-    }
-
-    /// Why the engine is to end the connection.
-    pub fn doomed(&self) -> Option<End> {
-        locked(&self.doom).clone()
-    }
-
     /// Tells the rooms above what is new, from the engine's thread.
     pub fn tell(&self) {
-        let anew = self.notify_anew.swap(false, Ordering::Relaxed);
-        {
-            let mut exchange = locked(&self.exchange);
-            if !exchange.news() && !anew {
-                return;
-            }
-            // Whoever starts to wait after this sees the news itself; a call for nobody would cost a system call.
-            if self.waiting.load(Ordering::Relaxed) > 0 {
-                self.changed.notify_all();
-            }
-        }
-        let notify = locked(&self.notify).clone();
-        if let Some(notify) = notify {
-            notify();
-        }
-    }
-
-    /// See [`crate::fabric::Endpoint::on_event`]. What happened before is told again, lest it be missed.
-    pub fn on_event(&self, notify: Notify) {
-        *locked(&self.notify) = Some(Arc::new(notify));
-        self.notify_anew.store(true, Ordering::Relaxed);
-        self.ring();
+        self.signals.tell(&self.exchange, |exchange| exchange.requests.books.news());
     }
 
     /// See [`crate::fabric::Endpoint::interrupt`].
     pub fn interrupt(&self) {
-        locked(&self.exchange).interrupt();
-        self.changed.notify_all();
+        let mut exchange = locked(&self.exchange);
+        exchange.requests.books.interrupt();
+        self.signals.wake();
     }
 
     /// See [`crate::fabric::Endpoint::wait`].
@@ -180,23 +120,14 @@ impl Link {
         let until = Instant::now().checked_add(timeout);
         let mut exchange = locked(&self.exchange);
         loop {
-            if let Some(wake) = exchange.wake() {
+            if let Some(wake) = exchange.requests.books.wake() {
                 return wake;
             }
             let left = until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return Wake::TimedOut;
             }
-            self.waiting.fetch_add(1, Ordering::Relaxed);
-            exchange = self.changed.wait_timeout(exchange, left).unwrap_or_else(|e| e.into_inner()).0;
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            exchange = self.signals.sleep(exchange, left);
         }
-    }
-}
-
-impl Link {
-    /// The socket and the bell, for `poll(2)`.
-    pub fn descriptors(&self) -> (impl AsFd + '_, impl AsFd + '_) {
-        (&self.wire, &self.bell)
     }
 }

@@ -6,13 +6,10 @@
 
 use std::collections::VecDeque;
 
+use super::exchange::{End, Refused};
 use super::frame::{Frame, MAX_PAYLOAD};
+use crate::fabric::connection::Books;
 use crate::fabric::meeting::Payload;
-use crate::fabric::{Completion, FabricError};
-
-/// Requests of one endpoint that may be posted and not settled, or settled and not polled. As a verbs send queue
-/// of common size; at some 100 bytes each it bounds an endpoint's memory to a few hundred KiB.
-pub const LIMIT: usize = 1024;
 
 /// A write as the endpoint checked it.
 pub struct NewWrite {
@@ -31,19 +28,14 @@ pub struct NewWrite {
 /// Requests of one endpoint.
 #[derive(Default)]
 pub struct Requests {
-    /// Number of the newest request.
-    posted: u64,
+    /// What has ended, and what waits for the rooms above.
+    pub books: Books<Refused>,
     /// Number of the newest request that was wholly handed out as frames.
     sent: u64,
-    /// Every write up to here has landed.
-    settled: u64,
+    /// The peer has said that it is done with everything up to here.
+    answered: u64,
     outbox: VecDeque<Outgoing>,
     reads: VecDeque<OpenRead>,
-    /// Signalled requests that have not completed, in order.
-    pending: VecDeque<Pending>,
-    done: VecDeque<Completion>,
-    /// Completions there have been.
-    completed: u64,
 }
 
 enum Outgoing {
@@ -56,44 +48,22 @@ struct OpenRead {
     into: Payload,
 }
 
-struct Pending {
-    seq: u64,
-    id: u64,
-    read: bool,
-}
-
 /// An answer that fits no question of ours.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unasked(pub &'static str);
 
 impl Requests {
-    /// Whether `requests` more, of which `signalled` ask for a completion, may be posted; else how many are in flight.
-    pub fn room(&self, requests: usize, signalled: usize) -> Result<(), usize> {
-        let unsettled = (self.posted - self.settled) as usize;
-        let waiting = self.pending.len() + self.done.len();
-        if unsettled + requests > LIMIT || waiting + signalled > LIMIT {
-            return Err(unsettled.max(waiting));
-        }
-        Ok(())
-    }
-
     /// Posts a write.
     pub fn write(&mut self, write: NewWrite) {
-        self.posted += 1;
-        let seq = self.posted;
-        if let Some(id) = write.signal {
-            self.pending.push_back(Pending { seq, id, read: false });
-        }
-        let NewWrite { from: left, key, offset, immediate, .. } = write;
+        let NewWrite { from: left, key, offset, immediate, signal } = write;
+        let seq = self.books.post(1, signal);
         self.outbox.push_back(Outgoing::Write { seq, left, key, offset, immediate });
     }
 
     /// Posts a read of `into.len` bytes, at most [`super::frame::MAX_READ`].
     pub fn read(&mut self, into: Payload, key: u64, offset: u64, signal: u64) {
-        self.posted += 1;
-        let seq = self.posted;
+        let seq = self.books.post(1, Some(signal));
         let len = into.len as u32;
-        self.pending.push_back(Pending { seq, id: signal, read: true });
         self.reads.push_back(OpenRead { seq, into });
         self.outbox.push_back(Outgoing::Read { seq, key, offset, len });
     }
@@ -168,44 +138,20 @@ impl Requests {
         }
     }
 
-    /// Moves completions to `out`.
-    pub fn poll(&mut self, out: &mut Vec<Completion>) -> usize {
-        let n = self.done.len();
-        out.extend(self.done.drain(..));
-        n
-    }
-
-    /// Whether [`Requests::poll`] would return any.
-    pub fn has_completions(&self) -> bool {
-        !self.done.is_empty()
-    }
-
-    /// How many completions there have been, polled or not.
-    pub fn completed(&self) -> u64 {
-        self.completed
-    }
-
-    /// Completes everything that is in flight with an error, and forgets what was to be sent.
-    pub fn fail(&mut self, error: impl Fn() -> FabricError) {
+    /// Completes everything that is in flight with an error, and forgets what was to be sent. Whether it did; the first
+    /// end stays.
+    pub fn finish(&mut self, end: End, peer: &str) -> bool {
         self.outbox.clear();
         self.reads.clear();
-        for Pending { id, .. } in self.pending.drain(..) {
-            self.done.push_back(Completion { id, result: Err(error()) });
-            self.completed += 1;
-        }
+        self.books.finish(end, peer)
     }
 
+    /// Everything up to `seq` has been answered. An acknowledgement may overtake the answer to a read: what comes after an
+    /// open read waits for it.
     fn settle(&mut self, seq: u64) {
-        self.settled = self.settled.max(seq);
-        while let Some(front) = self.pending.front() {
-            let open_read = self.reads.front().is_some_and(|r| r.seq <= front.seq);
-            if front.seq > self.settled || (front.read && open_read) {
-                break;
-            }
-            self.done.push_back(Completion { id: front.id, result: Ok(()) });
-            self.completed += 1;
-            self.pending.pop_front();
-        }
+        self.answered = self.answered.max(seq);
+        let open = self.reads.front().map_or(u64::MAX, |read| read.seq);
+        self.books.settle(self.answered.min(open - 1));
     }
 }
 
@@ -229,7 +175,7 @@ mod tests {
 
     fn completed(requests: &mut Requests) -> Vec<u64> {
         let mut out = Vec::new();
-        requests.poll(&mut out);
+        requests.books.poll(&mut out);
         out.iter().map(|c| c.id).collect()
     }
 
@@ -309,20 +255,6 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_counts_what_is_unsettled_and_what_is_unpolled() {
-        let mut requests = Requests::default();
-        assert_eq!(requests.room(LIMIT + 1, 0), Err(0));
-        (0..LIMIT as u64).for_each(|id| requests.write(write(0, Some(id))));
-        assert_eq!(requests.room(1, 0), Err(LIMIT));
-        send_all(&mut requests);
-        requests.acknowledged(LIMIT as u64).unwrap();
-        assert_eq!(requests.room(1, 0), Ok(()), "an unsignalled one has room");
-        assert_eq!(requests.room(1, 1), Err(LIMIT), "its completion would have none");
-        assert_eq!(completed(&mut requests).len(), LIMIT);
-        assert_eq!(requests.room(LIMIT, LIMIT), Ok(()));
-    }
-
-    #[test]
     fn failure_completes_everything_once() {
         let mut requests = Requests::default();
         requests.write(write(1, Some(1)));
@@ -330,10 +262,9 @@ mod tests {
         send_all(&mut requests);
         requests.acknowledged(1).unwrap();
         requests.write(write(1, Some(3)));
-        requests.fail(|| FabricError::Revoked { peer: "p".into() });
-        requests.fail(|| FabricError::Revoked { peer: "p".into() });
+        assert!(requests.finish(End::RevokedByPeer, "p") && !requests.finish(End::Closed, "p"));
         let mut out = Vec::new();
-        requests.poll(&mut out);
+        requests.books.poll(&mut out);
         let ends: Vec<_> = out.iter().map(|c| (c.id, c.result.is_ok())).collect();
         assert_eq!(ends, [(1, true), (2, false), (3, false)]);
         assert!(!requests.has_output());

@@ -14,13 +14,13 @@ use super::adapter::{self, Choice, GidKind, SYSFS, Selected};
 use super::card::{CARD, Card, Facts, Path};
 use super::context::Context;
 use super::endpoint::VerbsEndpoint;
-use super::ledger::LIMIT;
 use super::link::Link;
 use super::memory::Domain;
 use super::pair::{Pair, RECEIVES};
 use super::queue::Queue;
 use super::words::{WORD, Word};
 use super::{VerbsError, ffi};
+use crate::fabric::connection::LIMIT;
 use crate::fabric::meeting::{Wire, receive_exact};
 use crate::fabric::{FabricError, random};
 

@@ -116,12 +116,12 @@ impl Endpoint for VerbsEndpoint {
     }
 
     fn on_event(&self, notify: Box<dyn Fn() + Send + Sync>) {
-        self.link.on_event(notify);
+        self.link.signals.on_event(notify);
     }
 
     fn revoke(&self) -> Result<(), FabricError> {
         // The reason first, so that the engine never finds a failed pair without one.
-        self.link.doom(End::RevokedHere);
+        self.link.signals.doom(End::RevokedHere);
         Ok(self.link.silence()?)
     }
 
@@ -132,7 +132,7 @@ impl Endpoint for VerbsEndpoint {
 
 impl Drop for VerbsEndpoint {
     fn drop(&mut self) {
-        self.link.doom(End::Closed);
+        self.link.signals.doom(End::Closed);
         if let Err(error) = self.link.silence() {
             tracing::error!(peer = self.link.peer, %error, "a connection could not be silenced");
         }

@@ -9,12 +9,8 @@
 //! by [`Link::wait`], and by the engine once nobody has polled for [`LULL`]; an event disarms it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::VerbsError;
 use super::chain::{Action, Chain, Request};
@@ -22,6 +18,7 @@ use super::ledger::{End, Ledger, Suspicion};
 use super::memory::Region;
 use super::pair::{Pair, RECEIVE};
 use super::queue::Status;
+use crate::fabric::connection::Signals;
 use crate::fabric::meeting::Wire;
 use crate::fabric::{Completion, FabricError, Wake, locked};
 
@@ -34,28 +31,20 @@ const SPIN_MOST: Duration = Duration::from_micros(20);
 /// Shortest: what it costs to find out again whether polling pays.
 const SPIN_LEAST: Duration = Duration::from_micros(1);
 
-/// What the rooms above gave to [`crate::fabric::Endpoint::on_event`].
-pub type Notify = Box<dyn Fn() + Send + Sync>;
-
 /// A connection.
 pub struct Link {
     /// Who is at the other end.
     pub peer: String,
     /// The control connection.
     pub wire: Wire,
+    /// Those who wait, and why the engine is to end the connection.
+    pub signals: Signals<String>,
     pair: Pair,
     /// Longest message of the port.
     max_message: usize,
     limit: usize,
     sender: Mutex<Sender>,
     state: Mutex<State>,
-    changed: Condvar,
-    /// Why the engine is to end the connection, once some thread knows it.
-    doom: Mutex<Option<End>>,
-    /// Wakes the engine.
-    bell: OwnedFd,
-    notify: Mutex<Option<Arc<Notify>>>,
-    notify_anew: AtomicBool,
 }
 
 /// Held by whoever posts.
@@ -70,8 +59,6 @@ struct State {
     armed: bool,
     /// Calls of [`Link::poll`] so far.
     polls: u64,
-    /// Threads asleep in [`Link::wait`].
-    waiting: usize,
     spin: Duration,
     /// Nothing can land any more.
     silent: bool,
@@ -110,6 +97,7 @@ impl Link {
         Ok(Link {
             peer,
             wire,
+            signals: Signals::new()?,
             pair,
             max_message,
             limit,
@@ -118,15 +106,9 @@ impl Link {
                 ledger: Ledger::new(limit),
                 armed: false,
                 polls: 0,
-                waiting: 0,
                 spin: SPIN_MOST,
                 silent: false,
             }),
-            changed: Condvar::new(),
-            doom: Mutex::new(None),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            notify: Mutex::new(None),
-            notify_anew: AtomicBool::new(false),
         })
     }
 
@@ -152,14 +134,18 @@ impl Link {
         let signalled = batch.0.iter().filter(|p| p.signal.is_some()).count();
         let (first, goes) = {
             let mut state = locked(&self.state);
-            if let Some(end) = state.ledger.end() {
+            if let Some(end) = state.ledger.books.end() {
                 return Err(end.error(&self.peer));
             }
-            if state.ledger.room(pieces, signalled).is_err() {
+            if state.ledger.books.room(pieces, signalled).is_err() {
                 // What has completed makes room.
                 self.drain(&mut state);
             }
-            state.ledger.room(pieces, signalled).map_err(|in_flight| FabricError::Busy { in_flight })?;
+            state
+                .ledger
+                .books
+                .room(pieces, signalled)
+                .map_err(|in_flight| FabricError::Busy { in_flight })?;
             let mut first = None;
             for post in batch.0.iter() {
                 let number = state.ledger.post(self.pieces(post), post.signal, post.region.clone());
@@ -172,7 +158,7 @@ impl Link {
             let numbered = (first..).zip(requests).map(|(id, request)| Request { id, ..request });
             if let Err(e) = self.pair.post(chain, numbered) {
                 // Some of it may have been posted: all of it completes with the connection's end.
-                self.doom(End::Lost(format!("the adapter took no request: {e}")));
+                self.signals.doom(End::Lost(format!("the adapter took no request: {e}")));
             }
         }
         Ok(())
@@ -210,15 +196,15 @@ impl Link {
         let mut state = locked(&self.state);
         state.polls += 1;
         self.drain(&mut state);
-        if state.waiting > 0 && state.ledger.has_news() {
-            self.changed.notify_all();
+        if state.ledger.books.has_news() {
+            self.signals.wake();
         }
-        state.ledger.poll(out)
+        state.ledger.books.poll(out)
     }
 
     /// See [`crate::fabric::Endpoint::take_immediate`].
     pub fn take_immediate(&self) -> Option<u32> {
-        locked(&self.state).ledger.take_immediate()
+        locked(&self.state).ledger.books.take_immediate()
     }
 
     /// See [`crate::fabric::Endpoint::wait`].
@@ -229,8 +215,8 @@ impl Link {
         self.drain(&mut state);
         let spin = state.spin.min(timeout);
         let mut spun = false;
-        while state.ledger.expects_completions() && start.elapsed() < spin {
-            if let Some(wake) = state.ledger.wake() {
+        while state.ledger.books.expects_completions() && start.elapsed() < spin {
+            if let Some(wake) = state.ledger.books.wake() {
                 state.spin = if spun { (2 * state.spin).min(SPIN_MOST) } else { state.spin };
                 return wake;
             }
@@ -244,7 +230,7 @@ impl Link {
             state.spin = (state.spin / 2).max(SPIN_LEAST);
         }
         loop {
-            if let Some(wake) = state.ledger.wake() {
+            if let Some(wake) = state.ledger.books.wake() {
                 return wake;
             }
             if !state.armed {
@@ -255,34 +241,15 @@ impl Link {
             if left.is_zero() {
                 return Wake::TimedOut;
             }
-            state.waiting += 1;
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0;
-            state.waiting -= 1;
+            state = self.signals.sleep(state, left);
         }
     }
 
     /// See [`crate::fabric::Endpoint::interrupt`].
     pub fn interrupt(&self) {
-        locked(&self.state).ledger.interrupt();
-        self.changed.notify_all();
-    }
-
-    /// See [`crate::fabric::Endpoint::on_event`]. What happened before is told again, lest it be missed.
-    pub fn on_event(&self, notify: Notify) {
-        *locked(&self.notify) = Some(Arc::new(notify));
-        self.notify_anew.store(true, Ordering::Relaxed);
-        self.ring();
-    }
-
-    /// Has the engine end the connection; the first reason stays.
-    pub fn doom(&self, end: End) {
-        locked(&self.doom).get_or_insert(end);
-        self.ring();
-    }
-
-    /// Why the engine is to end the connection.
-    pub fn doomed(&self) -> Option<End> {
-        locked(&self.doom).clone()
+        let mut state = locked(&self.state);
+        state.ledger.books.interrupt();
+        self.signals.wake();
     }
 
     /// After this nothing of the peer's lands, and the adapter touches no memory for this connection. Repeatable. Doom it
@@ -325,20 +292,7 @@ impl Link {
 
     /// Tells the rooms above what is new, from the engine's thread.
     pub fn tell(&self) {
-        let anew = self.notify_anew.swap(false, Ordering::Relaxed);
-        {
-            let mut state = locked(&self.state);
-            if !state.ledger.news() && !anew {
-                return;
-            }
-            if state.waiting > 0 {
-                self.changed.notify_all();
-            }
-        }
-        let notify = locked(&self.notify).clone();
-        if let Some(notify) = notify {
-            notify();
-        }
+        self.signals.tell(&self.state, |state| state.ledger.books.news());
     }
 
     /// How long the engine may sleep: for ever if events will wake it; for a [`LULL`] while somebody polls, whose count
@@ -348,11 +302,11 @@ impl Link {
         if state.armed {
             return None;
         }
-        if state.waiting == 0 && std::mem::replace(seen, state.polls) != state.polls {
+        if !self.signals.anyone_sleeps() && std::mem::replace(seen, state.polls) != state.polls {
             return Some(LULL);
         }
         self.arm(&mut state);
-        if state.ledger.has_news() { Some(Duration::ZERO) } else { None }
+        if state.ledger.books.has_news() { Some(Duration::ZERO) } else { None }
     }
 
     /// Events of the completion queue were taken.
@@ -360,21 +314,10 @@ impl Link {
         locked(&self.state).armed = false;
     }
 
-    /// The engine's doorbell.
-    pub fn bell(&self) -> impl AsFd + '_ {
-        &self.bell
-    }
-
-    /// Wakes the engine.
-    fn ring(&self) {
-        // It fails only when the counter is at its end, and then the bell rings already.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-    }
-
     fn arm(&self, state: &mut State) {
         state.armed = true;
         if let Err(e) = self.pair.queue().arm() {
-            self.doom(End::Lost(format!("the adapter reports no completions: {e}")));
+            self.signals.doom(End::Lost(format!("the adapter reports no completions: {e}")));
         }
         // What came before raises no event.
         self.drain(state);
@@ -382,7 +325,7 @@ impl Link {
 
     fn drain(&self, state: &mut State) {
         let ledger = &mut state.ledger;
-        if ledger.end().is_some() {
+        if ledger.books.end().is_some() {
             return;
         }
         let suspected = ledger.suspicion().is_some();
@@ -391,7 +334,7 @@ impl Link {
             (false, status) => ledger.ended(ended.id, status),
             (true, Status::Success) => {
                 receives += 1;
-                if let Some(Err(broken)) = ended.immediate.map(|value| ledger.immediate(value)) {
+                if let Some(Err(broken)) = ended.immediate.map(|value| ledger.books.immediate(value)) {
                     overrun = Some(broken);
                 }
             }
@@ -401,16 +344,16 @@ impl Link {
             && ledger.takes_requests()
             && let Err(e) = self.pair.post_receives(receives)
         {
-            self.doom(End::Lost(format!("the adapter took no receive: {e}")));
+            self.signals.doom(End::Lost(format!("the adapter took no receive: {e}")));
         }
         if let Some(broken) = overrun {
-            self.doom(End::Protocol(broken.to_owned()));
+            self.signals.doom(End::Protocol(broken.to_owned()));
         }
         if let Err(e) = polled {
-            self.doom(End::Lost(e.to_string()));
+            self.signals.doom(End::Lost(e.to_string()));
         }
         if !suspected && ledger.suspicion().is_some() {
-            self.ring();
+            self.signals.ring();
         }
     }
 }
