@@ -25,6 +25,9 @@ mod rig;
 mod writes;
 
 mod adapter;
+mod agents;
+mod cable;
+mod cut;
 mod memory;
 mod nodes;
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use pmemha::fabric::{FabricError, Registration, RemoteAccess};
@@ -78,6 +79,38 @@ fn is_refused(file: &File) {
 fn a_file_with_dax_is_refused_as_not_registrable() {
     assert!(Path::new("/pmem").exists(), "a file system with DAX at /pmem: soft-roce/run brings one");
     is_refused(&file_in("/pmem").1);
+}
+
+/// Set for the process that registers under a limit.
+const LIMITED: &str = "VERBS_MEMLOCK_LIMITED";
+
+/// What the process under the limit does. Run by the harness like any test it has nothing to do.
+#[test]
+fn limited_process() {
+    if std::env::var_os(LIMITED).is_none() {
+        return;
+    }
+    let (left, _right) = verbs().pair();
+    let anonymous = Arc::new(SharedMem::anonymous(BYTES).unwrap());
+    println!("\nREFUSED {}", left.end.register(anonymous, RemoteAccess::Write).unwrap_err());
+}
+
+#[test]
+fn a_limit_of_locked_memory_is_named_with_its_remedy() {
+    let limited = Command::new("prlimit")
+        .args(["--memlock=65536", "setpriv", "--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["memory::limited_process", "--exact", "--nocapture"])
+        .env(LIMITED, "yes")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&limited.stdout);
+    let refusal = said
+        .lines()
+        .find_map(|line| line.strip_prefix("REFUSED "))
+        .unwrap_or_else(|| panic!("it was not refused: {said}{}", String::from_utf8_lossy(&limited.stderr)));
+    assert!(refusal.contains("RLIMIT_MEMLOCK is 65536 bytes"), "{refusal}");
+    assert!(refusal.contains("LimitMEMLOCK=infinity"), "{refusal}");
 }
 
 #[test]

@@ -17,10 +17,15 @@ pub type Held = Option<RwLockReadGuard<'static, ()>>;
 
 /// A node named `name`; `dir` holds the authority.
 pub fn node(name: &str, _recipe: &str, dir: &Path) -> Box<dyn Fabric> {
+    node_at(name, dir, Choice::default())
+}
+
+/// The same, at the adapter and address of `choice`.
+pub fn node_at(name: &str, dir: &Path, choice: Choice) -> Box<dyn Fabric> {
     let listen = "127.0.0.1:0".parse().unwrap();
     let identity = Some(identity(name, dir));
     let meeting = Meeting::start(MeetingConfig { listen, advertise: None, identity }).unwrap();
-    Box::new(VerbsFabric::over(meeting, Choice::default()))
+    Box::new(VerbsFabric::over(meeting, choice))
 }
 
 pub fn verbs() -> Rig {

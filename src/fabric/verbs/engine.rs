@@ -55,7 +55,7 @@ impl Engine {
         loop {
             self.link.collect();
             self.link.tell();
-            if let Some(doom) = self.link.doomed() {
+            if let Some(doom) = self.link.signals.doomed() {
                 return match doom {
                     // The peer may have said why before it was gone.
                     End::Lost(_) => self.hear().unwrap_or(doom),
@@ -84,8 +84,8 @@ impl Engine {
         Some(match Word::decode(self.word) {
             Some(Word::Revoked) => End::RevokedByPeer,
             Some(Word::Refused) => End::RefusedByPeer(match self.link.suspicion() {
-                Some(Suspicion::Ours(Status::RefusedByPeer(status))) => self.describe(status),
-                _ => "key, bounds or access".to_owned(),
+                Some(Suspicion::Ours(Status::RefusedByPeer(status))) => self.refused(status),
+                _ => "a request: key, bounds or access".to_owned(),
             }),
             Some(Word::Ready) | None => End::Protocol("it spoke out of turn".to_owned()),
         })
@@ -96,7 +96,7 @@ impl Engine {
         let context = self.link.pair().domain().context();
         while let Some(event) = context.async_event() {
             match event {
-                AsyncEvent::PeerRefused => return Some(End::RefusedToPeer),
+                AsyncEvent::PeerRefused => return Some(refused_to_peer()),
                 AsyncEvent::Fatal(what) => return Some(End::Lost(what)),
                 AsyncEvent::Note(what) => {
                     tracing::debug!(
@@ -116,9 +116,9 @@ impl Engine {
         let suspicion = self.link.suspicion()?;
         let until = *self.patience.get_or_insert_with(|| Instant::now() + WORD_WITHIN);
         match suspicion {
-            Suspicion::Theirs => Some(End::RefusedToPeer),
+            Suspicion::Theirs => Some(refused_to_peer()),
             Suspicion::Ours(_) if Instant::now() < until => None,
-            Suspicion::Ours(Status::RefusedByPeer(status)) => Some(End::RefusedByPeer(self.describe(status))),
+            Suspicion::Ours(Status::RefusedByPeer(status)) => Some(End::RefusedByPeer(self.refused(status))),
             Suspicion::Ours(Status::NoAnswer(status)) => {
                 Some(End::Lost(format!("the peer's adapter does not answer: {}", self.describe(status))))
             }
@@ -131,6 +131,10 @@ impl Engine {
         }
     }
 
+    fn refused(&self, status: u32) -> String {
+        format!("a request, as its adapter says: {}", self.describe(status))
+    }
+
     fn describe(&self, status: u32) -> String {
         self.link.pair().queue().describe(status)
     }
@@ -141,24 +145,28 @@ impl Engine {
         let word = self.patience.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout = rest.into_iter().chain(word).min().map(timespec);
         let link = &self.link;
-        let (queue, adapter, bell) = (link.pair().queue(), link.pair().domain().context(), link.bell());
+        let (queue, adapter, bell) =
+            (link.pair().queue(), link.pair().domain().context(), link.signals.bell());
         let mut fds = [
             PollFd::new(queue, PollFlags::IN),
             PollFd::new(&**adapter, PollFlags::IN),
             PollFd::new(&link.wire, PollFlags::IN),
-            PollFd::new(&bell, PollFlags::IN),
+            PollFd::new(bell, PollFlags::IN),
         ];
         match poll(&mut fds, timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             other => other?,
         };
+        if fds[..2].iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::NVAL)) {
+            // Else it would say so for ever, and nobody would sleep.
+            return Err(io::Error::other("the adapter was taken away"));
+        }
         let [events, .., rung] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
         if events && queue.take_events() {
             link.disarmed();
         }
         if rung {
-            // Only to make it silent again; how often it rang does not matter.
-            let _ = rustix::io::read(&bell, &mut [0; 8]);
+            link.signals.hush();
         }
         Ok(())
     }
@@ -167,7 +175,7 @@ impl Engine {
     fn part(&mut self, end: &End) {
         let word = match end {
             End::RevokedHere => Word::Revoked,
-            End::RefusedToPeer => Word::Refused,
+            End::RefusedToPeer(_) => Word::Refused,
             _ => return,
         };
         let wire = &self.link.wire;
@@ -189,6 +197,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Which request it was the adapter does not say.
+fn refused_to_peer() -> End {
+    End::RefusedToPeer("memory that it may not reach, or not in that way".to_owned())
 }
 
 fn timespec(left: Duration) -> Timespec {

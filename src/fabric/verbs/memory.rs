@@ -139,26 +139,29 @@ impl Region {
         ([entry(start, first), entry(0, len - first)], used)
     }
 
-    /// No adapter touches the memory after this, unless it fails.
+    /// No adapter touches the memory after this, unless it fails; then it may be tried again.
     fn deregister(&self) -> io::Result<()> {
-        let Some(Raw(raw)) = locked(&self.raw).take() else { return Ok(()) };
-        // SAFETY: taken out, so it is deregistered this once.
-        let refused = unsafe { (self.domain.context.library().ibv_dereg_mr)(raw.as_ptr()) };
-        if refused == 0 {
-            return Ok(());
+        let mut raw = locked(&self.raw);
+        let Some(Raw(registered)) = &*raw else { return Ok(()) };
+        // SAFETY: registered, and under the lock nobody else deregisters it; it stays as it is where the call refuses.
+        match unsafe { (self.domain.context.library().ibv_dereg_mr)(registered.as_ptr()) } {
+            0 => {
+                *raw = None;
+                Ok(())
+            }
+            errno => Err(io::Error::from_raw_os_error(errno.abs())),
         }
-        let error = io::Error::from_raw_os_error(refused.abs());
-        tracing::error!(device = self.domain.context.device(), %error, "memory stays registered and mapped for good");
-        // The adapter may still reach it, so nobody else may get these pages.
-        std::mem::forget(self.memory.clone());
-        Err(error)
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // A failure was said, and the memory is left alone.
-        let _ = self.deregister();
+        if let Err(error) = self.deregister() {
+            let device = self.domain.context.device();
+            tracing::error!(device, %error, "memory stays registered and mapped for good");
+            // The adapter may still reach it, so nobody else may get these pages.
+            std::mem::forget(self.memory.clone());
+        }
     }
 }
 
@@ -182,12 +185,12 @@ impl Registration for VerbsRegistration {
 
 impl Drop for VerbsRegistration {
     fn drop(&mut self) {
-        locked(&self.0.domain.known).remove(&name(&self.0.key, &self.0.memory));
         // What the peer can reach ends here and now; what only our requests use ends with the last of them.
-        if self.0.access != RemoteAccess::Local {
-            // As in `Region`'s own end.
-            let _ = self.0.deregister();
+        if self.0.access != RemoteAccess::Local && self.0.deregister().is_err() {
+            // Still known, so that a revocation tries again and does not take it for gone.
+            return;
         }
+        locked(&self.0.domain.known).remove(&name(&self.0.key, &self.0.memory));
     }
 }
 

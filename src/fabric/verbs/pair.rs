@@ -3,9 +3,9 @@
 //! Threads: one posts at a time, and one posts receives, by locks of the caller's. Everything may be called from any thread
 //! at any time besides; [`Pair::destroy`] waits for posts in progress, [`Pair::refuse`] does not.
 //!
-//! **Why a connection ends with its queue pair destroyed, not reset.** By the book a reset is enough. But Soft-RoCE (Linux
-//! 6.1) delivers packets in the context of whoever sends or receives them, which a reset does not wait for: bytes land
-//! afterwards, and packets are freed twice, until the device is unusable. Destruction waits for them, as every adapter's does.
+//! **Why a connection ends with its queue pair destroyed, not reset.** By the book a reset is enough. But under Soft-RoCE
+//! (Linux 6.1) we have seen bytes land after it, packets freed twice, and the device unusable in the end; `docs/fabric.md`,
+//! section 10, says why, and from which of its sources.
 
 use std::ffi::c_int;
 use std::io;
@@ -35,14 +35,18 @@ const INLINE: u32 = 256;
 /// answer, since an early repetition of bulk costs more than a late one.
 const TIMEOUT: u8 = 16;
 
-/// Times a packet is sent again: the most that there is. With [`TIMEOUT`], a peer that is gone is known to be after
-/// 2 s or so (adapters may take up to four times as long), in the order of what tcp needs.
-const RETRIES: u8 = 7;
+/// Times a packet is sent again, in a field of three bits. Not 7: Soft-RoCE takes that as for ever. So a peer that is gone
+/// is known to be after seven times [`TIMEOUT`], 1.9 s, where adapters keep to it, and 7.5 s where they take up to four
+/// times as long, as the InfiniBand specification lets them: in the order of what tcp needs.
+const RETRIES: u8 = 6;
 
-/// Times that a request is sent again when the peer has no receive posted. 7 would mean for ever.
+/// Times that a request is sent again when the peer has no receive posted for its immediate. 7 would mean for ever, by the
+/// specification. Receives are posted again as immediates come, by whoever polls or the engine, so one that finds none
+/// for a quarter of a second, six times [`RNR_PAUSE`], has met a peer that does not run: it sleeps through nothing by
+/// being woken a connection later.
 const RNR_RETRIES: u8 = 6;
 
-/// Code of the pause between these: 41 ms, so that a peer has a quarter of a second to come round.
+/// Code of the pause between these: 40.96 ms, a few time slices of a loaded machine.
 const RNR_PAUSE: u8 = 24;
 
 /// Scatter/gather entries of a request: two, since a ring's end may lie between.

@@ -1,0 +1,170 @@
+//! Two agents, each with an adapter of its own, and a cable between these.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pmemha::log::Appender;
+use pmemha::session::client::{Options, Protection, Session};
+use pmemha::types::{Level, Lsn};
+use pmemha_testkit::node::{Binaries, Node, Pair, PairOptions};
+use pmemha_testkit::wait::eventually;
+
+use crate::cable::{Cable, ENDS};
+use crate::rig::PATIENCE;
+
+const BINARIES: Binaries =
+    Binaries { agent: env!("CARGO_BIN_EXE_pmemhad"), cli: env!("CARGO_BIN_EXE_pmemha") };
+
+/// Bytes of the protected file.
+const BYTES: u64 = 64 << 10;
+
+/// Bytes of one change.
+const LINE: u64 = 64;
+
+/// Agents at both ends of the cable. The destination declares `durability`.
+fn pair(durability: &str) -> Pair {
+    let [left, right] = ENDS.map(|(_, adapter)| format!("\n[rdma]\ndevice = \"{adapter}\"\ngid_index = 0\n"));
+    let mut pair = Pair::prepare(
+        BINARIES,
+        &PairOptions {
+            group: format!("log_size = \"256KiB\"\non_death = \"none\"{left}"),
+            replica: format!("fabric = \"verbs\"\n{right}"),
+            ..PairOptions::default()
+        },
+    );
+    let config = pair.beta.config();
+    let text = fs::read_to_string(&config).unwrap();
+    let declared = text.replace("durability = \"battery\"", &format!("durability = \"{durability}\""));
+    fs::write(config, declared.replace("encrypt = false\n", "")).unwrap();
+    pair.beta.start();
+    pair.alpha.start();
+    pair
+}
+
+/// An application of this process, attached to a node.
+struct App {
+    session: Arc<Session>,
+    file: File,
+    region: Protection,
+    written: u64,
+}
+
+impl App {
+    fn start(node: &Node) -> App {
+        let path = node.files().join("data");
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        file.set_len(BYTES).unwrap();
+        let options =
+            Options { socket: Some(node.socket()), group: Some("app".into()), ..Options::default() };
+        let session = Session::connect(options).unwrap();
+        let region = session.protect(file.as_fd(), BYTES, false).unwrap();
+        App { session, file, region, written: 0 }
+    }
+
+    fn appender(&self) -> &Appender {
+        self.session.appender()
+    }
+
+    /// Changes a line, and publishes that.
+    fn write(&mut self) -> Lsn {
+        let at = self.written * LINE % BYTES;
+        self.written += 1;
+        let line = [self.written as u8; LINE as usize];
+        self.file.write_all_at(&line, at).unwrap();
+        let appender = self.appender();
+        // While the application is ahead, only the place is noted.
+        let _ = appender.append_from_file(self.region.region, at, line.len(), self.file.as_fd(), true);
+        appender.drain()
+    }
+
+    fn reaches(&self, level: Level, lsn: Lsn, within: Duration) -> bool {
+        self.appender().wait(lsn, level, Some(within)).is_ok()
+    }
+}
+
+/// The destination in the source's eyes.
+fn destination(pair: &Pair) -> serde_json::Value {
+    pair.alpha.status().unwrap()["groups"][0]["destinations"][0].clone()
+}
+
+#[test]
+fn a_source_finds_its_destination_again_once_the_cable_is_mended() {
+    let cable = Cable::lay();
+    let pair = pair("battery");
+    let mut app = App::start(&pair.alpha);
+    pair.alpha.await_streaming();
+    let row = destination(&pair);
+    assert_eq!((row["fabric"].as_str(), row["encrypted"].as_bool()), (Some("verbs"), Some(false)), "{row:#}");
+
+    cable.cut();
+    app.write();
+    pair.alpha.await_group("the link to end", |group| {
+        let error = group["destinations"][0]["last_error"].as_str()?;
+        error.contains("does not answer").then_some(())
+    });
+    // Several times the ring: nothing blocks, whatever the adapter does.
+    for _ in 0..10_000 {
+        app.write();
+    }
+    cable.heal();
+    pair.alpha.await_streaming();
+    let lsn = app.write();
+    assert!(app.reaches(Level::Applied, lsn, PATIENCE), "{:#}", destination(&pair));
+}
+
+#[test]
+fn idle_agents_take_next_to_no_processor_time() {
+    let _cable = Cable::lay();
+    let pair = pair("battery");
+    let mut app = App::start(&pair.alpha);
+    pair.alpha.await_streaming();
+    let lsn = app.write();
+    assert!(app.reaches(Level::Applied, lsn, PATIENCE));
+    // A thread that polls would take all of it.
+    let (rest, most) = (Duration::from_secs(1), Duration::from_millis(200));
+    eventually("both agents rest for a second", PATIENCE, || {
+        let before = [&pair.alpha, &pair.beta].map(processor_time);
+        std::thread::park_timeout(rest);
+        let taken = [&pair.alpha, &pair.beta].map(processor_time);
+        let taken = [taken[0] - before[0], taken[1] - before[1]];
+        println!("processor time of a second at rest: source {:?}, destination {:?}", taken[0], taken[1]);
+        taken.iter().all(|t| *t < most)
+    });
+}
+
+/// What the agent of `node` has taken so far, in ticks of 10 ms.
+fn processor_time(node: &Node) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", node.pid())).unwrap();
+    let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    // utime and stime, the 14th and 15th of all.
+    Duration::from_millis([11, 12].map(|i| fields[i].parse::<u64>().unwrap() * 10).iter().sum())
+}
+
+/// While the destination's agent stands still, its adapter goes on.
+#[test]
+fn durable_is_what_the_destination_declares() {
+    let _cable = Cable::lay();
+    for (declared, by_adapter) in [("battery", true), ("eadr", true), ("pmem", false), ("disk", false)] {
+        let pair = pair(declared);
+        let mut app = App::start(&pair.alpha);
+        pair.alpha.await_streaming();
+        assert_eq!(destination(&pair)["durability"], declared);
+        let beta = pair.beta.status().unwrap()["groups"][0]["destinations"][0].clone();
+        assert_eq!((beta["durability"].as_str(), beta["staged"].as_bool()), (Some(declared), Some(false)));
+
+        pair.beta.stand_still();
+        let lsn = app.write();
+        assert!(app.reaches(Level::Received, lsn, PATIENCE), "{declared}: the adapter takes bytes by itself");
+        if by_adapter {
+            assert!(app.reaches(Level::Durable, lsn, PATIENCE), "{declared}: {:#}", destination(&pair));
+        } else {
+            assert!(!app.reaches(Level::Durable, lsn, Duration::from_millis(500)), "{declared}");
+        }
+        assert!(!app.reaches(Level::Applied, lsn, Duration::ZERO), "{declared}: nobody can have applied it");
+        pair.beta.go_on();
+        assert!(app.reaches(Level::Applied, lsn, PATIENCE), "{declared}: {:#}", destination(&pair));
+    }
+}
