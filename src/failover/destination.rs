@@ -24,6 +24,10 @@ impl Turn<'_> {
                 self.promote_untriggered(Mandate::Arbiter)
             }
             Event::Revoked { round } if self.working_on(*round, Phase::Revoking) => self.verify(),
+            Event::RevokeFailed { round } if self.working_on(*round, Phase::Revoking) => {
+                self.next.phase = Phase::Unable;
+                self.alarm(Alarm::RevokeFailed);
+            }
             Event::ImageVerified { round } if self.working_on(*round, Phase::Verifying) => self.commit(),
             Event::ImageFailed { round } if self.working_on(*round, Phase::Verifying) => {
                 self.next.phase = Phase::Unable;

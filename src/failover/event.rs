@@ -168,6 +168,11 @@ pub enum Event {
         /// From [`Action::Revoke`].
         round: Round,
     },
+    /// It could not be taken away: something of its may still land.
+    RevokeFailed {
+        /// From [`Action::Revoke`].
+        round: Round,
+    },
     /// The image holds what the mandate names, its digest fits and it can be opened here.
     ImageVerified {
         /// From [`Action::Verify`].
@@ -287,6 +292,8 @@ pub enum Alarm {
     TailNotSaved,
     /// The application did not freeze in time and was killed.
     FreezeFailed,
+    /// The source's access could not be taken away.
+    RevokeFailed,
     /// The image could not be verified.
     ImageFailed,
     /// The regions could not be placed.
@@ -321,6 +328,9 @@ impl Alarm {
             }
             Alarm::FreezeFailed => {
                 "the application did not freeze in time and was killed; the handover goes on"
+            }
+            Alarm::RevokeFailed => {
+                "not promoted: the adapter here cannot be kept from taking the source's writes; stop pmemhad on this node and start it again, which ends them for certain, then `pmemha promote`"
             }
             Alarm::ImageFailed => {
                 "the image here does not hold what `saved` names: take the group back at the source (`pmemha cancel`), or `pmemha promote --force` and lose the difference"

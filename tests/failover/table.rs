@@ -98,6 +98,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("freeze failed", Event::FreezeFailed { round: ROUND }),
         ("tail durable at the heir", Event::TailDurable { round: ROUND, saved: SAVED }),
         ("access revoked", Event::Revoked { round: ROUND }),
+        ("revocation failed", Event::RevokeFailed { round: ROUND }),
         ("image verified", Event::ImageVerified { round: ROUND }),
         ("image failed", Event::ImageFailed { round: ROUND }),
         ("files placed", Event::FilesPlaced),

@@ -245,6 +245,7 @@ impl World {
         }
         if self.budget.bad_images > 0 {
             events.extend(node.pending.iter().filter_map(|p| match *p {
+                Pending::Revoke(round) => Some(Event::RevokeFailed { round }),
                 Pending::Verify(round) => Some(Event::ImageFailed { round }),
                 _ => None,
             }));
@@ -394,7 +395,7 @@ impl World {
             Event::OperatorLastGasp | Event::OperatorCancel | Event::OperatorPromote { .. } => {
                 &mut self.budget.operator
             }
-            Event::ImageFailed { .. } => &mut self.budget.bad_images,
+            Event::RevokeFailed { .. } | Event::ImageFailed { .. } => &mut self.budget.bad_images,
             Event::Synced { .. } => &mut self.budget.syncs,
             _ => return,
         };
@@ -422,7 +423,9 @@ impl World {
                     node.complete.insert(*round);
                 }
             }
-            Event::Revoked { round } => _ = node.pending.remove(&Pending::Revoke(*round)),
+            Event::Revoked { round } | Event::RevokeFailed { round } => {
+                _ = node.pending.remove(&Pending::Revoke(*round))
+            }
             Event::ImageVerified { round } | Event::ImageFailed { round } => {
                 node.pending.remove(&Pending::Verify(*round));
             }

@@ -107,8 +107,11 @@ impl Controller for Arc<Role> {
         self.stop.store(true, Ordering::Release);
         let left = self.source().and_then(|source| source.finish(deadline));
         self.close_group();
-        if let Some(standby) = &self.standby {
-            standby.revoke();
+        if let Some(standby) = &self.standby
+            && let Err(error) = standby.revoke()
+        {
+            // The end of this process, which follows, takes the adapter's access with it.
+            tracing::warn!(group = self.name, %error, "ending");
         }
         left.map(|why| format!("group `{}`: {why}", self.name))
     }

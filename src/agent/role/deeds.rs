@@ -34,13 +34,7 @@ impl Deeds for RoleDeeds {
             // Behind the orders before it: what is sent rests on the application being held frozen.
             Action::Send(request) => role.application.order(Order::Then(role.sending(request))),
             Action::Prepare => role.event("source_is_saving", json!({})),
-            Action::Revoke { round } => role.beside("revoke", move |role| {
-                if let Some(standby) = &role.standby {
-                    standby.revoke();
-                }
-                role.event("revoked", json!({ "round": round.to_string() }));
-                role.teller.tell(Event::Revoked { round });
-            }),
+            Action::Revoke { round } => role.revoke(round),
             Action::Verify { round, mandate } => role.verify(round, mandate),
             Action::PlaceFiles => role.place(),
             Action::StartApplication { generation } => role.start_application(generation),
@@ -112,6 +106,22 @@ impl Role {
                 }
                 Err(error) => tracing::info!(group = role.name, %error, "last gasp"),
             }
+        });
+    }
+
+    fn revoke(self: &Arc<Self>, round: Round) {
+        self.beside("revoke", move |role| {
+            let revoked = role.standby.as_ref().map_or(Ok(()), |standby| standby.revoke());
+            role.teller.tell(match revoked {
+                Ok(()) => {
+                    role.event("revoked", json!({ "round": round.to_string() }));
+                    Event::Revoked { round }
+                }
+                Err(why) => {
+                    role.event("revoke_failed", json!({ "why": why.to_string() }));
+                    Event::RevokeFailed { round }
+                }
+            });
         });
     }
 
