@@ -117,6 +117,9 @@ pub enum Level {
 pub enum Durability {
     /// The whole machine is battery-backed: placement in DRAM is enough. Does not survive a crash of its OS.
     Battery,
+    /// Memory and caches of the CPU survive a power cut, adapters do not (eADR): a completion proves nothing by itself, but a
+    /// read that follows the write over the same connection finds it in its place.
+    Eadr,
     /// Persistent memory flushed by the destination's CPU.
     Pmem,
     /// A block device: the destination writes back and waits for the device.
@@ -127,6 +130,7 @@ impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Durability::Battery => "battery",
+            Durability::Eadr => "eadr",
             Durability::Pmem => "pmem",
             Durability::Disk => "disk",
         })

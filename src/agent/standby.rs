@@ -97,9 +97,30 @@ pub enum StandbyError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Its configuration promises what it cannot keep.
+    #[error("`durability = \"{declared}\"` cannot be kept for the replica in {}: {why}", dir.display())]
+    Durability {
+        /// The directory.
+        dir: PathBuf,
+        /// The declaration.
+        declared: String,
+        /// What stands against it, and what to write instead.
+        why: &'static str,
+    },
     /// Its state cannot be read or stored.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Something of the source's may still land.
+    #[error(
+        "{peer} could not be kept from writing here ({source}): restart pmemhad on this node, which ends its access for \
+         certain"
+    )]
+    Revoke {
+        /// The source.
+        peer: String,
+        /// What the fabric said.
+        source: FabricError,
+    },
     /// Its image cannot be opened.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -117,12 +138,10 @@ impl Standby {
         let found = durability::detect(&config.dir).map_err(dir)?;
         let staged =
             config.fabric == FabricKind::Verbs && !durability::stays_in_place(&config.dir).map_err(dir)?;
-        let durability = match config.durability.declared() {
-            // A battery keeps what has landed, but not beyond the life of the agent that stages it.
-            Some(Durability::Battery) if staged => found,
-            Some(declared) => declared,
-            None => found,
-        };
+        let durability = durability::settle(config.durability.declared(), found, staged).map_err(|why| {
+            let declared = config.durability.declared().map_or("auto".to_owned(), |d| d.to_string());
+            StandbyError::Durability { dir: config.dir.clone(), declared, why }
+        })?;
         let known = states.load::<Known>(&config.group, STATE_FILE)?;
         let standby = Standby {
             config,
@@ -176,7 +195,7 @@ impl Standby {
             let text = format!("{} is another group of the same name here", open.group);
             return Err(refused(Refusal::WrongGroup, open.generation, text));
         }
-        self.disconnect(&mut inner);
+        self.disconnect(&mut inner).map_err(|e| failed(e.to_string()))?;
         self.adopt(&mut inner, open.id).map_err(|e| failed(e.to_string()))?;
         let replica = inner.replica.as_mut().expect("just adopted");
         // What landed is applied first, so that the stream goes on where the image ends.
@@ -245,10 +264,11 @@ impl Standby {
         peek::digests(&store, &self.config.dir, status.generation, region, pages).unwrap_or_default()
     }
 
-    /// Takes the source's access away: nothing of its can land any more when this returns. Whatever was opened is void.
-    pub fn revoke(&self) {
+    /// Takes the source's access away: when this has succeeded, nothing of its can land any more. Whatever was opened is
+    /// void in any case. After a failure the image must not be promoted; it may be called again.
+    pub fn revoke(&self) -> Result<(), StandbyError> {
         self.newest.fetch_add(1, Ordering::SeqCst);
-        self.disconnect(&mut self.lock());
+        self.disconnect(&mut self.lock())
     }
 
     /// Whether the image holds what `mandate` of `round` names, after everything that landed has been applied.
@@ -324,16 +344,20 @@ impl Standby {
         self.newest.load(Ordering::SeqCst) == turn.0
     }
 
-    fn disconnect(&self, inner: &mut Inner) {
-        if let Some(link) = inner.link.take() {
-            if let Err(error) = link.endpoint.revoke() {
-                // An endpoint that is gone cannot write either.
-                tracing::info!(group = self.config.group, peer = link.peer, %error, "revoked");
-            }
-            if let Some(replica) = &mut inner.replica {
-                replica.detach();
-            }
+    /// Ends the link, if there is one. A link that cannot be silenced stays, so that the next attempt is made on it, and
+    /// what lands is still applied.
+    fn disconnect(&self, inner: &mut Inner) -> Result<(), StandbyError> {
+        let Some(link) = &inner.link else { return Ok(()) };
+        if let Err(source) = link.endpoint.revoke() {
+            let error = StandbyError::Revoke { peer: link.peer.clone(), source };
+            self.note(&error.to_string());
+            return Err(error);
         }
+        inner.link = None;
+        if let Some(replica) = &mut inner.replica {
+            replica.detach();
+        }
+        Ok(())
     }
 
     /// Opens the image of group `id`; stores the identity first if it is new.

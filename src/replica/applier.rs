@@ -301,7 +301,7 @@ impl Applier {
 
     fn batch(&self) -> u64 {
         match self.config.durability {
-            Durability::Battery => HOT_BATCH,
+            Durability::Battery | Durability::Eadr => HOT_BATCH,
             Durability::Pmem | Durability::Disk => COLD_BATCH,
         }
     }

@@ -18,6 +18,29 @@ pub fn stays_in_place(dir: &Path) -> io::Result<bool> {
     Ok(detect(dir)? == Durability::Battery)
 }
 
+/// What the destination does and says, or why it cannot do what is `declared`. `found` is what [`detect`] says of its
+/// directory; `staged`: records land in memory beside its files first. Never weaker than what is declared.
+pub fn settle(
+    declared: Option<Durability>,
+    found: Durability,
+    staged: bool,
+) -> Result<Durability, &'static str> {
+    match declared {
+        // A battery keeps what has landed, but not beyond the life of the agent that stages it.
+        Some(Durability::Battery) if staged => Ok(found),
+        None => Ok(found),
+        Some(Durability::Eadr) if staged => Err(
+            "the adapter cannot be given these files, so records land in memory that no cache protects: write \"pmem\", \
+             or `fabric = \"tcp\"`",
+        ),
+        Some(Durability::Eadr | Durability::Pmem) if found == Durability::Disk => Err(
+            "it is neither on a file system that is mounted with dax nor in memory, so stores to it wait for a device: \
+             write \"disk\", or mount it with `-o dax=always`",
+        ),
+        Some(declared) => Ok(declared),
+    }
+}
+
 fn detect_in(mountinfo: &str, dir: &Path) -> Durability {
     let mounts = mounts::parse(mountinfo).filter(|m| dir.starts_with(&m.point));
     // The longest mount point, and of equal ones the last mounted, is the one that is seen.
@@ -50,6 +73,27 @@ mod tests {
         assert_eq!(kind("/mnt/p m/x"), Durability::Pmem);
         assert_eq!(kind("/mnt/inode"), Durability::Disk);
         assert_eq!(kind("/data/x"), Durability::Battery);
+    }
+
+    #[test]
+    fn a_declaration_is_kept_or_refused_and_never_weakened() {
+        use Durability::{Battery, Disk, Eadr, Pmem};
+        for declared in [Battery, Eadr, Pmem, Disk] {
+            assert_eq!(settle(Some(declared), Battery, false), Ok(declared));
+            assert_eq!(settle(Some(declared), Pmem, false), Ok(declared));
+        }
+        assert_eq!(settle(Some(Battery), Disk, false), Ok(Battery));
+        for declared in [Eadr, Pmem] {
+            assert!(settle(Some(declared), Disk, false).unwrap_err().contains("\"disk\""));
+        }
+        // Landing in memory of the agent's own is never enough.
+        for found in [Pmem, Disk] {
+            assert_eq!(settle(Some(Battery), found, true), Ok(found));
+            assert_eq!(settle(None, found, true), Ok(found));
+            assert!(settle(Some(Eadr), found, true).unwrap_err().contains("\"pmem\""));
+        }
+        assert_eq!(settle(Some(Pmem), Pmem, true), Ok(Pmem));
+        assert_eq!(settle(None, Battery, false), Ok(Battery));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::acks::{AckError, AckGate, Acked};
+use super::proof::{PROOF, PROOF_BYTES, Proof};
 use super::rate::DrainRate;
 use super::space::Space;
 use super::status::{ShipStatus, ShipView};
@@ -56,6 +57,8 @@ pub struct Link {
     pub ack: Arc<dyn Registration>,
     /// What makes bytes survive there.
     pub durability: Durability,
+    /// Where reads that prove placement leave what they found, which nobody looks at.
+    scratch: Arc<dyn Registration>,
 }
 
 impl Link {
@@ -65,11 +68,12 @@ impl Link {
         log: &LogRegion,
         durability: Durability,
     ) -> Result<Link, FabricError> {
-        let page = SharedMem::anonymous(PAGE)
-            .map_err(|source| FabricError::System { what: "memory for acknowledgements".into(), source })?;
-        let ack = endpoint.register(Arc::new(page), RemoteAccess::Write)?;
+        let page = || SharedMem::anonymous(PAGE).map(Arc::new);
+        let system = |source| FabricError::System { what: "memory for acknowledgements".into(), source };
+        let ack = endpoint.register(page().map_err(system)?, RemoteAccess::Write)?;
+        let scratch = endpoint.register(page().map_err(system)?, RemoteAccess::Local)?;
         let ring = endpoint.register(log.ring().clone(), RemoteAccess::Local)?;
-        Ok(Link { endpoint, ring, ack, durability })
+        Ok(Link { endpoint, ring, ack, durability, scratch })
     }
 }
 
@@ -112,6 +116,7 @@ pub struct Shipper {
     observe: Box<dyn Fn(&RecordHeader) + Send>,
     /// The sleeping destination has been sent an immediate since it said so.
     woken: bool,
+    proof: Proof,
 }
 
 /// What a [`Shipper`] is made of.
@@ -151,6 +156,7 @@ impl Shipper {
             busy_since: None,
             observe,
             woken: false,
+            proof: Proof::new(from),
             log,
             consumer,
             link,
@@ -194,15 +200,20 @@ impl Shipper {
             self.publish();
         }
         moved |= self.ship()?;
+        self.prove()?;
         Ok(moved)
     }
 
     fn reap(&mut self) -> Result<bool, ShipError> {
         self.link.endpoint.poll(&mut self.completions);
         let before = self.window.received();
-        let mut failed = None;
+        let (mut failed, mut proven) = (None, false);
         for completion in self.completions.drain(..) {
             match completion.result {
+                Ok(()) if completion.id == PROOF => {
+                    self.proof.completed();
+                    proven = true;
+                }
                 Ok(()) => drop(self.window.completed(completion.id)),
                 Err(error) => failed = Some(error),
             }
@@ -219,7 +230,7 @@ impl Shipper {
             }
             self.busy_since = (!self.window.is_idle()).then_some(now);
         }
-        Ok(bytes > 0)
+        Ok(bytes > 0 || proven)
     }
 
     fn read_ack(&mut self) -> Result<bool, ShipError> {
@@ -239,6 +250,8 @@ impl Shipper {
         // Where the whole machine has a battery, what has landed survives.
         let durable = match self.link.durability {
             Durability::Battery if self.acked.counts => self.acked.durable.max(received),
+            // Where caches do, what was read back has left the adapter.
+            Durability::Eadr if self.acked.counts => self.acked.durable.max(self.proof.placed()),
             _ => self.acked.durable,
         };
         let copied = is_copied(&self.acked, self.sync_from);
@@ -326,6 +339,25 @@ impl Shipper {
         Ok(true)
     }
 
+    /// Reads back the end of what was shipped, where that makes it durable and nobody has done so yet.
+    fn prove(&mut self) -> Result<(), ShipError> {
+        let shipped = self.window.shipped();
+        if self.link.durability != Durability::Eadr || !self.proof.is_due(shipped) {
+            return Ok(());
+        }
+        // Records begin and end at multiples of more than this, so it does not run past the ring's end.
+        let at = (shipped.0 - PROOF_BYTES as u64) & (self.log.spec().ring_bytes - 1);
+        let into = Local { memory: &self.link.scratch, offset: 0, len: PROOF_BYTES };
+        match self.link.endpoint.read(into, self.landing, at, PROOF) {
+            Ok(()) => {
+                self.proof.posted(shipped);
+                Ok(())
+            }
+            Err(FabricError::Busy { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// A destination that said that it sleeps, after we had shipped more than it had seen, must be woken.
     fn wake_destination(&mut self) -> Result<(), ShipError> {
         let due = self.acked.sleeping && !self.woken && self.acked.durable < self.window.shipped();
@@ -358,7 +390,8 @@ impl Shipper {
             return Ok(());
         }
         let endpoint = &self.link.endpoint;
-        let due = self.acked.applied < self.window.shipped() || !self.window.is_idle();
+        let in_flight = !self.window.is_idle() || self.proof.is_under_way();
+        let due = self.acked.applied < self.window.shipped() || in_flight;
         let (depth, most) = match due {
             true if quiet > DOZE_AFTER => (SleepDepth::Nap, DOZE),
             true => (SleepDepth::Nap, NAP),

@@ -293,6 +293,8 @@ pub enum DurabilityChoice {
     Auto,
     /// [`Durability::Battery`].
     Battery,
+    /// [`Durability::Eadr`].
+    Eadr,
     /// [`Durability::Pmem`].
     Pmem,
     /// [`Durability::Disk`].
@@ -305,6 +307,7 @@ impl DurabilityChoice {
         match self {
             DurabilityChoice::Auto => None,
             DurabilityChoice::Battery => Some(Durability::Battery),
+            DurabilityChoice::Eadr => Some(Durability::Eadr),
             DurabilityChoice::Pmem => Some(Durability::Pmem),
             DurabilityChoice::Disk => Some(Durability::Disk),
         }

@@ -37,9 +37,10 @@ impl DiskStore {
     }
 
     /// The same with rings that land in memory and come into their files when they are made durable: for an adapter that
-    /// cannot be given a file's memory. Not for [`Durability::Battery`], where landing alone must be enough.
+    /// cannot be given a file's memory. Not where landing alone must be enough.
     pub fn staged(durability: Durability) -> DiskStore {
-        assert_ne!(durability, Durability::Battery, "what is staged is lost with the agent");
+        let lasts = matches!(durability, Durability::Pmem | Durability::Disk);
+        assert!(lasts, "what is staged is lost with the agent");
         DiskStore { durability, staged: true }
     }
 
@@ -157,7 +158,7 @@ impl RingFile for DiskRing {
 
     fn sync(&self, offset: usize, len: usize, again: bool) -> io::Result<()> {
         match self.durability {
-            Durability::Battery => Ok(()),
+            Durability::Battery | Durability::Eadr => Ok(()),
             Durability::Pmem => {
                 self.memory.persist(offset, len);
                 Ok(())
