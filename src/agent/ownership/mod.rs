@@ -7,6 +7,7 @@
 mod durable;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -65,6 +66,8 @@ struct Shared {
     state: Mutex<State>,
     /// Why storing fails at present.
     fault: Mutex<Option<String>>,
+    /// Nobody waits any more for what cannot be stored. Relaxed: it orders nothing.
+    stop: AtomicBool,
 }
 
 enum Input {
@@ -119,7 +122,11 @@ impl Ownership {
         deeds: Box<dyn Deeds>,
         inbox: Inbox,
     ) -> io::Result<Ownership> {
-        let shared = Arc::new(Shared { state: Mutex::new(machine.state().clone()), fault: Mutex::default() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(machine.state().clone()),
+            fault: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
         let driver = Driver {
             machine,
             hands: OwnHands { store, deeds, reply: None, shared: shared.clone() },
@@ -148,6 +155,7 @@ impl Ownership {
 
 impl Drop for Ownership {
     fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
         let _ = self.teller.0.send(Input::Stop);
         // The last to let go may be the thread itself, which then simply ends.
         if let Some(thread) = self.thread.take()
@@ -200,12 +208,16 @@ impl Driver {
         self.machine.policy().patience(phase).map(|patience| since + patience)
     }
 
-    /// Hands the event in until its state is stored: going on without would break what was promised.
+    /// Hands the event in until its state is stored: going on without would break what was promised. Given up only with the
+    /// group, as by a power cut: nothing was done on it.
     fn handle(&mut self, event: &Event) {
         while let Err(error) = self.machine.handle(event, &mut self.hands) {
             tracing::error!(%error, "the group's state cannot be stored: nothing is done until it can");
             if matches!(event, Event::Request(_)) {
                 return; // The asker gets no answer, and asks again.
+            }
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return;
             }
             thread::sleep(STORE_AGAIN);
         }

@@ -88,3 +88,23 @@ fn what_cannot_be_stored_is_not_promised() {
     assert!(rig.own.teller().ask(saved(), SOON).is_some());
     assert_eq!(rig.own.fault(), None);
 }
+
+#[test]
+fn a_group_whose_state_cannot_be_stored_can_still_be_closed() {
+    let Rig { dir, own, done } = standby();
+    let teller = own.teller();
+    assert!(teller.state(SOON).is_some(), "what came before is stored");
+    drop(dir);
+    teller.tell(Event::OperatorPromote { force: true });
+    eventually("the event meets the missing directory", || own.fault().is_some());
+    drop(own);
+    assert!(done.try_recv().is_err(), "nothing rests on what was not stored");
+}
+
+fn eventually(what: &str, mut look: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !look() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        thread::yield_now();
+    }
+}
