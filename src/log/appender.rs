@@ -26,6 +26,7 @@ use super::wait::{SleepDepth, WaitError};
 use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
 
 mod file;
+mod within;
 
 pub use file::AppendError;
 
@@ -300,10 +301,10 @@ impl Appender {
         }
     }
 
-    /// What this process stored is in no record, nor does it have a place of its own to mark it: so the log ends here, as if
-    /// it were full. Only a copy that begins after this has it.
+    /// What this process stored or wrote before is in no record and cannot be marked: so the log ends here, as if it were full.
+    /// Only a copy that begins after this has it, and until then no drain is acknowledged.
     #[cold]
-    fn unrecorded(&self) -> Ahead {
+    pub fn unrecorded(&self) -> Ahead {
         self.log.count(Counter::Unrecorded, 1);
         // Pairs with the end of the gap: the copy that follows the flag that we see next reads what we stored before.
         fence(SeqCst);

@@ -208,6 +208,9 @@ pub struct StaticHeader {
     pub reserved: u32,
 }
 
+/// Cells that count cuts of files. Regions that share one cost each other a record of their size.
+pub const SHRINKS: usize = 64;
+
 /// Offsets of the cells that change, each on a cache line of its own, in bytes from the region's start.
 pub mod cell {
     /// `u64`: where the next record begins; bit 0 ([`AHEAD`]) while the application runs ahead of the log.
@@ -235,6 +238,8 @@ pub mod cell {
     pub const GIVEN_UP: usize = 4096 + 1152;
     /// `u64`: bits of `log::Debt`, whose copies of the regions are owed; written by the agent.
     pub const OWED: usize = 4096 + 1280;
+    /// [`SHRINKS`](super::SHRINKS) times `u64`: how often a process began to cut a file, by region number modulo.
+    pub const SHRINKS: usize = 4096 + 1408;
 
     /// Bit of the TAIL cell, see there. LSNs are multiples of 32, so the bit is free.
     pub const AHEAD: u64 = 1;

@@ -67,8 +67,9 @@ pub struct Counters {
     pub commits_given_up: u64,
     /// Nanoseconds that appenders were held back by a full ring under [`OnFull::Block`].
     pub blocked_ns: u64,
-    /// Captures lost because a forked child found no appender cell, each of which put the application ahead of the log: a new
-    /// copy of the regions makes them good. Also processes that were refused for that reason before they captured anything.
+    /// Captures lost because a forked child found no appender cell, what was written could not be read back, or a file could not
+    /// be entered with the agent. Each put the application ahead of the log: a new copy of the regions makes them good. Also
+    /// processes that were refused a cell before they captured anything.
     pub unrecorded: u64,
 }
 

@@ -5,6 +5,7 @@ mod hostile;
 mod rig;
 mod rules;
 mod torn;
+mod within;
 mod zeros;
 
 use pmemha::log::format::Kind;

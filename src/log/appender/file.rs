@@ -67,7 +67,6 @@ impl Appender {
         Ok(end)
     }
 
-    /// One record of it.
     /// Records that `len` bytes at `offset` of `file`, which is `region`, have been made zero; what was stored there since is recorded
     /// as it is. `file` is no descriptor of the program's: its offset moves.
     ///
@@ -120,11 +119,12 @@ impl Appender {
     }
 
     /// The slot becomes a filler.
-    fn give_up(&self, slot: &Slot) {
+    pub(super) fn give_up(&self, slot: &Slot) {
         protocol::abandon(&*self.log, slot.lsn, slot.span, slot.cell);
         super::FILLING.set(super::FILLING.get() - 1);
     }
 
+    /// One record of [`Appender::append_from_file`].
     fn append_piece(
         &self,
         (region, offset): (RegionId, u64),
