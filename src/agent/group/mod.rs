@@ -137,7 +137,7 @@ impl Group {
     /// Controller: the log says that a region has a new size.
     pub fn region_resized(&self, id: RegionId, len: u64) -> Result<(), GroupError> {
         let inner = self.lock();
-        if let Some(region) = inner.regions.get(&id) {
+        if let Some(region) = inner.regions.get(&id).filter(|region| region.len() != len) {
             region.set_len(len);
             self.save(&inner)?;
         }

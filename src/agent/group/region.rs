@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 
 use super::{Group, GroupError, Inner, Notice, Region};
+use crate::log::appender::AppendError;
 use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS};
 use crate::log::{Debt, RegionEntry};
 use crate::types::{Lsn, PAGE, RegionId};
@@ -141,8 +142,10 @@ impl Group {
         let path = region.path();
         // A file of the same name that stood there before ceases to be with this one's creation, unless it went elsewhere
         // and the record of that is still on its way.
-        let replaced = |r: &&Arc<Region>| r.path() == path && !r.is_named();
-        let replaced: Vec<RegionId> = inner.regions.values().filter(replaced).map(|r| r.id()).collect();
+        let namesakes: Vec<Arc<Region>> =
+            inner.regions.values().filter(|r| r.path() == path).cloned().collect();
+        let (moved, replaced): (Vec<_>, Vec<_>) = namesakes.into_iter().partition(|r| r.is_named());
+        let replaced: Vec<RegionId> = replaced.iter().map(|r| r.id()).collect();
         for old in &replaced {
             if let Some(old) = inner.regions.remove(old) {
                 inner.numbers.ended(&old);
@@ -158,6 +161,12 @@ impl Group {
             self.log().set_region(old, None)?;
         }
         self.enter(inner, region)?;
+        for moved in moved {
+            // An image drops whatever has a new region's name. Whoever moved it may have died before it recorded that.
+            let name = moved.path();
+            let name = name.as_os_str().as_encoded_bytes();
+            let _ = self.appender().append(Kind::RegionRename, moved.id(), 0, name);
+        }
         region.since.store(self.log().tail().0, Relaxed);
         // While the application is ahead, the copy that closes the gap creates the region.
         let _ = self.appender().append(Kind::RegionCreate, region.id(), 0, creation);
@@ -220,8 +229,15 @@ impl Group {
         if let Some(entry) = self.log().region(region.id()) {
             self.log().set_region(region.id(), Some(RegionEntry { size: len, ..entry }))?;
         }
-        // As for creation: while ahead, the copy says it.
-        let _ = self.appender().append(Kind::RegionResize, region.id(), len, &[]);
+        // As for creation: while ahead, the copy says it. Processes grow and cut the file all the time, so the size is looked at
+        // once more, in its place; what the table has follows.
+        let _ = match region.is_regular() && !region.partial.load(Relaxed) {
+            true => self.appender().append_size(region.id(), region.file()).map(drop),
+            false => {
+                let done = self.appender().append(Kind::RegionResize, region.id(), len, &[]);
+                done.map(drop).map_err(AppendError::Ahead)
+            }
+        };
         // What a whole file grew by was recorded when it was written. Behind a partial end nobody did.
         if was_partial && !is_hole(region.file(), old, len) {
             let small = region.is_regular() && self.has_room_for(len - old);

@@ -172,6 +172,19 @@ fn a_file_that_is_protected_further_has_all_of_that_in_the_log_or_copied() {
 }
 
 #[test]
+fn a_moved_file_is_renamed_in_the_log_before_another_takes_its_name() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    // By a process that records it late, or never.
+    std::fs::rename(bench.path("a.pool"), bench.path("b.pool")).unwrap();
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    let (first, second) = (RegionId(1), RegionId(2));
+    let kinds = [(Kind::RegionCreate, first), (Kind::RegionRename, first), (Kind::RegionCreate, second)];
+    assert_eq!(records(&group), kinds);
+}
+
+#[test]
 fn a_small_file_s_content_is_in_the_log_before_its_name() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);

@@ -160,9 +160,13 @@ impl Image {
     ) -> Result<(), ImageError> {
         let mut next = self.manifest.clone();
         let Some(entry) = next.regions.iter_mut().find(|r| r.id == id) else { return Ok(()) };
-        entry.size = size;
         // The file's size, not the manifest's: an attempt that failed half-way is completed by the next one.
         let old = self.files[usize::from(id.0)].as_ref().map_or(size, |r| r.size);
+        if entry.size == size && old == size {
+            // Several processes may tell the same.
+            return Ok(());
+        }
+        entry.size = size;
         if size > old {
             self.resize_file(id, size)?;
         }
