@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::link::{Identity, Link};
+use super::link::{Identity, Link, Welcome};
 use super::patterns::Patterns;
 use super::socket::SocketError;
 use super::wire::{DEFAULT_SOCKET, Reply, Request};
@@ -133,13 +133,12 @@ impl Session {
             options.group.or_else(|| variable("PMEMHA_GROUP").map(|g| g.to_string_lossy().into_owned()));
         let link = Link::new(socket, group, options.program, None);
         let welcome = link.connect(REQUEST_WAIT)?;
-        let broken = |source| SessionError::Log { group: welcome.group.clone(), source };
-        let region = LogRegion::attach(welcome.log.as_fd()).map_err(broken)?;
-        let appender = Appender::attach(region.clone(), welcome.session).map_err(broken)?;
-        let protect =
-            Patterns::new(&welcome.protect).map_err(|e| SessionError::Unexpected { reply: e.to_string() })?;
+        let (appender, protect) = attach(&welcome).inspect_err(|_| {
+            // The agent counts us by now, and would take our end for the application's death. It may be gone.
+            let _ = link.finish(&Request::Goodbye { status: None }, GOODBYE_WAIT);
+        })?;
         Ok(Arc::new(Session {
-            region,
+            region: appender.log().clone(),
             appender,
             group: welcome.group,
             identity: welcome.identity,
@@ -208,13 +207,13 @@ impl Session {
 
     /// Tells the agent that this process records nothing further for `region`, whose end it has recorded: its number may be
     /// another file's once every process that knew it has said so.
-    pub fn release(&self, region: RegionId) -> Result<(), SessionError> {
-        self.link().unmaps(region);
-        self.done(&Request::Release { region }, REQUEST_WAIT)
+    /// Does not wait for the agent.
+    pub fn release(&self, region: RegionId) {
+        self.link().release(region);
     }
 
-    /// Tells the agent that the program is about to exit of its own will, with `status` if known, and
-    /// ends the session: what this process appends afterwards is still shipped, but no request is sent any more.
+    /// Tells the agent that the program is about to exit of its own will, with `status` if known, even if the connection was
+    /// lost meanwhile, and ends the session: what this process appends afterwards is still shipped, but no request is sent any more.
     pub fn goodbye(&self, status: Option<i32>) -> Result<(), SessionError> {
         self.link().finish(&Request::Goodbye { status }, GOODBYE_WAIT)
     }
@@ -270,6 +269,14 @@ impl Session {
     fn incarnation(&self, forks: u32) -> &Incarnation {
         (0..forks).fold(&self.first, |at, _| at.child.get().expect("made by after_fork_child"))
     }
+}
+
+fn attach(welcome: &Welcome) -> Result<(Appender, Patterns), SessionError> {
+    let broken = |source| SessionError::Log { group: welcome.group.clone(), source };
+    let region = LogRegion::attach(welcome.log.as_fd()).map_err(broken)?;
+    let appender = Appender::attach(region, welcome.session).map_err(broken)?;
+    let protect = Patterns::new(&welcome.protect);
+    Ok((appender, protect.map_err(|e| SessionError::Unexpected { reply: e.to_string() })?))
 }
 
 impl SessionError {

@@ -60,6 +60,12 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct State {
     up: Option<Guarded>,
+    /// Messages on `up` whose answers have not come yet and mean nothing.
+    unanswered: u32,
+    /// Our number with the agent that answered last. It watches us until it hears a goodbye.
+    session: Option<u32>,
+    /// How often in succession the agent let us wait in vain.
+    timeouts: u32,
     /// Agents of another log are refused once this is known.
     expected: Option<Identity>,
     /// Until then the agent is taken for unreachable without asking.
@@ -78,15 +84,40 @@ impl Link {
     /// Tells the agent that a region is being mapped: the present one, once, and each that follows it.
     pub fn maps(&self, region: RegionId, by: Kind) {
         let new = lock(&self.maps).insert(region, by).is_none();
-        if new && self.lock().up.is_some() {
+        if new {
             // An agent that is gone is told when there is one again.
-            let _ = self.request(&Request::Maps { region, by }, None, TELL_WAIT);
+            self.tell(&Request::Maps { region, by }, TELL_WAIT);
         }
     }
 
-    /// The region's number may mean another file from here on.
-    pub fn unmaps(&self, region: RegionId) {
+    /// Tells the agent that this process records nothing further for a region, whose number may mean another file from here
+    /// on. Does not wait. An agent that does not hear of it keeps the number for this process.
+    pub fn release(&self, region: RegionId) {
         lock(&self.maps).remove(&region);
+        self.tell(&Request::Release { region }, Duration::ZERO);
+    }
+
+    /// Says a word if connected. Its answer means nothing: one that takes longer than `wait` is read before the next request's.
+    fn tell(&self, word: &Request, wait: Duration) {
+        let mut state = self.lock();
+        let Some(up) = state.up.take().filter(|up| up.intact()) else { return };
+        let now = Instant::now();
+        let mut unanswered = state.unanswered;
+        let mut told = up.read_answers(&mut unanswered, now);
+        if unanswered < MAX_UNANSWERED {
+            told = up.connection().send(word, None, Some(now));
+            if told.is_ok() {
+                unanswered += 1;
+                told = up.read_answers(&mut unanswered, now + wait);
+            }
+        }
+        match told {
+            Ok(()) | Err(SocketError::TimedOut) => {
+                state.up = Some(up);
+                state.unanswered = unanswered;
+            }
+            Err(e) => drop(self.lost(&mut state, e)),
+        }
     }
 
     /// A link to the same agent and group for the child of a fork, not connected.
@@ -106,17 +137,25 @@ impl Link {
         fd: Option<BorrowedFd<'_>>,
         wait: Duration,
     ) -> Result<Reply, SessionError> {
-        let deadline = Instant::now() + wait;
         let mut state = self.lock();
+        // Whoever has waited in vain does not wait as long again.
+        let wait = if state.timeouts > 0 { wait.min(PROBE_WAIT) } else { wait };
+        let deadline = Instant::now() + wait;
         for fresh in [false, true] {
             if state.up.as_ref().is_none_or(|up| !up.intact()) {
                 state.up = None;
                 self.connect_locked(&mut state, deadline)?;
             }
-            let connection = state.up.as_ref().expect("connected just now").connection();
-            let answer = connection
-                .send(request, fd, Some(deadline))
-                .and_then(|()| connection.recv::<Reply>(Some(deadline)));
+            let mut unanswered = state.unanswered;
+            let up = state.up.as_ref().expect("connected just now");
+            let answer = up
+                .read_answers(&mut unanswered, deadline)
+                .and_then(|()| up.connection().send(request, fd, Some(deadline)))
+                .and_then(|()| up.connection().recv::<Reply>(Some(deadline)));
+            state.unanswered = unanswered;
+            if answer.is_ok() {
+                state.timeouts = 0;
+            }
             match answer {
                 Ok((Reply::Error { message }, _)) => return Err(SessionError::Refused { message }),
                 Ok((reply, _)) => return Ok(reply),
@@ -144,14 +183,39 @@ impl Link {
         self.connect_locked(&mut state, Instant::now() + wait).ok().map(|w| w.session)
     }
 
-    /// Sends `request` if connected, waits for its answer, and never connects again.
-    pub fn finish(&self, request: &Request, wait: Duration) -> Result<(), SessionError> {
+    /// Says `goodbye`, the last word, to an agent that knows of this process, even if the connection was lost meanwhile: it
+    /// would take the end of the process for a death. Whatever log it has now.
+    pub fn finish(&self, goodbye: &Request, wait: Duration) -> Result<(), SessionError> {
+        let deadline = Instant::now() + wait;
         let up = self.lock().up.is_some();
-        let answer = if up { self.request(request, None, wait).map(drop) } else { Ok(()) };
+        let said = up.then(|| self.request(goodbye, None, wait).map(drop));
         let mut state = self.lock();
+        let known = state.session.is_some() && !state.over;
+        let answer = match said {
+            Some(Ok(())) => Ok(()),
+            _ if known => self.finish_anew(&mut state, goodbye, deadline),
+            said => said.unwrap_or(Ok(())),
+        };
         state.up = None;
         state.over = true;
         answer
+    }
+
+    fn finish_anew(
+        &self,
+        state: &mut State,
+        goodbye: &Request,
+        deadline: Instant,
+    ) -> Result<(), SessionError> {
+        let connection = match greet(&self.socket, &self.hello(state), deadline) {
+            Ok((connection, _)) => connection,
+            Err(Hello::Socket(e)) => return Err(self.lost(state, e)),
+            Err(Hello::Session(e)) => return Err(e),
+        };
+        let answer = connection
+            .send(goodbye, None, Some(deadline))
+            .and_then(|()| connection.recv::<Reply>(Some(deadline)).map(drop));
+        answer.map_err(|e| self.lost(state, e))
     }
 
     /// In the child of a fork: closes the child's copy of the descriptor, unless a thread that does not exist
@@ -170,12 +234,13 @@ impl Link {
         if state.down_until.is_some_and(|until| Instant::now() < until) {
             return Err(unreachable(SocketError::Closed));
         }
-        let result = hello(&self.socket, &self.group, &self.program, deadline);
+        let result = greet(&self.socket, &self.hello(state), deadline);
         let (connection, welcome) = match result {
             Ok(pair) => pair,
             Err(Hello::Socket(e)) => return Err(self.lost(state, e)),
             Err(Hello::Session(e)) => return Err(e),
         };
+        state.session = Some(welcome.session);
         if let Some(expected) = state.expected.filter(|e| *e != welcome.identity) {
             // Knocking again would change nothing and cost the program time.
             state.down_until = Some(Instant::now() + RETRY_PAUSE);
@@ -194,13 +259,26 @@ impl Link {
         }
         state.expected = Some(welcome.identity);
         state.up = Some(Guarded::new(connection).map_err(unreachable)?);
+        state.unanswered = 0;
         state.down_until = None;
         Ok(welcome)
     }
 
+    fn hello(&self, state: &State) -> Request {
+        Request::Hello {
+            version: VERSION,
+            group: self.group.clone(),
+            program: self.program.clone(),
+            after: state.session,
+        }
+    }
+
     fn lost(&self, state: &mut State, source: SocketError) -> SessionError {
         state.up = None;
-        state.down_until = Some(Instant::now() + RETRY_PAUSE);
+        if matches!(source, SocketError::TimedOut) {
+            state.timeouts += 1;
+        }
+        state.down_until = Some(Instant::now() + pause_after(state.timeouts));
         SessionError::NoAgent { socket: self.socket.clone(), source }
     }
 
@@ -211,20 +289,20 @@ impl Link {
     }
 }
 
+/// How long an agent is taken for unreachable that has let us wait in vain so often.
+fn pause_after(timeouts: u32) -> Duration {
+    let doubled = 1 << timeouts.saturating_sub(1).min(u32::BITS - 1);
+    RETRY_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+}
+
 enum Hello {
     Socket(SocketError),
     Session(SessionError),
 }
 
-fn hello(
-    socket: &Path,
-    group: &Option<String>,
-    program: &str,
-    deadline: Instant,
-) -> Result<(Connection, Welcome), Hello> {
+fn greet(socket: &Path, hello: &Request, deadline: Instant) -> Result<(Connection, Welcome), Hello> {
     let connection = Connection::connect(socket, deadline).map_err(Hello::Socket)?;
-    let hello = Request::Hello { version: VERSION, group: group.clone(), program: program.to_owned() };
-    connection.send(&hello, None, Some(deadline)).map_err(Hello::Socket)?;
+    connection.send(hello, None, Some(deadline)).map_err(Hello::Socket)?;
     match connection.recv(Some(deadline)).map_err(Hello::Socket)? {
         (Reply::Welcome { agent: _, group, group_id, generation, session, protect, commit }, Some(log)) => {
             let file = file_id(log.as_fd()).map_err(Hello::Socket)?;
@@ -260,6 +338,15 @@ impl Guarded {
         self.connection.as_ref().expect("taken only by drop")
     }
 
+    /// Reads the answers that mean nothing, and counts down what is still to come.
+    fn read_answers(&self, unanswered: &mut u32, deadline: Instant) -> Result<(), SocketError> {
+        while *unanswered > 0 {
+            self.connection().recv::<Reply>(Some(deadline))?;
+            *unanswered -= 1;
+        }
+        Ok(())
+    }
+
     /// Whether the descriptor still is our socket.
     fn intact(&self) -> bool {
         file_id(self.connection().as_fd()).is_ok_and(|id| id == self.id)
@@ -293,6 +380,26 @@ const LOWEST_FD: i32 = 500;
 /// Longest wait for a word that changes nothing for the program.
 const TELL_WAIT: Duration = Duration::from_millis(100);
 
+/// Words whose answers are still to come: as many small answers as a socket's buffer holds with ease.
+const MAX_UNANSWERED: u32 = 64;
+
 /// For so long after a failure the agent is taken for unreachable, so that a program which opens many files
-/// does not pay the wait for each.
+/// does not pay the wait for each. Doubled with each wait in vain up to [`LONGEST_PAUSE`].
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// An agent that is stopped or stuck costs a program [`PROBE_WAIT`] in this time at most; one that is back is found within it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Longest wait for an agent's answer after one that came in vain.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_lets_us_wait_in_vain_is_asked_less_and_less() {
+        let seconds: Vec<u64> = [0, 1, 2, 3, 5, 6, 1000].map(|n| pause_after(n).as_secs()).to_vec();
+        assert_eq!(seconds, [1, 1, 2, 4, 16, 30, 30]);
+    }
+}

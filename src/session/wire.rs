@@ -29,6 +29,8 @@ pub enum Request {
         group: Option<String>,
         /// Program name, for status.
         program: String,
+        /// The session that this process had before and has lost: it is forgotten, whatever becomes of this one.
+        after: Option<u32>,
     },
     /// Protect the file behind the attached descriptor. The agent finds its path itself.
     Protect {

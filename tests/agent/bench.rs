@@ -126,7 +126,7 @@ impl Client {
     }
 
     pub fn hello(&self, program: &str) -> Reply {
-        self.ask(&Request::Hello { version: VERSION, group: None, program: program.into() })
+        self.ask(&Request::Hello { version: VERSION, group: None, program: program.into(), after: None })
     }
 
     pub fn status(&self) -> serde_json::Value {

@@ -86,6 +86,22 @@ fn a_process_that_reconnects_has_not_ended() {
 }
 
 #[test]
+fn a_goodbye_in_a_new_session_is_the_word_of_the_lost_one() {
+    let bench = Bench::new();
+    let _agent = bench.start();
+    let lost = bench.connect();
+    let Reply::Welcome { session, .. } = lost.hello("db") else { panic!("no welcome") };
+    let again = bench.connect();
+    let hello = Request::Hello { version: VERSION, group: None, program: "db".into(), after: Some(session) };
+    assert!(matches!(again.ask(&hello), Reply::Welcome { .. }));
+    assert_eq!(again.ask(&Request::Goodbye { status: Some(0) }), Reply::Ok {});
+    drop(again);
+    // The agent has not even heard that the first connection is of no use.
+    assert_eq!(bench.connect().event("application_ended")["detail"]["how"], "exited");
+    drop(lost);
+}
+
+#[test]
 fn garbage_and_half_messages_end_their_session_and_no_other() {
     let bench = Bench::new();
     let _agent = bench.start();
@@ -190,7 +206,7 @@ fn strangers_may_neither_attach_nor_operate() {
 fn a_client_of_another_version_is_told_which_one_is_spoken() {
     let bench = Bench::new();
     let _agent = bench.start();
-    let hello = Request::Hello { version: VERSION + 1, group: None, program: "p".into() };
+    let hello = Request::Hello { version: VERSION + 1, group: None, program: "p".into(), after: None };
     assert!(error(bench.connect().ask(&hello)).contains("install the same version"));
 }
 

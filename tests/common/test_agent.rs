@@ -73,6 +73,8 @@ struct State {
     requests: Vec<Request>,
     applied: Lsn,
     refuse: Option<String>,
+    /// Requests are not answered at present.
+    holds: bool,
 }
 
 impl TestAgent {
@@ -151,6 +153,11 @@ impl TestAgent {
     /// Refuses every further request but Hello with this message.
     pub fn refuse(&self, message: &str) {
         self.shared.state().refuse = Some(message.to_owned());
+    }
+
+    /// Answers no request while `holds`; those that come meanwhile are answered afterwards.
+    pub fn hold(&self, holds: bool) {
+        self.shared.state().holds = holds;
     }
 
     /// Stops; clients notice at their next request. Its pulse stops with it.
@@ -244,6 +251,9 @@ impl Shared {
                 Err(_) => return,
             };
             self.state().requests.push(request.clone());
+            while self.state().holds && !self.stopping() {
+                std::thread::sleep(SLICE);
+            }
             let (reply, log) = self.answer(request, fd);
             if connection.send(&reply, log.then(|| self.fd.as_fd()), None).is_err() {
                 return;

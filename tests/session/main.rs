@@ -147,6 +147,53 @@ fn a_goodbye_is_said_once_and_ends_the_session() {
 }
 
 #[test]
+fn a_goodbye_is_said_although_the_connection_was_lost() {
+    let agent = TestAgent::start();
+    let session = connect(&agent);
+    let stopped = agent.stop();
+    assert!(matches!(session.status(), Err(SessionError::NoAgent { .. })));
+    let agent = stopped.restart();
+    session.goodbye(Some(0)).unwrap();
+    let requests = agent.requests();
+    let [Request::Hello { after: Some(_), .. }, Request::Goodbye { status: Some(0) }] = requests[..] else {
+        panic!("{requests:?}")
+    };
+}
+
+#[test]
+fn an_agent_that_is_slow_to_take_note_loses_no_session() {
+    let agent = TestAgent::start();
+    let dir = tempfile::tempdir().unwrap();
+    let session = connect(&agent);
+    let region = session.protect(file(dir.path(), "pool", 4096).as_fd(), 0, true).unwrap().region;
+    agent.hold(true);
+    session.maps(region, pmemha::region::dirty::Kind::Digest);
+    for _ in 0..200 {
+        session.release(region);
+    }
+    agent.hold(false);
+    session.status().unwrap();
+    session.goodbye(None).unwrap();
+    let requests = agent.requests();
+    let count = |wanted: fn(&Request) -> bool| requests.iter().filter(|r| wanted(r)).count();
+    assert_eq!(count(|r| matches!(r, Request::Hello { .. })), 1, "{requests:?}");
+    assert_eq!(count(|r| matches!(r, Request::Maps { .. })), 1);
+    let released = count(|r| matches!(r, Request::Release { .. }));
+    assert!((1..200).contains(&released), "{released}: more than the agent takes in are not said");
+    assert_eq!(requests.last(), Some(&Request::Goodbye { status: None }));
+}
+
+#[test]
+fn a_program_for_which_there_is_no_place_says_goodbye() {
+    let mut setup = Setup::default();
+    setup.spec.appenders = 1;
+    let agent = TestAgent::with(setup);
+    let refused = Session::connect(options(&agent.socket())).err().expect("the agent has the one place");
+    assert!(matches!(refused, SessionError::Log { .. }), "{refused}");
+    assert_eq!(agent.requests().last(), Some(&Request::Goodbye { status: None }));
+}
+
+#[test]
 fn requests_carry_what_was_asked_and_refusals_the_agents_words() {
     let agent = TestAgent::start();
     let session = connect(&agent);

@@ -32,7 +32,17 @@ pub struct ProcessId(pub u32);
 impl Group {
     /// A process attaches; its session number goes into its appender cells.
     pub fn attach(&self, process: Process) -> ProcessId {
+        self.attach_after(process, None)
+    }
+
+    /// As [`Group::attach`], in place of the process's session `after`, whose connection it lost: nothing is heard of that one
+    /// any more.
+    pub fn attach_after(&self, process: Process, after: Option<u32>) -> ProcessId {
         let mut inner = self.lock();
+        let own = |before: &Process| process.pid.is_some() && before.pid == process.pid;
+        if let Some(before) = after.filter(|s| inner.processes.get(s).is_some_and(own)) {
+            inner.processes.remove(&before);
+        }
         let session = inner.next_session;
         inner.next_session = session.checked_add(1).unwrap_or(AGENT_SESSION + 1);
         if session >= inner.reserved_sessions {

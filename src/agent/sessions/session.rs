@@ -79,7 +79,9 @@ impl Session<'_> {
                 }
             };
             let answered = match request {
-                Request::Hello { version, group, program } => self.hello(version, group.as_deref(), program),
+                Request::Hello { version, group, program, after } => {
+                    self.hello(version, group.as_deref(), program, after)
+                }
                 Request::Events { since } => return self.events(since),
                 other => {
                     let reply = self.answer(other, fd);
@@ -114,7 +116,13 @@ impl Session<'_> {
         }
     }
 
-    fn hello(&mut self, version: u32, group: Option<&str>, program: String) -> Result<(), SocketError> {
+    fn hello(
+        &mut self,
+        version: u32,
+        group: Option<&str>,
+        program: String,
+        after: Option<u32>,
+    ) -> Result<(), SocketError> {
         let refuse = |message: String| self.reply(&Reply::Error { message }).and(Err(SocketError::Closed));
         if version != VERSION {
             return refuse(format!(
@@ -142,7 +150,8 @@ impl Session<'_> {
             self.part = Part::Launcher { group: group.name().into(), controller };
             0
         } else {
-            let id = group.attach(Process { pid: self.peer.pid, uid: self.peer.uid, program, tracks: None });
+            let process = Process { pid: self.peer.pid, uid: self.peer.uid, program, tracks: None };
+            let id = group.attach_after(process, after);
             self.part = Part::Process { group: group.clone(), controller, id };
             id.0
         };

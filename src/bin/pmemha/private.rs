@@ -59,7 +59,12 @@ impl Private {
     /// The source admits applications once it has heard from the copy that nobody else owns the group.
     fn await_admission(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + READY_WITHIN;
-        let hello = Request::Hello { version: VERSION, group: Some(GROUP.into()), program: LAUNCHER.into() };
+        let hello = Request::Hello {
+            version: VERSION,
+            group: Some(GROUP.into()),
+            program: LAUNCHER.into(),
+            after: None,
+        };
         loop {
             match self.agent().ask(&hello) {
                 Err(_) if Instant::now() < deadline => thread::sleep(LOOK),

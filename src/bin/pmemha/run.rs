@@ -75,8 +75,12 @@ impl Run {
 
     fn launch(&self, agent: &Agent, group: Option<&str>, preload: &Path) -> Result<u8, Failure> {
         let session = agent.connect()?;
-        let hello =
-            Request::Hello { version: VERSION, group: group.map(Into::into), program: LAUNCHER.into() };
+        let hello = Request::Hello {
+            version: VERSION,
+            group: group.map(Into::into),
+            program: LAUNCHER.into(),
+            after: None,
+        };
         ask(&session, &hello)?;
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).env("PMEMHA_SOCKET", agent.socket());
