@@ -14,6 +14,7 @@ use pmemha::region::identity::{Facts, Identity, Sort, path_of};
 use pmemha::types::RegionId;
 
 use crate::file::{self, File};
+use crate::state::Protected;
 use crate::{guard, state};
 
 /// What a descriptor is.
@@ -82,6 +83,15 @@ pub fn known(fd: c_int) -> Meaning {
 pub fn forget(fd: c_int) {
     if let Some(w) = word(fd) {
         w.store(UNKNOWN, Ordering::Relaxed);
+    }
+}
+
+/// Forgets that `fd` is nothing to us, before a call that is worth another look: its number may have been closed and given to
+/// another file by calls that no hook sees.
+pub fn forget_if_plain(fd: c_int) {
+    if let Some(w) = word(fd) {
+        // Fails where it has another meaning, which is checked at each use.
+        let _ = w.compare_exchange(PLAIN, UNKNOWN, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -196,12 +206,11 @@ fn find_out(fd: c_int) -> Meaning {
                 let known = guard::slow(|| file::by_identity(&facts.identity)).flatten();
                 return known.map_or(Meaning::Unknown, Meaning::File);
             }
-            let found = guard::slow(|| state::protect(borrowed, &facts, path_of(borrowed).as_deref(), false));
-            match found.flatten() {
-                Some(file) => FILE + u32::from(file.region.0),
-                // Without a session it must be looked at again later.
-                None if state::session().is_none() => return Meaning::Unknown,
-                None => PLAIN,
+            match guard::slow(|| state::protect(borrowed, &facts, path_of(borrowed).as_deref(), false)) {
+                Some(Protected::Is(file)) => FILE + u32::from(file.region.0),
+                Some(Protected::Not) => PLAIN,
+                // Must be looked at again later.
+                Some(Protected::Unasked | Protected::Failed) | None => return Meaning::Unknown,
             }
         }
     };

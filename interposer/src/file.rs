@@ -4,13 +4,16 @@
 //! that of a later file once this process has let go of it. Found by region on the flush path, by identity elsewhere.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use pmemha::log::appender::{Ahead, AppendError};
 use pmemha::log::format::Kind;
 use pmemha::region::identity::{Facts, Identity};
+use pmemha::session::Session;
 use pmemha::types::RegionId;
 use rustix::fs::{Mode, OFlags, open};
 
@@ -27,13 +30,24 @@ pub struct File {
     live: AtomicBool,
     /// Its lines are flushed by libpmem calls.
     flushed: AtomicBool,
-    /// Size that the log knows.
-    size: AtomicU64,
+    /// What the log knows of the file's size. Written within [`guard::slow`].
+    logged: Logged,
     /// Streams write to it that pass no hook.
     unseen: AtomicBool,
     /// A descriptor of ours for reading back what went through a write-only one; -1 if none. Closing it would
     /// drop the program's POSIX locks on the file, so it is closed when the program closes one itself.
     reader: AtomicI32,
+    /// Whether the person was told that it cannot be read back.
+    told_unread: AtomicBool,
+}
+
+/// A size that this process recorded. Other processes grow the file, which they record themselves, and cut it, which they
+/// count ([`LogRegion::shrinks`](pmemha::log::LogRegion::shrinks)): so the log has at least this size while the count stands.
+#[derive(Default)]
+struct Logged {
+    size: AtomicU64,
+    /// Cuts counted before the size was read.
+    shrinks: AtomicU64,
 }
 
 const REGIONS: usize = 1 << 16;
@@ -67,7 +81,9 @@ pub fn add(facts: &Facts, region: RegionId) -> &'static File {
         live: AtomicBool::new(true),
         flushed: AtomicBool::new(false),
         unseen: AtomicBool::new(false),
-        size: AtomicU64::new(facts.size),
+        // Nothing of it is ours: another process may have recorded another one meanwhile.
+        logged: Logged::default(),
+        told_unread: AtomicBool::new(false),
         reader: AtomicI32::new(-1),
     }));
     identities().insert(facts.identity, file);
@@ -118,29 +134,104 @@ impl File {
             guard::capturing(|| session.appender().append(kind, self.region, offset, payload), state::drain);
     }
 
-    /// Records the file's size if the log knows another. Sizes are read and recorded under the lock of
-    /// [`guard::slow`], so that their order in the log is the order in which the file had them.
+    /// Records the file's size.
     pub fn record_size(&self, fd: BorrowedFd<'_>) {
         guard::slow(|| self.record_size_locked(fd));
     }
 
-    /// As [`File::record_size`], within [`guard::slow`].
-    pub fn record_size_locked(&self, fd: BorrowedFd<'_>) {
-        let Ok(facts) = Facts::of(fd) else { return };
-        if self.size.swap(facts.size, Ordering::Relaxed) != facts.size {
-            self.record(Kind::RegionResize, facts.size, &[]);
+    /// As [`File::record_size`], within [`guard::slow`]; the size, as far as it is known.
+    pub fn record_size_locked(&self, fd: BorrowedFd<'_>) -> u64 {
+        let Some(session) = state::session() else { return 0 };
+        let shrinks = session.log().shrinks(self.region);
+        let append = || session.appender().append_size(self.region, fd);
+        let size = match guard::capturing(append, state::drain) {
+            Ok(size) => size,
+            // The copy that closes the gap says it, or whatever later size this process would have to tell of.
+            Err(AppendError::Ahead(_)) => Facts::of(fd).map_or(0, |facts| facts.size),
+            Err(AppendError::Read(e)) => {
+                self.not_recorded(&format_args!("its size: {e}"));
+                0
+            }
+        };
+        self.logged.shrinks.store(shrinks, Ordering::Relaxed);
+        // Pairs with `size_is_logged`.
+        self.logged.size.store(size, Ordering::Release);
+        size
+    }
+
+    /// Whether the log knows that the file reaches up to `end`. After the write that made it so.
+    fn size_is_logged(&self, session: &Session, end: u64) -> bool {
+        // Pairs with `record_size_locked`: a count that is newer than the size only records once too often.
+        end <= self.logged.size.load(Ordering::Acquire)
+            && session.log().shrinks(self.region) == self.logged.shrinks.load(Ordering::Relaxed)
+    }
+
+    /// Has `call` cut the file to `size`, or extend it, and records it; `call` returns 0 if it did. `record_size` records what
+    /// size there is then. Only within [`guard::slow`].
+    ///
+    /// The record's place is taken before: what others write to the file as it is then comes later. What they wrote before it
+    /// was cut may come later as well, so the size that it has got is recorded once more.
+    pub fn resize_within(&self, size: u64, call: &dyn Fn() -> i32, record_size: impl FnOnce()) -> i32 {
+        let Some(session) = state::session().filter(|_| self.is_live()) else { return call() };
+        session.log().shrinking(self.region);
+        let (result, recorded) = self.around(session, Kind::RegionResize, size, &[], call);
+        if result == 0 {
+            if recorded.is_err() {
+                // The gap may have been closed meanwhile; else the copy that closes it says this as well.
+                self.record(Kind::RegionResize, size, &[]);
+            }
+            record_size();
         }
+        result
     }
 
-    /// Records a truncation to `size` even if the log knows that size: what lay beyond is gone.
-    pub fn record_truncation(&self, size: u64) {
-        self.size.store(size, Ordering::Relaxed);
-        self.record(Kind::RegionResize, size, &[]);
+    /// The file was emptied when it was opened as `fd`, and recorded before by others only: what has been written since is
+    /// recorded as well, since the others' records of it may lie below.
+    pub fn record_emptied(&self, fd: BorrowedFd<'_>) {
+        let size = guard::slow(|| {
+            if let Some(session) = state::session() {
+                session.log().shrinking(self.region);
+            }
+            self.record(Kind::RegionResize, 0, &[]);
+            self.record_size_locked(fd)
+        });
+        self.record_range(fd, 0, size.unwrap_or_default());
     }
 
-    /// The size that the log knows.
-    pub fn logged_size(&self) -> u64 {
-        self.size.load(Ordering::Relaxed)
+    /// Has `call` rename the file to `name`, and records it; `call` returns 0 if it did. A region that had the name ceases to
+    /// be, `replaced` if this process knows it. Only within [`guard::slow`].
+    ///
+    /// As for [`File::resize_within`]: a new file that another process makes under the old name comes later.
+    pub fn rename_within(&self, name: &[u8], replaced: Option<&File>, call: &dyn Fn() -> i32) -> i32 {
+        let Some(session) = state::session() else { return call() };
+        let (result, recorded) = self.around(session, Kind::RegionRename, 0, name, call);
+        if result == 0 {
+            if recorded.is_err() {
+                self.record(Kind::RegionRename, 0, name);
+            }
+            if let Some(other) = replaced.filter(|other| other.is_live()) {
+                other.let_go();
+            }
+        }
+        result
+    }
+
+    fn around(
+        &self,
+        session: &Session,
+        kind: Kind,
+        offset: u64,
+        payload: &[u8],
+        call: &dyn Fn() -> i32,
+    ) -> (i32, Result<(), Ahead>) {
+        let mut result = 0;
+        let act = || {
+            result = call();
+            result == 0
+        };
+        let append = || session.appender().append_around(kind, self.region, offset, payload, act);
+        let recorded = guard::capturing(append, state::drain);
+        (result, recorded)
     }
 
     /// Records `[start, end)` as the file holds it now, after a write through `fd`; `end` is clipped to the file's end.
@@ -150,47 +241,66 @@ impl File {
             return;
         }
         let _errno = guard::KeepErrno::new();
-        if end > self.logged_size() {
+        if !self.size_is_logged(session, end) {
             self.record_size(fd);
         }
-        let Some(reader) = self.readable(fd) else { return };
+        let Some(reader) = self.readable(fd) else {
+            return self
+                .not_recorded(&format_args!("bytes {start} to {end}: it cannot be opened for reading"));
+        };
         let len = (end - start) as usize;
         let result = guard::capturing(
             || session.appender().append_from_file(self.region, start, len, reader, true),
             state::drain,
         );
-        if let Err(pmemha::log::appender::AppendError::Read(e)) = result {
-            error!("bytes {start} to {end} of region {} could not be read back: {e}", self.region);
+        if let Err(AppendError::Read(e)) = result {
+            self.not_recorded(&format_args!("bytes {start} to {end}: {e}"));
+        }
+    }
+
+    /// Something of this file is in no record: no drain may be acknowledged before a copy has it.
+    pub fn not_recorded(&self, what: &dyn Display) {
+        if let Some(session) = state::session() {
+            session.appender().unrecorded();
+        }
+        if !self.told_unread.swap(true, Ordering::Relaxed) {
+            error!("region {} cannot be read back, so only copies of it are replicated: {what}", self.region);
         }
     }
 
     /// Records that `[start, end)` was made zero, and what others have stored there since. Only within [`guard::slow`].
     pub fn record_zeros_locked(&self, fd: BorrowedFd<'_>, start: u64, end: u64) {
         let Some(session) = state::session() else { return };
-        if self.reader.load(Ordering::Acquire) < 0 {
-            self.open_reader(fd);
-        }
-        let reader = self.reader.load(Ordering::Acquire);
-        if reader < 0 {
-            return;
-        }
-        // SAFETY: as in `readable`.
-        let reader = unsafe { BorrowedFd::borrow_raw(reader) };
+        let Some(reader) = self.own_reader(fd) else {
+            return self.not_recorded(&format_args!("a hole from {start} to {end}"));
+        };
         let append = || session.appender().append_zeros(self.region, start, end - start, reader);
-        if let Err(pmemha::log::appender::AppendError::Read(e)) = guard::capturing(append, state::drain) {
-            error!("the hole from {start} to {end} of region {} could not be read back: {e}", self.region);
+        if let Err(AppendError::Read(e)) = guard::capturing(append, state::drain) {
+            self.not_recorded(&format_args!("a hole from {start} to {end}: {e}"));
         }
     }
 
-    /// `fd` if it can be read from, else a descriptor of ours.
+    /// `fd` if any byte can be read through it, else a descriptor of ours.
     fn readable<'a>(&self, fd: BorrowedFd<'a>) -> Option<BorrowedFd<'a>> {
-        let access = rustix::fs::fcntl_getfl(fd).ok()? & OFlags::RWMODE;
-        if access != OFlags::WRONLY {
+        let flags = rustix::fs::fcntl_getfl(fd).ok()?;
+        if flags & OFlags::RWMODE != OFlags::WRONLY && !flags.contains(OFlags::DIRECT) {
             return Some(fd);
         }
         if self.reader.load(Ordering::Acquire) < 0 {
-            guard::slow(|| self.open_reader(fd));
+            guard::slow(|| self.own_reader(fd));
         }
+        self.reader()
+    }
+
+    /// Our descriptor, opened if need be through `fd`. Only within [`guard::slow`].
+    fn own_reader<'a>(&self, fd: BorrowedFd<'_>) -> Option<BorrowedFd<'a>> {
+        if self.reader.load(Ordering::Acquire) < 0 {
+            self.open_reader(fd);
+        }
+        self.reader()
+    }
+
+    fn reader<'a>(&self) -> Option<BorrowedFd<'a>> {
         let reader = self.reader.load(Ordering::Acquire);
         // SAFETY: the descriptor stays open until the program closes one of its own for this file, which it
         // does not do during a call with one.
@@ -204,31 +314,26 @@ impl File {
                 let old = self.reader.swap(own.into_raw_fd(), Ordering::AcqRel);
                 debug_assert!(old < 0, "opened under the lock, once");
             }
-            Err(e) => {
-                error!("region {} is written but cannot be read back: {e}; it is not replicated", self.region)
-            }
+            Err(e) => self.not_recorded(&format_args!("it cannot be opened for reading: {e}")),
         }
     }
 
     /// From here on a stream writes to the file that passes no hook; `fd` is its descriptor. Only within [`guard::slow`].
     pub fn note_unseen(&self, fd: BorrowedFd<'_>) {
-        if self.reader.load(Ordering::Acquire) < 0 {
-            self.open_reader(fd);
-        }
+        self.own_reader(fd);
         self.unseen.store(true, Ordering::Relaxed);
         ANY_UNSEEN.store(true, Ordering::Relaxed);
     }
 
     /// Records the whole file as it is now, if [`File::note_unseen`] was ever called.
     pub fn record_unseen(&self) {
-        let reader = self.reader.load(Ordering::Acquire);
-        if !self.unseen.load(Ordering::Relaxed) || reader < 0 {
+        if !self.unseen.load(Ordering::Relaxed) {
             return;
         }
-        // SAFETY: the reader of such a file is never closed.
-        let reader = unsafe { BorrowedFd::borrow_raw(reader) };
-        self.record_size(reader);
-        self.record_range(reader, 0, self.logged_size());
+        // Never closed, for such a file.
+        let Some(reader) = self.reader() else { return self.not_recorded(&"what a stream wrote") };
+        let size = guard::slow(|| self.record_size_locked(reader)).unwrap_or_default();
+        self.record_range(reader, 0, size);
     }
 
     /// The program closes a descriptor of this file: its POSIX locks go in any case, so ours can go too.
@@ -251,23 +356,13 @@ impl File {
         }
     }
 
-    /// The file has a new name; a region that had it ceases to be, `replaced` if this process knows it. Only within
-    /// [`guard::slow`].
-    pub fn record_rename(&self, name: &[u8], replaced: Option<&File>) {
-        self.record(Kind::RegionRename, 0, name);
-        if let Some(other) = replaced.filter(|other| other.is_live()) {
-            other.let_go();
-        }
-    }
-
     /// Nothing further is recorded for this region, which the agent may then give to another file.
     fn let_go(&self) {
         self.live.store(false, Ordering::Release);
         identities().remove(&self.identity);
         mapping::forget(self.region);
         if let Some(session) = state::session() {
-            // An agent that does not hear of it keeps the number for this process.
-            let _ = session.release(self.region);
+            session.release(self.region);
         }
     }
 }

@@ -21,6 +21,7 @@ struct Marks {
     capturing: Cell<u32>,
     owed: Cell<bool>,
     lines_recorded: Cell<u32>,
+    forking: Cell<bool>,
 }
 
 thread_local! {
@@ -30,6 +31,7 @@ thread_local! {
             capturing: Cell::new(0),
             owed: Cell::new(false),
             lines_recorded: Cell::new(0),
+            forking: Cell::new(false),
         }
     };
 }
@@ -49,29 +51,38 @@ pub fn slow<R>(work: impl FnOnce() -> R) -> Option<R> {
     let _errno = KeepErrno::new();
     let _signals = BlockedSignals::new();
     let _inside = Inside::enter();
-    LOCK.lock();
+    let forking = MARKS.with(|m| m.forking.get());
+    if forking {
+        // A handler of the program's runs between ours, and the lock is this thread's.
+        crate::process::settle_in_child();
+    } else {
+        LOCK.lock();
+    }
     let result = catch_unwind(AssertUnwindSafe(work));
-    LOCK.unlock();
+    if !forking {
+        LOCK.unlock();
+    }
     result.map_err(|_| error!("an internal error was survived; what it was about may not be replicated")).ok()
 }
 
-/// Prepares, calls, and records what was prepared if the call returned 0: in one step, under the lock. `errno` is
-/// the call's if it failed.
+/// Prepares, and has `act` do the call and record it, or does the call where there was nothing to prepare: in one step, under
+/// the lock. Returns what the call returned, 0 for success; `errno` is the call's if it failed.
 pub fn together<P>(
     call: impl Fn() -> i32,
     prepare: impl FnOnce() -> Option<P>,
-    record: impl FnOnce(P),
+    act: impl FnOnce(P, &dyn Fn() -> i32) -> i32,
 ) -> i32 {
-    let mut failure = None;
-    let done = slow(|| {
-        let prepared = prepare();
+    let failure = Cell::new(None);
+    let noting = || {
         let result = call();
         if result != 0 {
-            failure = Some(KeepErrno::new());
-        } else if let Some(prepared) = prepared {
-            record(prepared);
+            failure.set(Some(KeepErrno::new()));
         }
         result
+    };
+    let done = slow(|| match prepare() {
+        Some(prepared) => act(prepared, &noting),
+        None => noting(),
     });
     // After `slow` has put back the errno from before the call.
     drop(failure);
@@ -128,13 +139,16 @@ impl Drop for LinesRecorded {
     }
 }
 
-/// Takes the lock for the duration of a fork, so that the child does not inherit it from another thread.
+/// Takes the lock for the duration of a fork, so that the child does not inherit it from another thread. Handlers of the
+/// program's that run meanwhile, on this thread, go through [`slow`] with it.
 pub fn before_fork() {
     LOCK.lock();
+    MARKS.with(|m| m.forking.set(true));
 }
 
 /// The fork is over, in either process.
 pub fn after_fork() {
+    MARKS.with(|m| m.forking.set(false));
     LOCK.unlock();
 }
 

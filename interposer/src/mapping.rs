@@ -6,11 +6,12 @@
 //! that: there, what was not flushed is lost in a power cut as well.
 
 use std::ffi::{c_int, c_void};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{off_t, size_t};
 use pmemha::region::dirty::{self, DirtyTracker};
+use pmemha::region::identity::Facts;
 use pmemha::region::table::Span;
 use pmemha::types::{PAGE, RegionId};
 use rustix::fs::OFlags;
@@ -62,12 +63,17 @@ unsafe fn map(
     } else if matches!(flags & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE)
         && flags & libc::MAP_ANONYMOUS == 0
         && len > 0
-        && let Some((file, fd, _)) = fds::file(fd)
+        && let Some((file, fd, _)) = looked_at_again(fd)
         && rustix::fs::fcntl_getfl(fd).is_ok_and(|f| f & OFlags::RWMODE == OFlags::RDWR)
     {
         guard::slow(|| enter(file, at as usize, len, offset as u64));
     }
     at
+}
+
+fn looked_at_again(fd: c_int) -> Option<(&'static File, BorrowedFd<'static>, Facts)> {
+    fds::forget_if_plain(fd);
+    fds::file(fd)
 }
 
 /// A mapping of `file` is there.
@@ -291,8 +297,8 @@ fn adopt(start: usize, end: usize, offset: u64, path: &str) {
     if let Err(e) = watched {
         info!("stores to {path} cannot be watched: {e}");
     }
-    if let Ok(facts) = pmemha::region::identity::Facts::of(fd)
-        && let Some(file) = state::protect(fd.as_fd(), &facts, Some(path.as_ref()), false)
+    if let Ok(facts) = Facts::of(fd)
+        && let Some(file) = state::protect(fd.as_fd(), &facts, Some(path.as_ref()), false).file()
     {
         tell(file);
         TABLE.insert(Span { start, end, offset, region: file.region, tag: u32::from(file.region.0) });

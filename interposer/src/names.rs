@@ -3,7 +3,8 @@
 //! A file that is renamed to a protected name is protected before it gets it, so that replacing a file by rename is one
 //! record and as atomic at the destination as here. A protected file that gets an unprotected name stays a region.
 
-use std::ffi::{CStr, OsStr, c_char, c_int, c_uint};
+use std::cell::Cell;
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ hook!(Libc, [renameat2],
     (old_dir: c_int, old: *const c_char, new_dir: c_int, new: *const c_char, flags: c_uint) -> c_int,
     renameat2_body);
 hook!(Libc, [unlink, remove], (path: *const c_char) -> c_int, unlink_body);
+hook!(Libc, [shm_unlink], (name: *const c_char) -> c_int, shm_unlink_body);
 hook!(Libc, [unlinkat], (dir: c_int, path: *const c_char, flags: c_int) -> c_int, unlinkat_body);
 hook!(Libc, [link], (old: *const c_char, new: *const c_char) -> c_int, link_body);
 hook!(Libc, [linkat],
@@ -46,7 +48,7 @@ pub fn find(dir: c_int, path: *const c_char, follow: bool) -> Option<&'static Fi
 
 /// The protected file that is called `name`; any regular file is made one if `explicit`. Only within [`guard::slow`].
 fn look(name: &Path, explicit: bool) -> Option<&'static File> {
-    let text = std::ffi::CString::new(name.as_os_str().as_bytes()).ok()?;
+    let text = CString::new(name.as_os_str().as_bytes()).ok()?;
     let facts = Facts::at(rustix::fs::CWD, &text).ok()?;
     if let Some(known) = file::by_identity(&facts.identity) {
         return Some(known);
@@ -56,12 +58,79 @@ fn look(name: &Path, explicit: bool) -> Option<&'static File> {
     }
     // The agent takes only descriptors that may write as the right to protect.
     let opened = open_again(name, OFlags::RDWR).ok()?;
-    let file = state::protect(opened.as_fd(), &facts, Some(name), explicit);
+    let file = state::protect(opened.as_fd(), &facts, Some(name), explicit).file();
     fds::put_away(opened);
     if file.is_some() {
         fds::forget_plain();
     }
     file
+}
+
+/// Has `call` give `file`, which is at `path`, the size; `call` returns 0 if it did.
+pub fn resizing(
+    file: &'static File,
+    dir: c_int,
+    path: *const c_char,
+    size: u64,
+    call: impl Fn() -> c_int,
+) -> c_int {
+    let opened = || {
+        let name = std::fs::canonicalize(absolute(dir, path)?).ok()?;
+        open_again(&name, OFlags::RDONLY).ok()
+    };
+    let record_size = || match opened() {
+        Some(fd) => {
+            file.record_size_locked(fd.as_fd());
+            fds::put_away(fd);
+        }
+        None => file.not_recorded(&"its size: it cannot be opened"),
+    };
+    guard::together(call, || Some(file), |file, call| file.resize_within(size, call, record_size))
+}
+
+/// Has `call` open the file at `path` so that nothing of what it holds remains (`O_TRUNC`); `done` says of the result whether
+/// it did. Also whether that is recorded: a file that this process did not know is looked at only when it is open.
+pub fn truncating<R>(
+    dir: c_int,
+    path: *const c_char,
+    call: impl Fn() -> R,
+    done: impl Fn(&R) -> bool,
+) -> (R, bool) {
+    let Some(file) = known(dir, path) else { return (call(), false) };
+    let result = Cell::new(None);
+    let noting = || {
+        let made = call();
+        let failed = !done(&made);
+        result.set(Some(made));
+        -c_int::from(failed)
+    };
+    resizing(file, dir, path, 0, noting);
+    (result.into_inner().unwrap_or_else(call), true)
+}
+
+/// Where `shm_open` finds what is called so; none if it would refuse the name.
+pub fn of_shared_memory(name: *const c_char) -> Option<CString> {
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: the program passes a name to a call that takes one.
+    let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+    let first = name.iter().position(|c| *c != b'/')?;
+    CString::new([b"/dev/shm/", &name[first..]].concat()).ok()
+}
+
+/// The file at `path`, if this process has met it as a protected one.
+fn known(dir: c_int, path: *const c_char) -> Option<&'static File> {
+    if guard::inside() || path.is_null() {
+        return None;
+    }
+    state::session()?;
+    let find = || {
+        let name = std::fs::canonicalize(absolute(dir, path)?).ok()?;
+        let text = CString::new(name.as_os_str().as_bytes()).ok()?;
+        file::by_identity(&Facts::at(rustix::fs::CWD, &text).ok()?.identity)
+    };
+    guard::slow(find).flatten()
 }
 
 /// `path` without symbolic links, except that its last part is left alone. Only within [`guard::slow`].
@@ -94,11 +163,13 @@ impl Renaming {
         (moved.is_some() || replaced.is_some()).then_some(Renaming { target, moved, replaced })
     }
 
-    fn record(&self) {
+    fn carry_out(self, call: &dyn Fn() -> c_int) -> c_int {
         match (self.moved, self.replaced) {
-            (Some(moved), replaced) => moved.record_rename(self.target.as_os_str().as_bytes(), replaced),
-            (None, Some(replaced)) => replaced.record_unlink(),
-            (None, None) => {}
+            (Some(moved), replaced) => {
+                moved.rename_within(self.target.as_os_str().as_bytes(), replaced, call)
+            }
+            (None, Some(replaced)) => unlink_within(replaced, call),
+            (None, None) => call(),
         }
     }
 }
@@ -114,7 +185,7 @@ fn renaming(
     if guard::inside() || old.is_null() || new.is_null() || !state::session_likely() {
         return call();
     }
-    guard::together(call, || Renaming::prepare(old_dir, old, new_dir, new), |r| r.record())
+    guard::together(call, || Renaming::prepare(old_dir, old, new_dir, new), Renaming::carry_out)
 }
 
 unsafe fn rename_body(
@@ -166,16 +237,34 @@ fn unlinking(dir: c_int, path: *const c_char, call: impl Fn() -> c_int) -> c_int
     let last_name = || {
         state::session_or_attach()?;
         let name = absolute(dir, path)?;
-        let text = std::ffi::CString::new(name.as_os_str().as_bytes()).ok()?;
+        let text = CString::new(name.as_os_str().as_bytes()).ok()?;
         let facts = Facts::at(rustix::fs::CWD, &text).ok()?;
         if facts.links == 1 { look(&name, false) } else { None }
     };
-    guard::together(call, last_name, File::record_unlink)
+    guard::together(call, last_name, unlink_within)
+}
+
+/// Its record may come after the call, and after a successor's creation: then it is of a region that is gone.
+fn unlink_within(file: &'static File, call: &dyn Fn() -> c_int) -> c_int {
+    let result = call();
+    if result == 0 {
+        file.record_unlink();
+    }
+    result
 }
 
 unsafe fn unlink_body(real: unsafe extern "C" fn(*const c_char) -> c_int, path: *const c_char) -> c_int {
     // SAFETY: see `rename_body`.
     unlinking(libc::AT_FDCWD, path, || unsafe { real(path) })
+}
+
+unsafe fn shm_unlink_body(real: unsafe extern "C" fn(*const c_char) -> c_int, name: *const c_char) -> c_int {
+    // SAFETY: see `rename_body`.
+    let call = || unsafe { real(name) };
+    match of_shared_memory(name) {
+        Some(path) => unlinking(libc::AT_FDCWD, path.as_ptr(), call),
+        None => call(),
+    }
 }
 
 unsafe fn unlinkat_body(

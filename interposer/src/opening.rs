@@ -8,7 +8,7 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use libc::{mode_t, ssize_t};
 
 use crate::real::hook;
-use crate::{fds, guard};
+use crate::{fds, guard, names};
 
 // open(2) and fcntl(2) take their last argument only with some flags; passing on a register that means nothing
 // is harmless.
@@ -23,6 +23,7 @@ hook!(Libc, [mkostemp, mkostemp64, mkstemps, mkstemps64],
     (template: *mut c_char, more: c_int) -> c_int, mkstemp_with_body);
 hook!(Libc, [mkostemps, mkostemps64],
     (template: *mut c_char, suffix: c_int, flags: c_int) -> c_int, mkostemps_body);
+hook!(Libc, [shm_open], (name: *const c_char, flags: c_int, mode: mode_t) -> c_int, shm_open_body);
 hook!(Libc, [close], (fd: c_int) -> c_int, close_body);
 hook!(Libc, [close_range], (first: c_uint, last: c_uint, flags: c_int) -> c_int, close_range_body);
 hook!(Libc, [closefrom], (first: c_int) -> (), closefrom_body);
@@ -45,12 +46,18 @@ fn opened(fd: c_int, flags: c_int) -> c_int {
         && let Some((file, borrowed, _)) = fds::file(fd)
         && truncates
     {
-        guard::slow(|| {
-            file.record_truncation(0);
-            file.record_size_locked(borrowed);
-        });
+        file.record_emptied(borrowed);
     }
     fd
+}
+
+/// Has `call` open `path` with `flags`.
+fn opening(dir: c_int, path: *const c_char, flags: c_int, call: impl Fn() -> c_int) -> c_int {
+    if flags & libc::O_TRUNC == 0 {
+        return opened(call(), flags);
+    }
+    let (fd, recorded) = names::truncating(dir, path, call, |fd| *fd >= 0);
+    opened(fd, if recorded { flags & !libc::O_TRUNC } else { flags })
 }
 
 unsafe fn open_body(
@@ -60,7 +67,7 @@ unsafe fn open_body(
     mode: mode_t,
 ) -> c_int {
     // SAFETY: the program's own call, as everywhere in this file.
-    opened(unsafe { real(path, flags, mode) }, flags)
+    opening(libc::AT_FDCWD, path, flags, || unsafe { real(path, flags, mode) })
 }
 
 unsafe fn openat_body(
@@ -71,7 +78,7 @@ unsafe fn openat_body(
     mode: mode_t,
 ) -> c_int {
     // SAFETY: see `open_body`.
-    opened(unsafe { real(dir, path, flags, mode) }, flags)
+    opening(dir, path, flags, || unsafe { real(dir, path, flags, mode) })
 }
 
 unsafe fn open_2_body(
@@ -80,7 +87,7 @@ unsafe fn open_2_body(
     flags: c_int,
 ) -> c_int {
     // SAFETY: see `open_body`.
-    opened(unsafe { real(path, flags) }, flags)
+    opening(libc::AT_FDCWD, path, flags, || unsafe { real(path, flags) })
 }
 
 unsafe fn openat_2_body(
@@ -90,7 +97,7 @@ unsafe fn openat_2_body(
     flags: c_int,
 ) -> c_int {
     // SAFETY: see `open_body`.
-    opened(unsafe { real(dir, path, flags) }, flags)
+    opening(dir, path, flags, || unsafe { real(dir, path, flags) })
 }
 
 unsafe fn creat_body(
@@ -98,8 +105,24 @@ unsafe fn creat_body(
     path: *const c_char,
     mode: mode_t,
 ) -> c_int {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
     // SAFETY: see `open_body`.
-    opened(unsafe { real(path, mode) }, libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC)
+    opening(libc::AT_FDCWD, path, flags, || unsafe { real(path, mode) })
+}
+
+/// glibc opens the file by a call of its own, in the directory where the kernel's tmpfs for it is.
+unsafe fn shm_open_body(
+    real: unsafe extern "C" fn(*const c_char, c_int, mode_t) -> c_int,
+    name: *const c_char,
+    flags: c_int,
+    mode: mode_t,
+) -> c_int {
+    // SAFETY: see `open_body`.
+    let call = || unsafe { real(name, flags, mode) };
+    match names::of_shared_memory(name) {
+        Some(path) => opening(libc::AT_FDCWD, path.as_ptr(), flags, call),
+        None => opened(call(), flags),
+    }
 }
 
 unsafe fn mkstemp_body(real: unsafe extern "C" fn(*mut c_char) -> c_int, template: *mut c_char) -> c_int {

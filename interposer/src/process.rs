@@ -14,6 +14,9 @@ use crate::{file, guard, mapping, state};
 /// The process that attached; another one in the same memory is a vfork's child. 0: none.
 static OWNER: AtomicI32 = AtomicI32::new(0);
 
+/// The process that forks, or the child that knows that it is one. Only its one thread looks, under the lock.
+static FORKING: AtomicI32 = AtomicI32::new(0);
+
 /// Exit status, once exit was called. `i32::MIN`: not known.
 static STATUS: AtomicI32 = AtomicI32::new(i32::MIN);
 
@@ -23,17 +26,25 @@ unsafe extern "C" {
     fn on_exit(function: extern "C" fn(c_int, *mut c_void), arg: *mut c_void) -> c_int;
 }
 
-/// There is a session: from here on births and deaths matter.
+/// There is a session: from here on deaths matter.
 pub fn on_attach() {
     OWNER.store(pid(), Ordering::Relaxed);
     if !REGISTERED.swap(true, Ordering::Relaxed) {
-        // SAFETY: handlers that live as long as the process: the library is never unloaded.
-        unsafe {
-            libc::pthread_atfork(Some(before_fork), Some(after_fork_parent), Some(after_fork_child));
-            on_exit(note_status, std::ptr::null_mut());
-        }
+        // SAFETY: a handler that lives as long as the process: the library is never unloaded.
+        unsafe { on_exit(note_status, std::ptr::null_mut()) };
     }
 }
+
+/// Before the program's own handlers are registered: so its own run outside of ours, and may wait for threads that wait for us.
+extern "C" fn at_start() {
+    // SAFETY: handlers that live as long as the process. If there is no memory for them, a child that is forked while
+    // another thread holds the lock records nothing.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_parent), Some(after_fork_child)) };
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = at_start;
 
 fn pid() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
@@ -41,6 +52,7 @@ fn pid() -> i32 {
 
 unsafe extern "C" fn before_fork() {
     guard::before_fork();
+    FORKING.store(pid(), Ordering::Relaxed);
 }
 
 unsafe extern "C" fn after_fork_parent() {
@@ -48,12 +60,19 @@ unsafe extern "C" fn after_fork_parent() {
 }
 
 unsafe extern "C" fn after_fork_child() {
+    guard::slow(|| {});
     guard::after_fork();
-    OWNER.store(pid(), Ordering::Relaxed);
-    guard::slow(|| {
+}
+
+/// What a child does before anything else, be it in our own handler or in an older one. Only within [`guard::slow`], while the
+/// fork is under way.
+pub fn settle_in_child() {
+    if FORKING.load(Ordering::Relaxed) != pid() {
+        FORKING.store(pid(), Ordering::Relaxed);
+        OWNER.store(pid(), Ordering::Relaxed);
         mapping::after_fork_child();
         state::after_fork_child();
-    });
+    }
 }
 
 extern "C" fn note_status(status: c_int, _: *mut c_void) {

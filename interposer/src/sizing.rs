@@ -1,9 +1,10 @@
 //! ftruncate, fallocate and their families: the size of a protected file, and holes in it.
 //!
-//! The real call and its record are one step under the library's lock, so that sizes stand in the log in the order in
-//! which the file had them.
+//! The place of a new size in the log is taken before the real call, and the size that came of it is recorded after it
+//! (`File::resize_within`): so the last size in the log is the file's, whatever other processes did to it at the same time.
 
 use std::ffi::{c_char, c_int};
+use std::os::fd::BorrowedFd;
 
 use libc::off_t;
 
@@ -18,24 +19,30 @@ hook!(Libc, [fallocate, fallocate64], (fd: c_int, mode: c_int, at: off_t, len: o
 hook!(Libc, [posix_fallocate, posix_fallocate64],
     (fd: c_int, at: off_t, len: off_t) -> c_int, posix_fallocate_body);
 
-fn protected(fd: c_int) -> Option<(&'static File, std::os::fd::BorrowedFd<'static>)> {
+/// What `fd` was known to be may be of a file that was closed out of sight: it is looked at anew.
+fn protected(fd: c_int) -> Option<(&'static File, BorrowedFd<'static>)> {
     if guard::inside() {
         return None;
     }
+    fds::forget_if_plain(fd);
     fds::file(fd).map(|(file, fd, _)| (file, fd))
 }
 
-/// Does `call`, and `then` if it succeeded, in one step.
-fn together(call: impl Fn() -> c_int, then: impl FnOnce()) -> c_int {
-    guard::together(call, || Some(()), |()| then())
-}
-
 unsafe fn ftruncate_body(real: unsafe extern "C" fn(c_int, off_t) -> c_int, fd: c_int, size: off_t) -> c_int {
+    // SAFETY: the program's own call, as everywhere in this file.
+    let call = || unsafe { real(fd, size) };
     match protected(fd) {
-        // SAFETY: the program's own call, as everywhere in this file.
-        Some((file, _)) => together(|| unsafe { real(fd, size) }, || file.record_truncation(size as u64)),
-        // SAFETY: see above.
-        None => unsafe { real(fd, size) },
+        Some((file, fd)) if size >= 0 => {
+            let record_size = || {
+                file.record_size_locked(fd);
+            };
+            guard::together(
+                call,
+                || Some(file),
+                |file, call| file.resize_within(size as u64, call, record_size),
+            )
+        }
+        _ => call(),
     }
 }
 
@@ -44,11 +51,11 @@ unsafe fn truncate_body(
     path: *const c_char,
     size: off_t,
 ) -> c_int {
+    // SAFETY: see `ftruncate_body`.
+    let call = || unsafe { real(path, size) };
     match names::find(libc::AT_FDCWD, path, true) {
-        // SAFETY: see `ftruncate_body`.
-        Some(file) => together(|| unsafe { real(path, size) }, || file.record_truncation(size as u64)),
-        // SAFETY: see `ftruncate_body`.
-        None => unsafe { real(path, size) },
+        Some(file) if size >= 0 => names::resizing(file, libc::AT_FDCWD, path, size as u64, call),
+        _ => call(),
     }
 }
 
@@ -73,13 +80,21 @@ unsafe fn fallocate_body(
     let (start, count) = (at as u64, len as u64);
     // SAFETY: see `ftruncate_body`.
     let call = || unsafe { real(fd, mode, at, len) };
-    together(call, || {
-        file.record_size_locked(borrowed);
-        let end = (start + count).min(file.logged_size());
-        if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 && start < end {
-            file.record_zeros_locked(borrowed, start, end);
-        }
-    })
+    guard::together(
+        call,
+        || Some(file),
+        |file, call| {
+            let result = call();
+            if result == 0 {
+                let size = file.record_size_locked(borrowed);
+                let end = (start + count).min(size);
+                if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 && start < end {
+                    file.record_zeros_locked(borrowed, start, end);
+                }
+            }
+            result
+        },
+    )
 }
 
 unsafe fn posix_fallocate_body(
@@ -88,12 +103,15 @@ unsafe fn posix_fallocate_body(
     at: off_t,
     len: off_t,
 ) -> c_int {
-    match protected(fd) {
-        Some((file, borrowed)) => {
-            // SAFETY: see `ftruncate_body`.
-            together(|| unsafe { real(fd, at, len) }, || file.record_size_locked(borrowed))
+    // SAFETY: see `ftruncate_body`.
+    let call = || unsafe { real(fd, at, len) };
+    let Some((file, borrowed)) = protected(fd) else { return call() };
+    let act = |file: &File, call: &dyn Fn() -> c_int| {
+        let result = call();
+        if result == 0 {
+            file.record_size_locked(borrowed);
         }
-        // SAFETY: see `ftruncate_body`.
-        None => unsafe { real(fd, at, len) },
-    }
+        result
+    };
+    guard::together(call, || Some(file), act)
 }

@@ -29,6 +29,8 @@ static SESSION: AtomicPtr<Session> = AtomicPtr::new(ptr::null_mut());
 
 /// When to look for the agent again, milliseconds of the monotonic clock.
 static NEXT_TRY: AtomicU64 = AtomicU64::new(0);
+/// When to ask for a file to be protected again, after the agent has failed to; as above.
+static NEXT_PROTECT: AtomicU64 = AtomicU64::new(0);
 static WAIT: AtomicU64 = AtomicU64::new(FIRST_WAIT.as_millis() as u64);
 static TOLD: AtomicBool = AtomicBool::new(false);
 
@@ -100,27 +102,50 @@ fn now_ms() -> u64 {
     t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
 }
 
-/// Protects the file behind `fd` if the configuration names it or `explicit` says so. Only within [`guard::slow`].
-pub fn protect(
-    fd: BorrowedFd<'_>,
-    facts: &Facts,
-    path: Option<&Path>,
-    explicit: bool,
-) -> Option<&'static File> {
-    if let Some(known) = file::by_identity(&facts.identity) {
-        return Some(known);
+/// What came of asking for a file to be protected.
+pub enum Protected {
+    /// It is.
+    Is(&'static File),
+    /// It is not to be.
+    Not,
+    /// There is no session to ask in.
+    Unasked,
+    /// It is to be and is not, which puts the application ahead: to be asked again when the file is used next.
+    Failed,
+}
+
+impl Protected {
+    /// The file, if it is protected.
+    pub fn file(self) -> Option<&'static File> {
+        if let Protected::Is(file) = self { Some(file) } else { None }
     }
-    let session = session_or_attach()?;
+}
+
+/// Protects the file behind `fd` if the configuration names it or `explicit` says so. Only within [`guard::slow`].
+pub fn protect(fd: BorrowedFd<'_>, facts: &Facts, path: Option<&Path>, explicit: bool) -> Protected {
+    if let Some(known) = file::by_identity(&facts.identity) {
+        return Protected::Is(known);
+    }
+    let Some(session) = session_or_attach() else { return Protected::Unasked };
     if !explicit && !path.is_some_and(|p| session.protects(p)) {
-        return None;
+        return Protected::Not;
+    }
+    let failed = |why: Option<SessionError>| {
+        // What is recorded from here on may rest on this file's content, which is in no record.
+        session.appender().unrecorded();
+        if let Some(why) = why {
+            NEXT_PROTECT.store(now_ms() + FIRST_WAIT.as_millis() as u64, Ordering::Relaxed);
+            error!("{} is not replicated for now: {why}", path.unwrap_or(Path::new("a file")).display());
+        }
+        Protected::Failed
+    };
+    if now_ms() < NEXT_PROTECT.load(Ordering::Relaxed) {
+        return failed(None);
     }
     match session.protect(fd, 0, explicit) {
-        Ok(protection) => Some(file::add(facts, protection.region)),
-        Err(SessionError::NotProtected { .. }) => None,
-        Err(e) => {
-            error!("{} is not replicated: {e}", path.unwrap_or(Path::new("a file")).display());
-            None
-        }
+        Ok(protection) => Protected::Is(file::add(facts, protection.region)),
+        Err(SessionError::NotProtected { .. }) => Protected::Not,
+        Err(why) => failed(Some(why)),
     }
 }
 

@@ -9,10 +9,9 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 
 use libc::{FILE, off64_t, size_t, ssize_t};
 
-use crate::fds;
-use crate::guard;
 use crate::real::hook;
 use crate::report::error;
+use crate::{fds, guard, names};
 
 unsafe extern "C" {
     fn fopencookie(cookie: *mut c_void, mode: *const c_char, functions: CookieFunctions) -> *mut FILE;
@@ -28,6 +27,7 @@ struct CookieFunctions {
 
 hook!(Libc, [fopen, fopen64], (path: *const c_char, mode: *const c_char) -> *mut FILE, fopen_body);
 hook!(Libc, [fdopen], (fd: c_int, mode: *const c_char) -> *mut FILE, fdopen_body);
+hook!(Libc, [fclose], (stream: *mut FILE) -> c_int, fclose_body);
 hook!(Libc, [freopen, freopen64],
     (path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE, freopen_body);
 
@@ -38,18 +38,20 @@ unsafe fn fopen_body(real: Open, path: *const c_char, mode: *const c_char) -> *m
     unsafe {
         let writes = !guard::inside() && !mode.is_null() && writing(CStr::from_ptr(mode).to_bytes());
         // The real call is the one that decides on permissions, truncation and errors.
-        let stream = real(path, mode);
+        let empties = writes && CStr::from_ptr(mode).to_bytes().contains(&b'w');
+        let (stream, recorded) = if empties {
+            names::truncating(libc::AT_FDCWD, path, || real(path, mode), |stream| !stream.is_null())
+        } else {
+            (real(path, mode), false)
+        };
         if stream.is_null() || !writes {
             return stream;
         }
         let fd = libc::fileno(stream);
         fds::forget(fd);
         let Some((file, borrowed, _)) = fds::file(fd) else { return stream };
-        if CStr::from_ptr(mode).to_bytes().contains(&b'w') {
-            guard::slow(|| {
-                file.record_truncation(0);
-                file.record_size_locked(borrowed);
-            });
+        if empties && !recorded {
+            file.record_emptied(borrowed);
         }
         replaced(stream, mode)
     }
@@ -71,6 +73,18 @@ unsafe fn fdopen_body(
     }
 }
 
+/// glibc closes the descriptor by a call of its own: its number may be another file's next.
+unsafe fn fclose_body(real: unsafe extern "C" fn(*mut FILE) -> c_int, stream: *mut FILE) -> c_int {
+    if !stream.is_null() && !guard::inside() {
+        // SAFETY: the program's own stream, open until the real call; that of a buffer in memory has no descriptor.
+        let (errno, fd) = (guard::KeepErrno::new(), unsafe { libc::fileno(stream) });
+        drop(errno);
+        fds::closing(fd);
+    }
+    // SAFETY: the program's own call.
+    unsafe { real(stream) }
+}
+
 unsafe fn freopen_body(
     real: unsafe extern "C" fn(*const c_char, *const c_char, *mut FILE) -> *mut FILE,
     path: *const c_char,
@@ -85,12 +99,10 @@ unsafe fn freopen_body(
             fds::forget(fd);
             if let Some((file, borrowed, _)) = fds::file(fd) {
                 // The stream stays the one that the program holds, so no cookie can take its place.
-                guard::slow(|| {
-                    if CStr::from_ptr(mode).to_bytes().contains(&b'w') {
-                        file.record_truncation(0);
-                    }
-                    file.note_unseen(borrowed);
-                });
+                guard::slow(|| file.note_unseen(borrowed));
+                if CStr::from_ptr(mode).to_bytes().contains(&b'w') {
+                    file.record_emptied(borrowed);
+                }
             }
         }
         result

@@ -46,6 +46,13 @@ ways! {
     functions_found_by_hand_are_recorded = "lookup";
     a_reopened_stream_is_recorded_at_fsync_and_exit = "freopen";
     a_lock_outlives_protection = "locked";
+    what_is_written_after_another_process_cut_the_file_is_recorded = "ftruncated";
+    what_is_written_after_another_process_cut_it_by_name_is_recorded = "truncated";
+    what_is_written_after_another_process_opened_it_empty_is_recorded = "opened";
+    what_is_written_after_another_process_streamed_over_it_is_recorded = "fopened";
+    two_processes_append_to_one_file = "appenders";
+    a_file_may_be_cut_while_another_process_writes = "cut";
+    fork_handlers_of_the_program_may_write_and_sync = "atfork";
 }
 
 #[test]
@@ -55,6 +62,50 @@ fn bytes_that_nobody_flushed_are_not_in_the_image() {
     let image = rig.agent.image(&rig.path("file"));
     assert_eq!(image[..64], [1; 64]);
     assert!(image[4096..4160].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn what_was_written_around_the_page_cache_is_recorded() {
+    // No file system in memory asks for aligned reads.
+    let rig = Rig::in_dir(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+    rig.run_step("direct");
+    rig.assert_same("file");
+}
+
+#[test]
+fn shared_memory_is_a_file_like_any_other() {
+    let rig = Rig::new();
+    rig.finish(rig.command(rig::steps()).arg("shm").arg(rig.shared_memory()));
+    let (image, file) = (rig.agent.image(rig.shared_memory()), std::fs::read(rig.shared_memory()).unwrap());
+    assert!(image == file, "{} bytes of {} are as in the file", same(&image, &file), file.len());
+    assert_eq!(rig.agent.names(), [rig.shared_memory().to_string_lossy()]);
+}
+
+fn same(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a == b).count()
+}
+
+/// Runs a step that ends well; what was written is in no record, so the application must be ahead.
+fn only_a_copy_can_acknowledge(rig: &Rig, way: &str) -> String {
+    let output = rig.command(rig::steps()).arg(way).arg(rig.path("file")).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(rig.agent.log().is_ahead(), "{said}");
+    said
+}
+
+#[test]
+fn what_cannot_be_read_back_is_never_acknowledged() {
+    let said = only_a_copy_can_acknowledge(&Rig::new(), "unreadable");
+    assert!(said.contains("cannot be read back"), "{said}");
+}
+
+#[test]
+fn what_the_agent_fails_to_protect_is_never_acknowledged() {
+    let rig = Rig::new();
+    rig.agent.refuse("the disk is full");
+    let said = only_a_copy_can_acknowledge(&rig, "writes");
+    assert!(said.contains("is not replicated for now") && said.contains("the disk is full"), "{said}");
 }
 
 #[test]

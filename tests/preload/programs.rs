@@ -1,5 +1,7 @@
 //! Real programs, unmodified.
 
+use std::path::{Path, PathBuf};
+
 use pmemha::session::wire::Request;
 use pmemha_testkit::programs::workload;
 
@@ -17,15 +19,42 @@ fn workload_survives(mode: &str) {
     assert!(!rig.agent.log().is_ahead(), "the ring was too small for this test");
     let restored = rig.path("restored");
     std::fs::write(&restored, image).unwrap();
+    check(mode, &restored, &acks);
+}
+
+/// The program's own checker accepts what was restored.
+fn check(mode: &str, restored: &Path, acks: &Path) {
     let checked = std::process::Command::new(workload())
         .env("PMEM_IS_PMEM_FORCE", "1")
         .args(["check", mode])
-        .arg(&restored)
-        .arg(&acks)
+        .arg(restored)
+        .arg(acks)
         .output()
         .unwrap();
     let said = [checked.stdout, checked.stderr].concat();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+/// A poolset of two parts, whose paths it lists, beside `set`.
+fn write_poolset(set: &Path) -> [PathBuf; 2] {
+    let parts = ["one", "two"].map(|name| set.with_extension(name));
+    let lines = parts.iter().map(|part| format!("16M {}\n", part.display()));
+    std::fs::write(set, format!("PMEMPOOLSET\n{}", lines.collect::<String>())).unwrap();
+    parts
+}
+
+#[test]
+fn libpmemobj_on_a_poolset() {
+    let rig = Rig::new();
+    let (set, restored, acks) = (rig.path("set.tmp"), rig.path("restored.tmp"), rig.path("acks"));
+    let parts = write_poolset(&set);
+    let mut run = rig.command(workload());
+    // The parts' sizes are the pool's.
+    rig.finish(run.env("WORKLOAD_POOL_MIB", "0").args(["run", "tx"]).arg(&set).arg(&acks).arg("200"));
+    for (part, copy) in parts.iter().zip(write_poolset(&restored)) {
+        std::fs::write(copy, rig.agent.image(part)).unwrap();
+    }
+    check("tx", &restored, &acks);
 }
 
 #[test]
@@ -81,6 +110,27 @@ fn sqlite(mode: &str) {
         let count = rig.agent.requests().iter().filter(|r| released(r)).count();
         assert!(count >= 100, "only {count} journals' numbers were given back");
     }
+}
+
+#[test]
+fn sqlite_with_a_log_that_another_process_cuts() {
+    let rig = Rig::new();
+    let script = "import os, sqlite3, subprocess, sys\n\
+         c = sqlite3.connect('db', isolation_level=None)\n\
+         c.execute('pragma journal_mode=wal')\n\
+         c.execute('pragma synchronous=full')\n\
+         c.execute('create table t (k integer primary key, v text)')\n\
+         cut = 'import sqlite3; print(sqlite3.connect(\"db\").execute(\"pragma wal_checkpoint(truncate)\").fetchone())'\n\
+         for i in range(3):\n\
+         \x20   for k in range(50): c.execute('insert into t values (null, ?)', ('v' * 700,))\n\
+         \x20   assert os.path.getsize('db-wal') > 50 * 4096\n\
+         \x20   subprocess.run([sys.executable, '-c', cut], check=True)\n\
+         \x20   assert os.path.getsize('db-wal') == 0\n\
+         \x20   c.execute('insert into t values (null, ?)', ('after',))\n\
+         os._exit(0)\n";
+    rig.finish(rig.command(PYTHON).arg("-c").arg(script));
+    rig.assert_same("db");
+    rig.assert_same("db-wal");
 }
 
 #[test]

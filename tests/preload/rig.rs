@@ -6,13 +6,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use pmemha::log::{OnFull, Policy};
-use pmemha_testkit::dirs::in_memory;
+use pmemha_testkit::dirs::{MEMORY, in_memory};
 use pmemha_testkit::programs::{compile, preload};
 use pmemha_testkit::test_agent::{Setup, TestAgent};
 
 pub struct Rig {
     pub agent: TestAgent,
     dir: tempfile::TempDir,
+    shared_memory: PathBuf,
 }
 
 impl Rig {
@@ -23,15 +24,31 @@ impl Rig {
 
     /// With room for so many writers, the agent included.
     pub fn with_places(appenders: u32) -> Rig {
-        let dir = in_memory();
-        let protect = vec![format!("{}/**/*[!p]", dir.path().display())];
+        Rig::start(in_memory(), appenders)
+    }
+
+    /// With its files in `dir`.
+    pub fn in_dir(dir: tempfile::TempDir) -> Rig {
+        Rig::start(dir, PLACES)
+    }
+
+    fn start(dir: tempfile::TempDir, appenders: u32) -> Rig {
+        let name = dir.path().file_name().expect("a name of its own").to_string_lossy();
+        let shared = Path::new(MEMORY).join(format!("shared-{name}"));
+        let protect =
+            vec![format!("{}/**/*[!p]", dir.path().display()), format!("{}*[!p]", shared.display())];
         // The test agent knows no first sync, so a gap would never be closed: programs wait for room.
         let policy =
             Policy { on_full: OnFull::Block, block_limit: Duration::from_secs(30), ..Policy::default() };
         let mut setup = Setup { protect, policy, ..Setup::default() };
         setup.spec.ring_bytes = RING;
         setup.spec.appenders = appenders;
-        Rig { agent: TestAgent::with(setup), dir }
+        Rig { agent: TestAgent::with(setup), dir, shared_memory: shared.with_extension("file") }
+    }
+
+    /// A protected file that `shm_open` finds.
+    pub fn shared_memory(&self) -> &Path {
+        &self.shared_memory
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -74,6 +91,13 @@ impl Rig {
             let count = (0..file.len()).filter(|i| image[*i] != file[*i]).count();
             panic!("{name}: {count} bytes differ, the first at {at}: {} != {}", image[at], file[at]);
         }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // Most tests make none.
+        let _ = std::fs::remove_file(&self.shared_memory);
     }
 }
 

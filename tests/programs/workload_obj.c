@@ -57,6 +57,22 @@ struct root {
 	PMEMoid huge[2];
 };
 
+/* pmemobj_open crashes on an empty file. A poolset is a short text that names its parts. */
+static int is_too_short(const char *pool)
+{
+	static const char set[] = "PMEMPOOLSET";
+	char head[sizeof(set) - 1] = "";
+	struct stat st;
+	FILE *f = fopen(pool, "r");
+	if (f == NULL)
+		return 1;
+	size_t n = fread(head, 1, sizeof(head), f);
+	fclose(f);
+	if (n == sizeof(head) && memcmp(head, set, n) == 0)
+		return 0;
+	return stat(pool, &st) != 0 || st.st_size < (off_t)PMEMOBJ_MIN_POOL;
+}
+
 static PMEMobjpool *create(struct job *job, size_t size)
 {
 	const char *mib = getenv("WORKLOAD_POOL_MIB");
@@ -83,9 +99,7 @@ static PMEMobjpool *open_pool(struct job *job, const char **wrong)
 	int any = 0;
 	for (unsigned t = 0; t < job->threads; t++)
 		any |= job->acks->thread[t].done != 0;
-	/* pmemobj_open crashes on an empty file */
-	struct stat st;
-	int too_short = stat(job->pool, &st) != 0 || st.st_size < (off_t)PMEMOBJ_MIN_POOL;
+	int too_short = is_too_short(job->pool);
 	PMEMobjpool *pop = too_short ? NULL : pmemobj_open(job->pool, LAYOUT);
 	*wrong = NULL;
 	if (pop == NULL && any)

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -528,6 +529,157 @@ static void execs_list_with_environment(void)
 	CHECK(0);
 }
 
+/* Runs work in a process of its own, to its end. */
+static pid_t begin(void (*work)(int), int fd)
+{
+	pid_t child = fork();
+	CHECK(child >= 0);
+	if (child == 0) {
+		work(fd);
+		_exit(0);
+	}
+	return child;
+}
+
+static void await(pid_t child)
+{
+	int status;
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+/* Another process empties the file, and this one writes less than it had written before. */
+static void emptied(void (*empty)(int))
+{
+	char buf[PAGE];
+	fill(buf, sizeof(buf), 1);
+	int fd = create(0);
+	CHECK(pwrite(fd, buf, PAGE, SIZE) == PAGE && fsync(fd) == 0);
+	await(begin(empty, fd));
+	fill(buf, sizeof(buf), 2);
+	CHECK(pwrite(fd, buf, 100, 0) == 100 && fsync(fd) == 0);
+}
+
+static void ftruncate_to_nothing(int fd) { CHECK(ftruncate(fd, 0) == 0); }
+static void truncate_to_nothing(int fd) { (void)fd; CHECK(truncate(path, 0) == 0); }
+static void open_to_nothing(int fd) { (void)fd; CHECK(open(path, O_WRONLY | O_TRUNC) >= 0); }
+static void stream_to_nothing(int fd) { (void)fd; CHECK(fopen(path, "w")); }
+static void emptied_by_ftruncate(void) { emptied(ftruncate_to_nothing); }
+static void emptied_by_truncate(void) { emptied(truncate_to_nothing); }
+static void emptied_by_open(void) { emptied(open_to_nothing); }
+static void emptied_by_stream(void) { emptied(stream_to_nothing); }
+
+static void append_lines(int fd)
+{
+	char line[100];
+	(void)fd;
+	memset(line, 'a' + getpid() % 26, sizeof(line));
+	int own = open(path, O_WRONLY | O_APPEND);
+	CHECK(own >= 0);
+	for (int i = 0; i < 3000; i++)
+		CHECK(write(own, line, sizeof(line)) == sizeof(line) && (i % 100 || fsync(own) == 0));
+}
+
+static void rewrite(int fd)
+{
+	char buf[PAGE];
+	for (int i = 0; i < 3000; i++) {
+		fill(buf, sizeof(buf), i);
+		CHECK(pwrite(fd, buf, 1 + i * 37 % PAGE, 0) > 0);
+	}
+}
+
+static void cut(int fd)
+{
+	for (int i = 0; i < 3000; i++)
+		CHECK(ftruncate(fd, i * 91 % PAGE) == 0);
+}
+
+static void together(void (*one)(int), void (*other)(int))
+{
+	int fd = create(0);
+	pid_t first = begin(one, fd), second = begin(other, fd);
+	await(first);
+	await(second);
+	CHECK(fsync(fd) == 0);
+}
+
+static void appenders(void) { together(append_lines, append_lines); }
+static void cut_while_written(void) { together(rewrite, cut); }
+
+/* Reading a single byte through such a descriptor fails. */
+static void direct(void)
+{
+	char *buf = aligned_alloc(PAGE, 2 * PAGE);
+	int fd = open(path, O_RDWR | O_CREAT | O_DIRECT, 0600);
+	CHECK(buf && fd >= 0);
+	fill(buf, 2 * PAGE, 1);
+	CHECK(pwrite(fd, buf, 2 * PAGE, PAGE) == 2 * PAGE && fsync(fd) == 0);
+}
+
+/* No descriptor is left for the library to read by what is written. */
+static void unreadable(void)
+{
+	int fd = open(path, O_WRONLY | O_CREAT, 0600);
+	CHECK(fd >= 0 && fsync(fd) == 0);
+	struct rlimit all_taken = { fd + 1, fd + 1 };
+	CHECK(setrlimit(RLIMIT_NOFILE, &all_taken) == 0);
+	CHECK(write(fd, "unread", 6) == 6 && fsync(fd) == 0);
+}
+
+static int forked_from = -1;
+
+static void in_fork_handler(void)
+{
+	if (forked_from >= 0)
+		CHECK(write(forked_from, "handler", 7) == 7 && fsync(forked_from) == 0);
+}
+
+static void register_handlers(void)
+{
+	CHECK(pthread_atfork(in_fork_handler, in_fork_handler, in_fork_handler) == 0);
+}
+
+/* Before the constructors of any library. */
+__attribute__((section(".preinit_array"), used)) static void (*const earliest)(void) = register_handlers;
+
+static void write_on(int fd)
+{
+	CHECK(write(fd, "child", 5) == 5 && fsync(fd) == 0);
+}
+
+/* The program's fork handlers, older and newer than the library's, write to the file and sync it. */
+static void fork_handlers(void)
+{
+	register_handlers();
+	forked_from = create(0);
+	for (int i = 0; i < 3; i++)
+		await(begin(write_on, forked_from));
+	CHECK(write(forked_from, "parent", 6) == 6 && fsync(forked_from) == 0);
+}
+
+/* POSIX shared memory, emptied and made anew under the number of a stream that glibc closed. */
+static void shared_memory(void)
+{
+	char other[4096], gone[4096];
+	const char *name = strrchr(path, '/');
+	snprintf(other, sizeof(other), "%s.tmp", path);
+	snprintf(gone, sizeof(gone), "%s.gone", name);
+	int fd = shm_open(name, O_RDWR | O_CREAT, 0600);
+	CHECK(fd >= 0 && ftruncate(fd, SIZE) == 0);
+	char *p = map(fd, SIZE);
+	fill(p, SIZE, 1);
+	pmem_persist(p, SIZE);
+	CHECK(munmap(p, SIZE) == 0 && close(fd) == 0);
+	FILE *stream = fopen(other, "w");
+	CHECK(stream && fileno(stream) == fd && fputs("x", stream) >= 0 && fclose(stream) == 0 && unlink(other) == 0);
+	CHECK(shm_open(name, O_RDWR | O_TRUNC, 0600) == fd && ftruncate(fd, SIZE) == 0);
+	p = map(fd, SIZE);
+	fill(p + PAGE, 100, 2);
+	pmem_persist(p + PAGE, 100);
+	CHECK(shm_open(gone, O_RDWR | O_CREAT, 0600) >= 0 && shm_unlink(gone) == 0);
+	pmem_drain();
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -544,6 +696,10 @@ int main(int argc, char **argv)
 		{ "quick_exit", left_at_quick_exit }, { "covered", covered }, { "straddle", straddle },
 		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "locked", locked },
 		{ "adopted", adopted }, { "daemon", daemons },
+		{ "ftruncated", emptied_by_ftruncate }, { "truncated", emptied_by_truncate },
+		{ "opened", emptied_by_open }, { "fopened", emptied_by_stream },
+		{ "appenders", appenders }, { "cut", cut_while_written }, { "direct", direct },
+		{ "unreadable", unreadable }, { "atfork", fork_handlers }, { "shm", shared_memory },
 	};
 	CHECK(argc == 3);
 	path = argv[2];
