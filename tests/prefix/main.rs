@@ -31,6 +31,9 @@ const WORKLOAD_POINTS: usize = 340;
 /// LSNs of any other program in a round.
 const OTHER_POINTS: usize = 250;
 
+/// LSNs of a program of two processes in a round: as [`OTHER_POINTS`], fewer for the time that they take.
+const CUT_POINTS: usize = 150;
+
 /// LSNs of a negative control.
 const CONTROL_POINTS: usize = 150;
 
@@ -127,6 +130,7 @@ programs! {
     LMDB, OTHER_POINTS => every_prefix_of_lmdb_by_writes, lmdb_by_writes_with_losses_is_found_out;
     LMDB_WRITEMAP, OTHER_POINTS => every_prefix_of_lmdb_by_msync, lmdb_by_msync_with_losses_is_found_out;
     SQLITE, OTHER_POINTS => every_prefix_of_sqlite_wal, sqlite_wal_with_losses_is_found_out;
+    SQLITE_CUT, CUT_POINTS => every_prefix_of_a_log_that_another_process_cuts, a_cut_log_with_losses_is_found_out;
 }
 
 /// The relation of acknowledgements to LSNs is as tight as it can be: were it off by one record, it would show.

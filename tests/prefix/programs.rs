@@ -36,6 +36,8 @@ pub const PMEM2: Program = of_workload("pmem2", 500, 1, 8);
 pub const LMDB: Program = key_value("lmdb", &["db"]);
 pub const LMDB_WRITEMAP: Program = key_value("lmdb-writemap", &["db"]);
 pub const SQLITE: Program = key_value("sqlite", &["db"]);
+/// Two processes on one log.
+pub const SQLITE_CUT: Program = key_value("sqlite-cut", &["db"]);
 
 const fn of_workload(mode: &'static str, operations: u64, threads: usize, pool_mib: u32) -> Program {
     let kind = Kind::Workload { mode, pool_mib };

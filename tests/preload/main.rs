@@ -52,7 +52,6 @@ ways! {
     what_is_written_after_another_process_streamed_over_it_is_recorded = "fopened";
     two_processes_append_to_one_file = "appenders";
     a_file_may_be_cut_while_another_process_writes = "cut";
-    fork_handlers_of_the_program_may_write_and_sync = "atfork";
 }
 
 #[test]
@@ -79,6 +78,17 @@ fn shared_memory_is_a_file_like_any_other() {
     let (image, file) = (rig.agent.image(rig.shared_memory()), std::fs::read(rig.shared_memory()).unwrap());
     assert!(image == file, "{} bytes of {} are as in the file", same(&image, &file), file.len());
     assert_eq!(rig.agent.names(), [rig.shared_memory().to_string_lossy()]);
+}
+
+#[test]
+fn fork_handlers_of_the_program_may_write_and_sync() {
+    let rig = Rig::new();
+    // A program that waits for itself has its signals blocked.
+    let mut within_reason = rig.command("timeout");
+    rig.finish(
+        within_reason.args(["--signal=KILL", "60"]).arg(rig::steps()).arg("atfork").arg(rig.path("file")),
+    );
+    rig.assert_same("file");
 }
 
 fn same(a: &[u8], b: &[u8]) -> usize {

@@ -1,11 +1,13 @@
 """Transactions on LMDB and on sqlite, with contents that a checker can compute again.
 
     kv.py run ENGINE DB COUNT SEED        do transactions 1, 2, 3, ... COUNT
+    kv.py cut DB                          cut the log at each line on stdin
     kv.py check-many ENGINE SEED          check databases named on stdin, one a line; answers a line "ok FOUND"
                                           (the last transaction that is in it) or "bad REASON" each
 
-ENGINE is lmdb, lmdb-writemap or sqlite. `run` notes in the file WORKLOAD_WITNESS what the word WORKLOAD_CLOCK
-(FILE@AT) said when a transaction had been committed, as three 64-bit words: 0, the transaction, the clock.
+ENGINE is lmdb, lmdb-writemap, sqlite, or sqlite-cut, where a second process cuts the write-ahead log. `run` notes in the
+file WORKLOAD_WITNESS what the word WORKLOAD_CLOCK (FILE@AT) said when a transaction had been committed, as three 64-bit
+words: 0, the transaction, the clock.
 """
 
 import mmap
@@ -13,6 +15,7 @@ import os
 import random
 import sqlite3
 import struct
+import subprocess
 import sys
 
 import lmdb
@@ -117,7 +120,43 @@ class Sqlite:
         self.db.close()
 
 
-ENGINES = {"lmdb": Lmdb, "lmdb-writemap": LmdbWritemap, "sqlite": Sqlite}
+class SqliteCut(Sqlite):
+    """Another process brings the log into the database and cuts it to nothing, every few transactions."""
+
+    EVERY = 7
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.db.execute("pragma wal_autocheckpoint = 0")
+        self.path, self.other = path, None
+
+    def commit(self, n, changes):
+        super().commit(n, changes)
+        if n % self.EVERY == 0:
+            self.cut()
+
+    def cut(self):
+        if self.other is None:
+            command = [sys.executable, __file__, "cut", self.path]
+            self.other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.other.stdin.write("cut\n")
+        self.other.stdin.flush()
+        if self.other.stdout.readline() != "(0, 0, 0)\n" or os.path.getsize(self.path + "-wal") != 0:
+            raise ValueError("the log was not cut")
+
+    def close(self):
+        if self.other is not None:
+            self.other.communicate()
+        super().close()
+
+
+def cut(path):
+    db = sqlite3.connect(path, isolation_level=None)
+    for _ in sys.stdin:
+        print(db.execute("pragma wal_checkpoint(truncate)").fetchone(), flush=True)
+
+
+ENGINES = {"lmdb": Lmdb, "lmdb-writemap": LmdbWritemap, "sqlite": Sqlite, "sqlite-cut": SqliteCut}
 
 
 def run(engine, path, count, seed):
@@ -165,5 +204,7 @@ def check_many(engine, seed):
 
 if sys.argv[1] == "run":
     run(ENGINES[sys.argv[2]], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+elif sys.argv[1] == "cut":
+    cut(sys.argv[2])
 else:
     check_many(ENGINES[sys.argv[2]], int(sys.argv[3]))

@@ -582,7 +582,8 @@ static void append_lines(int fd)
 static void rewrite(int fd)
 {
 	char buf[PAGE];
-	for (int i = 0; i < 3000; i++) {
+	/* longer than the other cuts */
+	for (int i = 0; i < 9000; i++) {
 		fill(buf, sizeof(buf), i);
 		CHECK(pwrite(fd, buf, 1 + i * 37 % PAGE, 0) > 0);
 	}
