@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, makedev, statx};
 
+use super::content::device_size;
+
 /// Which file, on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {
@@ -72,10 +74,14 @@ fn facts(dir: BorrowedFd<'_>, path: &std::ffi::CStr, flags: AtFlags) -> io::Resu
         FileType::CharacterDevice if is_devdax(s.stx_rdev_major, s.stx_rdev_minor) => Sort::Devdax,
         _ => Sort::Other,
     };
+    let size = match sort {
+        Sort::Devdax => device_size(s.stx_rdev_major, s.stx_rdev_minor).unwrap_or_default(),
+        _ => s.stx_size,
+    };
     Ok(Facts {
         identity: Identity { dev: makedev(s.stx_dev_major, s.stx_dev_minor), ino: s.stx_ino, born },
         sort,
-        size: s.stx_size,
+        size,
         links: s.stx_nlink,
     })
 }

@@ -1,5 +1,6 @@
 //! What is protected: mapping, identity, dirty tracking; and safe access to memory that others write.
 
+pub mod content;
 pub mod dirty;
 pub mod flush;
 pub mod identity;

@@ -227,6 +227,9 @@ fn set_aside(path: &Path, generation: Generation, step: &mut Step<'_>) -> io::Re
         Ok(meta) if meta.is_dir() => {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "a directory is in the file's place"));
         }
+        Ok(meta) if !meta.is_file() && !meta.is_symlink() => {
+            return Err(io::Error::other("a device is in the file's place: name a file in `paths`"));
+        }
         Ok(_) => {}
     }
     for n in 1..=MAX_ASIDE {

@@ -21,6 +21,7 @@ use crate::locks::lock;
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
+use crate::region::content::Content;
 use crate::types::{Lsn, PAGE, RegionId};
 
 /// Bytes looked at together: few records where no page of them is zero.
@@ -331,11 +332,16 @@ impl Shared {
         let mut at = 0;
         let chunk = CHUNK.min((self.log().spec().ring_bytes / RING_SHARE) as usize);
         let mut buf = vec![0; chunk];
-        while let Some((start, end)) = extent(&region.file, at, region.len).map_err(read)? {
+        let content = Content::of(&region.file).map_err(read)?;
+        let stretch = |at| match content.is_device() {
+            true => Ok((at < region.len).then_some((at, region.len))),
+            false => extent(&region.file, at, region.len),
+        };
+        while let Some((start, end)) = stretch(at).map_err(read)? {
             at = start;
             while at < end {
                 let len = chunk.min((end - at) as usize);
-                self.copy_chunk(region, at, &mut buf[..len], wanted)?;
+                self.copy_chunk(region, &content, at, &mut buf[..len], wanted)?;
                 at += len as u64;
                 self.done.store(before + at, Relaxed);
             }
@@ -346,9 +352,16 @@ impl Shared {
 
     /// Appends the runs of pages that are not zero. A page that is zero now and is stored to later is in the log by that
     /// store's own record, or was never flushed.
-    fn copy_chunk(&self, region: &SyncRegion, at: u64, buf: &mut [u8], wanted: u64) -> Result<(), Cut> {
+    fn copy_chunk(
+        &self,
+        region: &SyncRegion,
+        content: &Content<'_>,
+        at: u64,
+        buf: &mut [u8],
+        wanted: u64,
+    ) -> Result<(), Cut> {
         let read = |e: io::Error| Cut::Read(region.id, e);
-        let got = read_at(&region.file, buf, at).map_err(read)?;
+        let got = content.read_at(buf, at).map_err(read)?;
         let pages = buf[..got].chunks(PAGE).map(|page| page.iter().any(|b| *b != 0));
         for (first, count) in runs(pages) {
             let (from, len) = (first * PAGE, (count * PAGE).min(got - first * PAGE));
@@ -418,19 +431,6 @@ fn extent(file: &OwnedFd, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
     let start = start.max(at);
     let end = rustix::fs::seek(file, SeekFrom::Hole(start)).map_or(len, |end| end.min(len));
     Ok(Some((start, end.max(start + 1).next_multiple_of(PAGE as u64).min(len))))
-}
-
-fn read_at(file: &OwnedFd, buf: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buf.len() {
-        match rustix::io::pread(file, &mut buf[done..], at + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(done)
 }
 
 /// First and length of each run of `true`.

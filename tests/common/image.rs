@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use pmemha::replica::Replica;
@@ -28,11 +29,24 @@ pub struct Snapshot {
 impl Snapshot {
     /// Of `node`'s replica of the group `app`; its agent must not run, or stand still.
     pub fn of(node: &Node) -> Snapshot {
-        let known = fs::read_to_string(node.dir().join("state/groups/app/replica.json"));
-        let known = known.expect("the destination has been given the group's identity");
-        let known: serde_json::Value = serde_json::from_str(&known).expect("JSON");
-        let group = serde_json::from_value(known["id"].clone()).expect("an identity");
+        let group = identity(&node.dir().join("state/groups/app/replica.json"));
         Snapshot::copy(&node.replica(), group)
+    }
+
+    /// Of a destination on another machine: `tar`, compressed by gzip, has its folder `replica` and the file `replica.json` of its
+    /// group's state.
+    pub fn of_archive(tar: &[u8]) -> Snapshot {
+        let dir = dirs::in_memory();
+        let mut child = Command::new("tar")
+            .args(["-xzSf", "-", "-C"])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("tar is there");
+        child.stdin.take().expect("piped").write_all(tar).expect("tar reads it all");
+        assert!(child.wait().expect("our own child").success(), "an archive of {} bytes is bad", tar.len());
+        let group = identity(&dir.path().join("replica.json"));
+        Snapshot { dir, group }
     }
 
     /// Another one of the same.
@@ -69,6 +83,13 @@ impl Snapshot {
         let sources = sources.iter().map(|s| s.to_path_buf()).collect();
         Copy { dir: self.dir, replica, recovery, sources }
     }
+}
+
+/// The group's identity, in the file in which a destination keeps it.
+fn identity(file: &Path) -> GroupId {
+    let known = fs::read_to_string(file).expect("the destination has been given the group's identity");
+    let known: serde_json::Value = serde_json::from_str(&known).expect("JSON");
+    serde_json::from_value(known["id"].clone()).expect("an identity")
 }
 
 /// A copy of a replica, opened.

@@ -4,6 +4,7 @@
 //! Everything cleans up after itself when dropped, a panicking test included.
 
 pub mod chance;
+pub mod claim;
 pub mod dirs;
 pub mod image;
 pub mod install;

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Child;
 
 use pmemha_testkit::chance::Chance;
+use pmemha_testkit::claim::Claim;
 use pmemha_testkit::image::Copy;
 
-use super::rig::{Claim, Rig};
+use super::rig::Rig;
 
 /// Twice the ring: the copy waits on its way until the destination takes it.
 const OLD_BYTES: usize = 16 << 20;

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use pmemha_testkit::chance::Chance;
+use pmemha_testkit::claim::{Claim, KEPT_BY_A_MACHINE};
 use pmemha_testkit::image::Copy;
 use pmemha_testkit::load::{Files, Load};
 use pmemha_testkit::node::{Node, Pair, PairOptions};
@@ -73,16 +74,6 @@ pub struct Rig {
     pub pair: Pair,
     pub load: Load,
     pub mode: &'static str,
-}
-
-/// What the source says at an instant.
-pub struct Claim {
-    /// Operations that had returned to the program.
-    pub done: u64,
-    /// Whether each of them had waited until the destination acknowledged it.
-    pub waited: bool,
-    /// The group in the source's status, taken after `done`.
-    pub group: Value,
 }
 
 impl Rig {
@@ -167,20 +158,7 @@ pub fn moment(source: &Node, files: &Files, chance: &mut Chance) -> Claim {
 /// See [`Rig::prove`]; `node` is the destination.
 pub fn prove(claim: &Claim, mode: &str, node: &Node, pair: &Pair) {
     let mut copy = Copy::of(node, &[&pair.alpha.files(), &pair.beta.files()]);
-    let (row, there) = (&claim.group["destinations"][0], copy.status());
-    if row["state"] == "streaming" {
-        for (level, have) in
-            [("received", there.received), ("durable", there.durable), ("applied", there.applied)]
-        {
-            let claimed = row[format!("lsn_{level}")].as_u64().expect("an LSN");
-            assert!(have.0 >= claimed, "{level} was claimed up to {claimed}, there is {have}: {row:#}");
-        }
-    }
-    let files = copy.promote().unwrap_or_else(|why| panic!("cannot be promoted: {why}; claimed: {row:#}"));
-    let found = files.check(mode).unwrap_or_else(|why| panic!("{mode}: {why}; claimed: {row:#}"));
-    if claim.waited {
-        assert!(found >= claim.done, "{mode}: {} acknowledged, {found} found: {row:#}", claim.done);
-    }
+    claim.prove(mode, &KEPT_BY_A_MACHINE, &mut copy);
 }
 
 /// Counts what a campaign saw, so that it says when it has stopped to see what it is for.

@@ -9,6 +9,7 @@
  * `run` prints "ready" once the pool is set up and then "ack N" at every 100th operation. In its environment:
  *
  *     WORKLOAD_POOL_MIB        size of a libpmemobj pool, instead of the mode's own
+ *     WORKLOAD_PAUSE_US        pause after each operation, in microseconds
  *     WORKLOAD_CLOCK=FILE@AT   a word at byte AT of FILE that others change, and
  *     WORKLOAD_WITNESS=FILE    where to note, as a struct testimony, what it said when an operation had returned
  */
@@ -25,6 +26,7 @@ static const struct mode *const modes[] = {
 	&mode_tx, &mode_atomic, &mode_memcpy, &mode_huge, &mode_raw, &mode_pmem2, &mode_threads,
 };
 
+static unsigned pause_us;
 static const volatile uint64_t *clock_word;
 static int witness = -1;
 
@@ -69,6 +71,8 @@ void acknowledge(struct job *job, unsigned thread, uint64_t n)
 		printf("ack %lu\n", (unsigned long)n);
 		fflush(stdout);
 	}
+	if (pause_us > 0)
+		usleep(pause_us);
 }
 
 static const struct mode *find_mode(const char *name)
@@ -175,6 +179,8 @@ int main(int argc, char **argv)
 		.seed = argc > 6 ? strtoull(argv[6], NULL, 10) : 1,
 	};
 	open_witness();
+	if (getenv("WORKLOAD_PAUSE_US") != NULL)
+		pause_us = (unsigned)strtoul(getenv("WORKLOAD_PAUSE_US"), NULL, 10);
 	for (unsigned t = 0; t < MAX_THREADS; t++) {
 		job.first[t] = found[t] + 1;
 		/* one that was cut short before it could be acknowledged is, now that it was found */

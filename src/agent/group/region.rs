@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +14,7 @@ use super::{Group, GroupError, Inner, Notice, Region};
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS};
 use crate::log::{Debt, RegionEntry};
+use crate::region::content::device_size;
 use crate::types::{Lsn, PAGE, RegionId};
 
 /// Why a descriptor is not protected. The text goes to the application.
@@ -281,7 +282,7 @@ impl Candidate {
         }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
-            FileType::CharacterDevice => match dax_size(stat.st_rdev) {
+            FileType::CharacterDevice => match device_size(major(stat.st_rdev), minor(stat.st_rdev)) {
                 Some(size) => candidate.size = size,
                 None => return unfit("it is no DAX device"),
             },
@@ -311,16 +312,6 @@ fn is_hole(file: BorrowedFd<'_>, from: u64, to: u64) -> bool {
         Ok(first) => first >= to,
         Err(_) => false,
     }
-}
-
-/// Bytes of a device-DAX device; none if it is another device.
-fn dax_size(rdev: u64) -> Option<u64> {
-    let sys = Path::new("/sys/dev/char").join(format!("{}:{}", major(rdev), minor(rdev)));
-    let subsystem = fs::canonicalize(sys.join("subsystem")).ok()?;
-    if subsystem.file_name()? != "dax" {
-        return None;
-    }
-    fs::read_to_string(sys.join("size")).ok()?.trim().parse().ok()
 }
 
 /// A file's content goes into the log with its creation if it takes no more than this part of the ring; else all regions are copied.

@@ -1,7 +1,7 @@
 //! Appending a range of a file: for programs that `write(2)` to it, and for the agent's sync pages.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::{Ahead, Appender, MAX_ATTEMPTS, Slot};
 use crate::log::format::{Kind, OFFSET_BITS, RecordHeader};
 use crate::log::protocol;
+use crate::region::content::Content;
 use crate::types::{LINE, Lsn, PAGE, RegionId};
 
 /// Most bytes that are read, and content that is recorded, while one slot keeps others waiting to see whether a range is zero.
@@ -41,16 +42,16 @@ impl Appender {
         file: BorrowedFd<'_>,
         stable: bool,
     ) -> Result<Lsn, AppendError> {
-        let size = rustix::fs::fstat(file).map_err(io::Error::from)?.st_size as u64;
-        let len = (len as u64).min(size.saturating_sub(offset)) as usize;
+        let content = Content::of(&file)?;
+        let len = (len as u64).min(content.size().saturating_sub(offset)) as usize;
         let mut end = self.log.tail();
         let mut done = 0;
         let mut attempts = 0;
         while done < len {
             let n = (len - done).min(self.max_payload);
             let at = offset + done as u64;
-            bring_to_memory(file, at, n)?;
-            match self.append_piece((region, at), n, file, stable) {
+            bring_to_memory(&content, at, n)?;
+            match self.append_piece((region, at), n, &content, stable) {
                 Ok(next) => {
                     end = next;
                     done += n;
@@ -129,16 +130,16 @@ impl Appender {
         &self,
         (region, offset): (RegionId, u64),
         len: usize,
-        file: BorrowedFd<'_>,
+        content: &Content<'_>,
         stable: bool,
     ) -> Result<Lsn, AppendError> {
         assert!(offset >> OFFSET_BITS == 0, "offset {offset} is beyond the largest region");
         let slot = self.reserve(len)?;
         let (header, payload): (*mut RecordHeader, *mut u8) = self.slot_addr(&slot);
         // SAFETY: the slot is ours and `len` bytes long.
-        let read = unsafe { read_to(file, offset, payload, len) }.and_then(|()| {
+        let read = unsafe { content.read_to(offset, payload, len) }.and_then(|()| {
             // SAFETY: as above.
-            if stable { unsafe { self.settle(file, offset, payload, len) } } else { Ok(()) }
+            if stable { unsafe { self.settle(content, offset, payload, len) } } else { Ok(()) }
         });
         if let Err(error) = read {
             self.give_up(&slot);
@@ -153,7 +154,7 @@ impl Appender {
     ///
     /// # Safety
     /// `at` is writable for `len` bytes and nobody else's.
-    unsafe fn settle(&self, file: BorrowedFd<'_>, offset: u64, at: *mut u8, len: usize) -> io::Result<()> {
+    unsafe fn settle(&self, content: &Content<'_>, offset: u64, at: *mut u8, len: usize) -> io::Result<()> {
         let mut again = [0u8; PAGE];
         for done in (0..len).step_by(PAGE) {
             let n = PAGE.min(len - done);
@@ -162,7 +163,7 @@ impl Appender {
             let mut unsettled = 0;
             for _ in 0..MAX_READINGS {
                 // SAFETY: `again` holds at least `n` bytes.
-                unsafe { read_to(file, offset + done as u64, again.as_mut_ptr(), n)? };
+                unsafe { content.read_to(offset + done as u64, again.as_mut_ptr(), n)? };
                 unsettled = adopt_changes(page, &again[..n]);
                 if unsettled == 0 {
                     break;
@@ -190,6 +191,7 @@ fn adopt_changes(page: &mut [u8], again: &[u8]) -> u64 {
 fn is_zero(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> {
     let (mut at, end, mut looked_at) = (offset, offset + len, 0);
     let mut page = [0u8; PAGE];
+    let content = Content::of(&file)?;
     while at < end {
         // What is not data is zero; a file system that knows no holes has data only.
         at = match seek(file, SeekFrom::Data(at)) {
@@ -202,8 +204,9 @@ fn is_zero(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> {
             break;
         }
         let n = ((end - at) as usize).min(PAGE - at as usize % PAGE);
-        // SAFETY: `page` holds at least `n` bytes.
-        unsafe { read_to(file, at, page.as_mut_ptr(), n)? };
+        let got = content.read_at(&mut page[..n], at)?;
+        // What was just truncated would read as zero if the file grew again.
+        page[got..n].fill(0);
         looked_at += n;
         if looked_at > ZERO_PIECE || page[..n].iter().any(|byte| *byte != 0) {
             return Ok(false);
@@ -214,41 +217,9 @@ fn is_zero(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<bool> {
 }
 
 /// Reads a byte of each page, so that waiting for a disk happens here and not while others wait for the slot.
-fn bring_to_memory(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<()> {
-    let mut byte = [0u8; 1];
+fn bring_to_memory(content: &Content<'_>, offset: u64, len: usize) -> io::Result<()> {
     for done in (0..len).step_by(PAGE) {
-        // SAFETY: `byte` holds one byte.
-        unsafe { read_to(file, offset + done as u64, byte.as_mut_ptr(), 1)? };
-    }
-    Ok(())
-}
-
-/// `pread(2)` of exactly `len` bytes; those that a file just truncated no longer has are zero, as they would read if
-/// it grew again.
-///
-/// # Safety
-/// `at` is writable for `len` bytes.
-unsafe fn read_to(file: BorrowedFd<'_>, offset: u64, at: *mut u8, len: usize) -> io::Result<()> {
-    let mut done = 0;
-    while done < len {
-        let to = at.wrapping_add(done);
-        let from = (offset + done as u64) as libc::off_t;
-        // SAFETY: the kernel writes at most `len - done` bytes there.
-        let n = unsafe { libc::pread(file.as_raw_fd(), to.cast(), len - done, from) };
-        match n {
-            0 => {
-                // SAFETY: within the range.
-                unsafe { to.write_bytes(0, len - done) };
-                return Ok(());
-            }
-            1.. => done += n as usize,
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
+        content.read_at(&mut [0], offset + done as u64)?;
     }
     Ok(())
 }
