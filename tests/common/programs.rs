@@ -34,10 +34,16 @@ pub fn compile(name: &str, sources: &[&str], libs: &[&str]) -> PathBuf {
     out
 }
 
-/// `libpmemha_preload.so`, built by a cargo command of its own so that features stay apart.
+/// Names the preload library, for a machine that has nothing to build it with.
+const PRELOAD: &str = "PMEMHA_PRELOAD";
+
+/// `libpmemha_preload.so`: where [`PRELOAD`] says, else built by a cargo command of its own so that features stay apart.
 pub fn preload() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
+        if let Some(built) = std::env::var_os(PRELOAD) {
+            return built.into();
+        }
         let status = Command::new(env!("CARGO"))
             .args(["build", "--quiet", "-p", "pmemha-preload"])
             .current_dir(repo())
