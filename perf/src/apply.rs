@@ -4,7 +4,6 @@
 //! while the applier checks it (header, CRC32C), copies it into the image and stores its position. The peer copies the same
 //! payloads from the same ring to the same offsets of a mapped file, and checks nothing. Both take turns.
 
-use std::error::Error;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -18,7 +17,9 @@ use pmemha::replica::applier::{Applier, ApplierConfig};
 use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, RegionId};
 
-use crate::figures::Spread;
+use crate::Outcome;
+use crate::peers::memory::MEMCPY;
+use crate::report::{Output, Report, Row};
 
 /// Options of `pmemha-perf apply`.
 #[derive(Args, Debug)]
@@ -35,9 +36,9 @@ pub struct Options {
     /// Where image and peer's file are: persistent memory, or what stands for it
     #[arg(long, default_value = "/dev/shm")]
     dir: std::path::PathBuf,
+    #[command(flatten)]
+    output: Output,
 }
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Ring at either end; half of it is filled in each round.
 const RING: u64 = 64 << 20;
@@ -45,28 +46,24 @@ const RING: u64 = 64 << 20;
 /// The one region.
 const REGION: RegionId = RegionId(1);
 
-/// Prints a line for each size and one JSON line.
+/// Measures, and tells a row for each size.
 pub fn run(options: &Options) -> Outcome<()> {
-    let mut report = serde_json::json!({ "bench": "apply", "rounds": options.rounds });
+    let mut report = Report::new("apply", &options.output, options.bytes.len() * options.rounds);
     for &bytes in &options.bytes {
         let dir = tempfile::tempdir_in(&options.dir)?;
         let mut rig = Rig::new(dir.path(), options.region_mib << 20)?;
-        let (mut ours, mut peer, mut ratio) = (Spread::default(), Spread::default(), Spread::default());
-        for _ in 0..options.rounds {
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for round in 1..=options.rounds {
+            report.step(format!("{bytes} B, round {round}"));
             let moved = rig.fill(bytes)?;
-            let rate = |took: Duration| moved as f64 / took.as_secs_f64() / 1e9;
-            let (memcpy, apply) = (rate(rig.memcpy()), rate(rig.apply()?));
-            ours.push(apply);
-            peer.push(memcpy);
-            ratio.push(apply / memcpy);
+            let rate = |took: Duration| moved as f64 / took.as_secs_f64() / 1e6;
+            peer.push(rate(rig.memcpy()));
+            ours.push(rate(rig.apply()?));
         }
-        println!("records of {bytes:>6} B: apply {ours} GB/s, memcpy {peer} GB/s, ratio {ratio}");
-        report[format!("apply_{bytes}_gbps")] = ours.median().into();
-        report[format!("memcpy_{bytes}_gbps")] = peer.median().into();
-        report[format!("ratio_{bytes}")] = ratio.median().into();
+        let row = Row::new("apply", Some(bytes as u64), "MB/s", ours.into());
+        report.push(row.beside(MEMCPY, peer.into()));
     }
-    println!("{report}");
-    Ok(())
+    report.finish()
 }
 
 /// A log, a destination beside it, and the peer's file.

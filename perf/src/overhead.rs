@@ -3,13 +3,14 @@
 //! On tmpfs with PMEM_IS_PMEM_FORCE=1, so that libpmemobj flushes lines as it does on persistent memory. The program has one
 //! core, the agents (a source and a destination, over the tcp fabric) another: what is measured is what the application pays.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
 
-use crate::figures::Spread;
+use crate::Outcome;
+use crate::peers::{find_program, missing};
+use crate::report::{Output, Report, Row};
 
 /// Options of `pmemha-perf overhead`.
 #[derive(Args, Debug)]
@@ -38,34 +39,36 @@ pub struct Options {
     /// What to run
     #[arg(long, value_delimiter = ',', default_values = ["hashmap", "tx", "persist"])]
     modes: Vec<String>,
+    #[command(flatten)]
+    output: Output,
 }
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Where Debian puts PMDK's examples.
 const EXAMPLES: &str = "/usr/share/doc/libpmemobj-dev/examples";
 
-/// Prints a line a mode and one JSON line.
+/// The peer: the same program alone.
+const BARE: &str = "bare";
+
+/// Measures, and tells a row for each mode.
 pub fn run(options: &Options) -> Outcome<()> {
+    let mut report = Report::new("overhead", &options.output, options.modes.len() * options.rounds);
+    if !Path::new(EXAMPLES).exists() || find_program("cc").is_none() {
+        report.lacks(missing(BARE, "gcc libc6-dev libpmemobj-dev"));
+        return report.finish();
+    }
     let dir = tempfile::tempdir_in(&options.dir)?;
     let program = compile(dir.path())?;
-    let mut report = serde_json::json!({ "bench": "overhead", "rounds": options.rounds });
     for mode in &options.modes {
-        let (mut bare, mut ours, mut ratio) = (Spread::default(), Spread::default(), Spread::default());
-        for _ in 0..options.rounds {
-            let alone = rate(bare_command(options, &program), options, mode, dir.path())?;
-            let protected =
-                rate(protected_command(options, &program, dir.path()), options, mode, dir.path())?;
-            bare.push(alone / 1e3);
-            ours.push(protected / 1e3);
-            ratio.push(protected / alone);
+        let (mut bare, mut ours) = (Vec::new(), Vec::new());
+        for round in 1..=options.rounds {
+            report.step(format!("{mode}, round {round}"));
+            bare.push(rate(bare_command(options, &program), options, mode, dir.path())? / 1e3);
+            let command = protected_command(options, &program, dir.path());
+            ours.push(rate(command, options, mode, dir.path())? / 1e3);
         }
-        println!("{mode:<8} bare {bare} k/s, protected {ours} k/s, ratio {ratio}");
-        report[format!("{mode}_ratio")] = ratio.median().into();
-        report[format!("{mode}_bare_per_s")] = (bare.median() * 1e3).into();
+        report.push(Row::new(mode, None, "k/s", ours.into()).beside(BARE, bare.into()));
     }
-    println!("{report}");
-    Ok(())
+    report.finish()
 }
 
 fn compile(dir: &Path) -> Outcome<PathBuf> {

@@ -15,6 +15,7 @@
 //! | [`power_watch`] | tells the groups of external power |
 //! | [`source`] | a group's stream at its source: the link, kept up |
 //! | [`standby`] | a group's image at its destination |
+//! | [`doctor`] | what a machine offers pmemha: `pmemha doctor` |
 //! | [`fabrics`] | the networks of this node |
 //! | [`ownership`] | who owns a group: drives the state machine of `failover` |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
@@ -30,6 +31,7 @@ pub mod config;
 pub mod context;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod events;
 pub mod fabrics;
 pub mod fdstore;

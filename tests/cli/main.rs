@@ -1,7 +1,8 @@
 //! The commands that an operator types: what `init` makes is enough for two nodes, `run` ends as its program does, `log` reads
-//! what `run` archived, and wrong arguments are answered with what to do and the documented exit code.
+//! what `run` archived, `doctor` says how a machine is, and wrong arguments are answered with what to do and the documented exit code.
 
 mod arguments;
+mod doctor;
 mod init;
 mod run;
 

@@ -312,14 +312,19 @@ impl Node {
 
     /// The detail of the first event of `kind` that the agent has emitted, waited for.
     pub fn await_event(&self, kind: &str) -> Value {
+        self.await_event_that(&format!("of kind {kind}"), |event| event["kind"] == kind)["detail"].take()
+    }
+
+    /// The first event that the agent has emitted and `wanted` is true of, waited for; `what` is for messages.
+    pub fn await_event_that(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + AWAIT;
         let connection = Connection::connect(&self.socket(), deadline).expect("the agent listens");
         connection.send(&Request::Events { since: Some(0) }, None, Some(deadline)).expect("the agent reads");
         loop {
             match connection.recv::<Reply>(Some(deadline)) {
-                Ok((Reply::Event { event }, _)) if event["kind"] == kind => return event["detail"].clone(),
+                Ok((Reply::Event { event }, _)) if wanted(&event) => return event,
                 Ok((Reply::Event { .. }, _)) => {}
-                other => panic!("waited for the event {kind} of {}: {other:?}", self.name),
+                other => panic!("waited for an event {what} of {}: {other:?}", self.name),
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod demo;
+mod doctor;
 mod failure;
 mod init;
 mod local_agent;
@@ -48,6 +49,8 @@ enum Command {
     Promote(operate::Promote),
     /// See a PMDK program outlive its machine, on this one
     Demo(demo::Demo),
+    /// Say what this machine offers pmemha, what it lacks, and what to do
+    Doctor(doctor::Doctor),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Cancel(cancel) => cancel.execute(&agent).map(|()| 0),
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
         Command::Demo(demo) => demo.execute(),
+        Command::Doctor(doctor) => doctor.execute(),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {

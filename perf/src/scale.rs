@@ -1,0 +1,155 @@
+//! `pmemha-perf scale`: what grows with threads of an application, and with the size of its regions.
+//!
+//! Threads append to a log that nobody reads, beside threads that copy and flush the same bytes: the log is the only thing that
+//! ours share. A region's first copy is timed from its protection until the destination counts.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use pmemha::log::{Appender, LogRegion, LogSpec};
+use pmemha::region::memory::SharedMem;
+use pmemha::types::{Level, RegionId};
+
+use crate::Outcome;
+use crate::app::App;
+use crate::fabric::{Kind, Lane, open};
+use crate::pair::{Pair, Spec};
+use crate::peers::memory::{self, copy_and_flush, pages};
+use crate::report::{Output, Report, Row};
+
+/// Options of `pmemha-perf scale`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// What a first copy travels over
+    #[arg(long, value_enum, default_value_t)]
+    fabric: Kind,
+    /// Threads that append, several numbers in turn
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8])]
+    threads: Vec<usize>,
+    /// Bytes of a capture
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    bytes: u32,
+    /// Captures of a thread in each round
+    #[arg(long, default_value_t = 100_000)]
+    count: usize,
+    /// MiB of a region, several sizes in turn
+    #[arg(long, value_delimiter = ',', default_values_t = [16, 64, 256])]
+    region_mib: Vec<usize>,
+    /// Rounds; each measures every contestant once
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Measures, and tells a row for each number of threads and each size.
+pub fn run(options: &Options) -> Outcome<()> {
+    let steps = options.rounds * (options.threads.len() + options.region_mib.len());
+    let mut report = Report::new("scale", &options.output, steps);
+    for &threads in &options.threads {
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for round in 1..=options.rounds {
+            report.step(format!("{threads} threads, round {round}"));
+            ours.push(append(threads, options)? / 1e6);
+            peer.push(copy(threads, options)? / 1e6);
+        }
+        let what = format!("append, {threads} threads");
+        report.push(
+            Row::new(what, Some(options.bytes.into()), "M/s", ours.into())
+                .beside(memory::MEMCPY_CLWB, peer.into()),
+        );
+    }
+    let lane = Lane::open(&*open(options.fabric, false)?, LANE)?;
+    for &mib in &options.region_mib {
+        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+        for round in 1..=options.rounds {
+            report.step(format!("{mib} MiB, round {round}"));
+            ours.push(first_copy(options.fabric, mib << 20)? / 1e6);
+            peer.push(lane.bandwidth(BATCH, DEPTH, Duration::from_millis(500))? / 1e6);
+        }
+        let row = Row::new("first copy", Some((mib << 20) as u64), "MB/s", ours.into());
+        report.push(row.beside("own fabric write", peer.into()));
+    }
+    report.note("One destination: a group has one as yet.");
+    report.note("A first copy counts from the file's protection until the destination's image counts, applied and durable.");
+    report.finish()
+}
+
+/// Ring of the network's part, its batches, and how many of them are in flight.
+const LANE: usize = 16 << 20;
+const BATCH: usize = 1 << 20;
+const DEPTH: usize = 8;
+
+/// Captures between two looks at the room in the ring.
+const ROUND: usize = 100;
+
+/// Pages that a thread stores to, in turn.
+const PLACES: usize = 64;
+
+/// Captures and drains a second, of all threads together. A thread that finds less than half of the ring free frees what is
+/// published: nobody else reads this log.
+fn append(threads: usize, options: &Options) -> Outcome<f64> {
+    let ring_bytes = 64 << 20;
+    let (_fd, log) = LogRegion::create(&LogSpec { ring_bytes, ..LogSpec::default() })?;
+    let app = Appender::attach(log.clone(), 1)?;
+    let len = options.bytes as usize;
+    // One lap, so that no page is touched for the first time under the clock.
+    let laps: Vec<usize> = vec![ring_bytes as usize / len.next_multiple_of(64) / threads, options.count];
+    let mut rate = 0.0;
+    for count in laps {
+        rate = together(threads, count, |memory: &SharedMem, i| {
+            let at = i % PLACES * 4096;
+            // SAFETY: `at` is a page of the thread's memory, and `len` at most a page.
+            unsafe { app.capture(RegionId(1), at as u64, memory.addr(at), len) };
+            let published = app.drain();
+            if i % ROUND == 0 && log.tail().since(log.free()) > ring_bytes / 4 {
+                log.set_free(published);
+            }
+        })?;
+    }
+    if log.is_ahead() { Err("the ring was full: fewer threads, or fewer captures".into()) } else { Ok(rate) }
+}
+
+/// Copies and flushes a second, of all threads together.
+fn copy(threads: usize, options: &Options) -> Outcome<f64> {
+    let len = options.bytes as usize;
+    together(threads, options.count, |memory: &SharedMem, i| {
+        let at = i % PLACES * 4096;
+        // SAFETY: both are pages of the thread's memory, two different ones, and `len` is at most a page.
+        unsafe { copy_and_flush(memory.addr(PLACES * 4096), memory.addr(at), len) };
+    })
+}
+
+/// Operations a second of `threads` that begin together.
+fn together(threads: usize, count: usize, one: impl Fn(&SharedMem, usize) + Sync) -> Outcome<f64> {
+    let memory: Vec<SharedMem> =
+        (0..threads).map(|_| pages((PLACES + 1) * 4096)).collect::<Result<_, _>>()?;
+    let begin = Barrier::new(threads + 1);
+    let took = std::thread::scope(|scope| {
+        let run = |memory: &SharedMem| {
+            begin.wait();
+            (0..count).for_each(|i| one(memory, i));
+        };
+        let all: Vec<_> = memory.iter().map(|memory| scope.spawn(move || run(memory))).collect();
+        begin.wait();
+        let start = Instant::now();
+        all.into_iter().for_each(|thread| thread.join().expect("does not panic"));
+        start.elapsed()
+    });
+    Ok((threads * count) as f64 / took.as_secs_f64())
+}
+
+/// Bytes of a region a second.
+fn first_copy(fabric: Kind, bytes: usize) -> Outcome<f64> {
+    let pair =
+        Pair::start(&Spec { fabric, durability: "battery".into(), log_size: 64 << 20, handover: false })?;
+    pair.alpha.await_streaming();
+    let start = Instant::now();
+    let app = App::attach(&pair.alpha, bytes)?;
+    let lsn = app.persist(0, 64);
+    app.wait(lsn, Level::Applied)?;
+    let took = start.elapsed();
+    app.leave()?;
+    Ok(bytes as f64 / took.as_secs_f64())
+}
