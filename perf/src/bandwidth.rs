@@ -13,7 +13,7 @@ use pmemha::types::Level;
 use crate::Outcome;
 use crate::app::App;
 use crate::fabric::{Kind, Lane, Port, open};
-use crate::pair::{Pair, Spec};
+use crate::pair::{Pair, Spec, usage};
 use crate::peers::{iperf3, memory, perftest, take};
 use crate::report::{Aim, Output, Report, Row};
 
@@ -66,7 +66,8 @@ pub fn run(options: &Options) -> Outcome<()> {
     let network = Network::open(options)?;
     let pipeline = Pipeline::start(options)?;
     let mut sizes: Vec<Size> = options.sizes.iter().map(|size| Size::new(*size)).collect();
-    let (mut shipped, mut best) = (Vec::new(), Vec::new());
+    let (mut shipped, mut best, mut source, mut destination) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         let mut most = None;
         let stream = network.stream(&mut report)?;
@@ -76,7 +77,10 @@ pub fn run(options: &Options) -> Outcome<()> {
             most = most.max_by_rate(peer);
         }
         report.step(format!("round {round}: log shipping"));
-        shipped.push(pipeline.ship()? / MB);
+        let round = pipeline.ship()?;
+        shipped.push(round.rate / MB);
+        source.push(round.source_us);
+        destination.push(round.destination_us);
         best.extend(most);
     }
     for size in sizes {
@@ -88,6 +92,9 @@ pub fn run(options: &Options) -> Outcome<()> {
     } else {
         row.beside(network.name(), best.into()).aiming(Some(AIM))
     });
+    for (what, us) in [("source's agent, an epoch", source), ("destination's agent, an epoch", destination)] {
+        report.push(Row::new(what, Some(options.epoch as u64), "us of CPU", us.into()));
+    }
     report.note(
         "Log shipping is compared with the peer at its best size of the same round. It is what an application gets through, with \
          everything applied at the destination.",
@@ -182,8 +189,17 @@ impl<'o> Network<'o> {
 struct Pipeline<'o> {
     options: &'o Options,
     app: App,
-    /// Only has to live.
-    _pair: Pair,
+    pair: Pair,
+}
+
+/// A round of shipping.
+struct Shipped {
+    /// Bytes of log a second that the destination received.
+    rate: f64,
+    /// Processor time of all threads of the source's agent, an epoch.
+    source_us: f64,
+    /// The same of the destination's.
+    destination_us: f64,
 }
 
 impl<'o> Pipeline<'o> {
@@ -193,11 +209,12 @@ impl<'o> Pipeline<'o> {
         let pair = Pair::start(&spec)?;
         let app = App::attach(&pair.alpha, REGION)?;
         pair.alpha.await_streaming();
-        Ok(Pipeline { options, app, _pair: pair })
+        Ok(Pipeline { options, app, pair })
     }
 
-    /// Bytes of log a second that the destination has received.
-    fn ship(&self) -> Outcome<f64> {
+    fn ship(&self) -> Outcome<Shipped> {
+        let cpu = || (usage(self.pair.alpha.pid()).runs, usage(self.pair.beta.pid()).runs);
+        let cpu_before = cpu();
         let (app, time) = (&self.app, Duration::from_millis(self.options.time_ms));
         let (start, before) = (Instant::now(), app.received());
         let (mut i, mut last) = (0, before);
@@ -206,6 +223,15 @@ impl<'o> Pipeline<'o> {
             i += 1;
         }
         app.wait(last, Level::Received)?;
-        Ok(app.received().since(before) as f64 / start.elapsed().as_secs_f64())
+        let rate = app.received().since(before) as f64 / start.elapsed().as_secs_f64();
+        app.wait(last, Level::Applied)?;
+        let cpu_after = cpu();
+        let each =
+            |after: Duration, before: Duration| after.saturating_sub(before).as_secs_f64() * 1e6 / i as f64;
+        Ok(Shipped {
+            rate,
+            source_us: each(cpu_after.0, cpu_before.0),
+            destination_us: each(cpu_after.1, cpu_before.1),
+        })
     }
 }

@@ -15,7 +15,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use clap::Args;
-use pmemha::log::{Appender, LogRegion, LogSpec};
+use pmemha::log::digest::chain;
+use pmemha::log::{Appender, Consumer, LogRegion, LogSpec};
 use pmemha::types::{LINE, PAGE, RegionId};
 use serde_json::json;
 
@@ -46,13 +47,15 @@ pub struct Interval {
 }
 
 /// What the marked operations are called, in their order.
-const OPERATIONS: [&str; 6] = [
+const OPERATIONS: [&str; 8] = [
     "nothing",
     "append 64 B",
     "append 128 B",
     "append 4 KiB",
     "drain after one append",
     "drain after nothing",
+    "take one epoch of 64 B for shipping",
+    "take 16 epochs of 64 B for shipping",
 ];
 
 /// Prints a JSON line for each interval.
@@ -204,7 +207,8 @@ impl Interval {
 /// Runs each of [`OPERATIONS`] between two marks.
 fn marked() -> Result<(), Box<dyn std::error::Error>> {
     let (_fd, log) = LogRegion::create(&LogSpec { ring_bytes: 1 << 20, ..LogSpec::default() })?;
-    let app = Appender::attach(log, 1)?;
+    let app = Appender::attach(log.clone(), 1)?;
+    let mut shipping = Shipping { consumer: Consumer::new(log.clone(), log.free()), digest: 0 };
     let memory = vec![0x5au8; 2 * PAGE];
     let start = memory.as_ptr().align_offset(LINE);
     let capture = |len: usize| {
@@ -214,6 +218,7 @@ fn marked() -> Result<(), Box<dyn std::error::Error>> {
     // Everything was done once: nothing is resolved, detected or faulted in between marks.
     capture(PAGE);
     app.drain();
+    shipping.take();
     between_marks(|| {});
     between_marks(|| capture(64));
     between_marks(|| capture(128));
@@ -222,8 +227,31 @@ fn marked() -> Result<(), Box<dyn std::error::Error>> {
     capture(64);
     between_marks(|| _ = app.drain());
     between_marks(|| _ = app.drain());
+    shipping.take();
+    for epochs in [1, 16] {
+        (0..epochs).for_each(|_| capture(64));
+        app.drain();
+        between_marks(|| shipping.take());
+    }
     Ok(())
 }
+
+/// What the agent does to records before it posts them: checks, seals and chains them.
+struct Shipping {
+    consumer: Consumer,
+    digest: u64,
+}
+
+impl Shipping {
+    fn take(&mut self) {
+        let batch = self.consumer.next_batch(BATCH).expect("our own log is sound");
+        let headers = batch.iter().flat_map(|batch| &batch.headers);
+        self.digest = headers.fold(self.digest, chain);
+    }
+}
+
+/// Most bytes of a batch: what the agent takes.
+const BATCH: u64 = 1 << 20;
 
 #[inline(always)]
 fn between_marks(work: impl FnOnce()) {

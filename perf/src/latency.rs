@@ -12,7 +12,7 @@ use crate::Outcome;
 use crate::app::App;
 use crate::fabric::{Kind, Lane, Port, open};
 use crate::figures::Times;
-use crate::pair::{Pair, Spec};
+use crate::pair::{Pair, Spec, Usage, usage};
 use crate::peers::librpma::{self, Librpma, Mode};
 use crate::peers::{Found, perftest, pingpong, take};
 use crate::report::{Aim, Output, Report, Row, Series};
@@ -89,9 +89,11 @@ pub fn run(options: &Options) -> Outcome<()> {
     for &size in &options.sizes {
         let mut seen = Seen::new(&options.levels);
         for round in 1..=options.rounds {
-            for (level, times) in &mut seen.ours {
-                report.step(format!("{size} B, round {round}: {level:?}"));
-                times.push(&bench.wait(&app, *level, size)?);
+            for ours in &mut seen.ours {
+                report.step(format!("{size} B, round {round}: {:?}", ours.level));
+                let before = usages(&pair);
+                ours.times.push(&bench.wait(&app, ours.level, size)?);
+                ours.note_usage(&before, &usages(&pair), bench.operations(size));
             }
             report.step(format!("{size} B, round {round}: peers"));
             bench.peers(&mut seen, &mut report, size)?;
@@ -103,16 +105,54 @@ pub fn run(options: &Options) -> Outcome<()> {
     report.finish()
 }
 
+/// Who takes part in a wait.
+const PARTS: [&str; 3] = ["application", "source's agent", "destination's agent"];
+
+/// What each of [`PARTS`] has had of the processors.
+fn usages(pair: &Pair) -> [Usage; PARTS.len()] {
+    [std::process::id(), pair.alpha.pid(), pair.beta.pid()].map(usage)
+}
+
+/// Ours of one size and level, over the rounds.
+struct Ours {
+    level: Reach,
+    times: Times,
+    /// Microseconds an operation that each part ran, and waited for a processor.
+    used: [(Vec<f64>, Vec<f64>); PARTS.len()],
+}
+
+impl Ours {
+    fn note_usage(&mut self, before: &[Usage], after: &[Usage], operations: usize) {
+        let each = |after: Duration, before: Duration| {
+            after.saturating_sub(before).as_secs_f64() * 1e6 / operations as f64
+        };
+        for (used, (before, after)) in self.used.iter_mut().zip(before.iter().zip(after)) {
+            used.0.push(each(after.runs, before.runs));
+            used.1.push(each(after.waits, before.waits));
+        }
+    }
+
+    fn tell_usage(&self, what: &str, size: usize, report: &mut Report) {
+        for (part, (runs, waits)) in PARTS.iter().zip(&self.used) {
+            for (does, us) in [("runs", runs), ("waits for a processor", waits)] {
+                let what = format!("{what}: {part} {does}");
+                report.push(Row::new(what, Some(size as u64), "us", us.clone().into()));
+            }
+        }
+    }
+}
+
 /// Times of one size, over the rounds.
 struct Seen {
-    ours: Vec<(Reach, Times)>,
+    ours: Vec<Ours>,
     /// With the peer's name, and whether it proves durability.
     peers: Vec<(&'static str, bool, Times)>,
 }
 
 impl Seen {
     fn new(levels: &[Reach]) -> Seen {
-        Seen { ours: levels.iter().map(|l| (*l, Times::default())).collect(), peers: Vec::new() }
+        let ours = |level: &Reach| Ours { level: *level, times: Times::default(), used: Default::default() };
+        Seen { ours: levels.iter().map(ours).collect(), peers: Vec::new() }
     }
 
     fn push(&mut self, name: &'static str, durable: bool, round: &hdrhistogram::Histogram<u64>) {
@@ -145,6 +185,11 @@ impl<'o> Bench<'o> {
 
     fn count(&self, size: usize) -> usize {
         self.options.count.min(ROUND_BYTES / size).max(1)
+    }
+
+    /// Operations of a round of ours.
+    fn operations(&self, size: usize) -> usize {
+        self.count(size) + if self.options.interval_us.is_some() { 0 } else { schedule::PROBES }
     }
 
     /// A round of ours.
@@ -187,15 +232,19 @@ impl<'o> Bench<'o> {
     }
 
     fn tell(&self, seen: Seen, size: usize, report: &mut Report) {
-        for (level, ours) in &seen.ours {
+        for ours in &seen.ours {
+            let level = &ours.level;
             let what = format!("wait({})", format!("{level:?}").to_uppercase());
-            let row = || Row::new(&*what, Some(size as u64), "us", Series::of_times(ours));
+            let row = || Row::new(&*what, Some(size as u64), "us", Series::of_times(&ours.times));
             // What proves durability is the peer of what promises it; APPLIED goes beyond every peer.
             let fits = |durable: bool| (*level != Reach::Received) == durable;
             for (name, _, times) in seen.peers.iter().filter(|p| fits(p.1)) {
                 let aim = self.aim(*level, name, size);
                 let label = self.label(*level, name);
                 report.push(row().beside(name, Series::of_times(times)).aiming(aim).labelled(label));
+            }
+            if size == EPOCH {
+                ours.tell_usage(&what, size, report);
             }
         }
     }

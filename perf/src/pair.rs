@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pmemha::fabric::tls::{Pem, make_authority, make_node_certificate};
 use pmemha_testkit::node::{Binaries, Node};
@@ -52,6 +53,27 @@ impl Pair {
         pair.alpha.await_group("a group that is open", open);
         Ok(pair)
     }
+}
+
+/// What the threads of a process have had of the processors, those that have ended left out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Time on a processor.
+    pub runs: Duration,
+    /// Time ready to run, and waiting for one.
+    pub waits: Duration,
+}
+
+/// Of a process, by its id.
+pub fn usage(pid: u32) -> Usage {
+    let mut usage = Usage::default();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        let mut nanos = text.split_whitespace().filter_map(|n| n.parse().ok()).map(Duration::from_nanos);
+        usage.runs += nanos.next().unwrap_or_default();
+        usage.waits += nanos.next().unwrap_or_default();
+    }
+    usage
 }
 
 fn source(alpha: &Node, spec: &Spec) -> Outcome<String> {

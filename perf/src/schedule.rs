@@ -16,7 +16,7 @@ const SLEEP_OVER: Duration = Duration::from_micros(300);
 const SPIN: Duration = Duration::from_micros(120);
 
 /// Operations that are timed to find how long one takes.
-const PROBES: usize = 50;
+pub const PROBES: usize = 50;
 
 /// Nanoseconds of `count` operations, one due every `interval`, each from the moment at which it was due.
 pub fn run(
