@@ -34,7 +34,7 @@ fn check(row: &Value) {
         assert!(row.get(key).is_some(), "no {key}: {row}");
     }
     assert!(
-        row["what"].is_string() && row["unit"].is_string() && row["ours"].as_f64().is_some_and(|f| f > 0.0),
+        row["what"].is_string() && row["unit"].is_string() && row["ours"].as_f64().is_some_and(|f| f >= 0.0),
         "{row}"
     );
     let spread = &row["spread"]["ours"];
