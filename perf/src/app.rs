@@ -26,7 +26,8 @@ pub struct App {
 }
 
 impl App {
-    /// Attaches to the agent of `node` and protects a new file of `bytes`, every page of which holds something.
+    /// Attaches to the agent of `node` and protects a new file of `bytes`, every page of which holds something. Returns when
+    /// the destination's image has all of it, and counts: no copy of the file is under way then.
     pub fn attach(node: &Node, bytes: usize) -> Outcome<App> {
         App::attach_to(&node.socket(), &node.files().join("data"), bytes)
     }
@@ -44,7 +45,9 @@ impl App {
             .for_each(|at| memory.write(at, &content[..content.len().min(bytes - at)]));
         let region = session.protect(file.as_fd(), 0, false)?.region;
         session.maps(region, dirty::Kind::Digest);
-        Ok(App { session, memory, region, content })
+        let app = App { session, memory, region, content };
+        app.wait(app.persist(0, LINE), Level::Applied)?;
+        Ok(app)
     }
 
     /// Stores and captures `len` bytes at the `i`th place of the file, and drains.
@@ -82,6 +85,9 @@ impl App {
         Ok(self.session.goodbye(Some(0))?)
     }
 }
+
+/// A cache line.
+const LINE: usize = 64;
 
 /// Most bytes of one store.
 const LONGEST: usize = 1 << 20;
