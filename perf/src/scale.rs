@@ -126,13 +126,13 @@ fn together(threads: usize, count: usize, one: impl Fn(&SharedMem, usize) + Sync
     let memory: Vec<SharedMem> =
         (0..threads).map(|_| pages((PLACES + 1) * 4096)).collect::<Result<_, _>>()?;
     let begin = Barrier::new(threads);
+    let run = |memory: &SharedMem| {
+        begin.wait();
+        let start = Instant::now();
+        (0..count).for_each(|i| one(memory, i));
+        (start, Instant::now())
+    };
     let times: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
-        let run = |memory: &SharedMem| {
-            begin.wait();
-            let start = Instant::now();
-            (0..count).for_each(|i| one(memory, i));
-            (start, Instant::now())
-        };
         let run = &run;
         let all: Vec<_> = memory.iter().map(|memory| scope.spawn(move || run(memory))).collect();
         all.into_iter().map(|thread| thread.join().expect("does not panic")).collect()

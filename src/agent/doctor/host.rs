@@ -8,7 +8,7 @@ use crate::region::dirty;
 /// A machine's files below a root, and what can only be found by trying.
 #[derive(Clone, Debug)]
 pub struct Host {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// What the verbs fabric would use, or why it is off; none where that was not tried.
     pub verbs: Option<Result<String, String>>,
     /// How dirty pages would be found; none where that was not tried.
