@@ -15,11 +15,11 @@ setup:
 
 # The interposer is built by a command of its own: one build would unify the features of the crate that
 # both link, and export the C API from the preload library.
-build:
+build: setup
 	cargo build --release --bins --lib
 	cargo build --release -p pmemha-preload
 
-demo: setup build
+demo: build
 	@target/release/pmemha demo
 
 test: setup

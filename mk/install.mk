@@ -30,6 +30,8 @@ install-lib:
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' pmemha.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/pmemha.pc
 	chmod 644 $(DESTDIR)$(LIBDIR)/pkgconfig/pmemha.pc
+	@# Not for a package, whose own script does it; without the right to, programs name the path.
+	@[ -n "$(DESTDIR)" ] || ldconfig 2>/dev/null || true
 
 install-bin:
 	$(INSTALL) -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR)

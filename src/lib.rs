@@ -20,7 +20,6 @@
 //! | `replica` | destination: landing, apply, image, restore |
 //! | `power` | power events |
 //! | `failover` | group state machine (pure), supervision of applications |
-//! | `node` | host resources |
 //! | `agent` | pmemhad: configuration, sessions, control protocol, status |
 //! | `capi` | the C ABI |
 //!
@@ -47,8 +46,6 @@ pub mod agent;
 pub mod fabric;
 #[cfg(feature = "agent")]
 pub mod failover;
-#[cfg(feature = "agent")]
-pub mod node;
 #[cfg(feature = "agent")]
 pub mod power;
 #[cfg(feature = "agent")]

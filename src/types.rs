@@ -54,7 +54,7 @@ impl fmt::Display for Generation {
     }
 }
 
-/// A region's number within its group; assigned by the source's agent, never reused within a generation.
+/// A region's number within its group; assigned by the source's agent, given to another file once no process can still append for the old one (`agent::group::numbers`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RegionId(pub u16);
@@ -109,6 +109,17 @@ pub enum Level {
     Durable,
     /// Part of the destination's image, persistently.
     Applied,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::Local => "local",
+            Level::Received => "received",
+            Level::Durable => "durable",
+            Level::Applied => "applied",
+        })
+    }
 }
 
 /// What makes bytes at a destination survive; declared by the destination, obeyed by the source.

@@ -10,8 +10,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Config::parse(text, Path::new("pmemhad.conf")) {
         Ok(config) => {
-            for group in &config.groups {
-                assert!(config.group(&group.name).is_some());
+            for name in config.groups.iter().flat_map(|g| &g.destinations) {
+                assert!(config.address_of(name).is_some());
             }
         }
         Err(e) => assert!(e.to_string().contains("pmemhad.conf"), "{e}"),

@@ -2,11 +2,13 @@
 //!
 //! `PMEMHA_LOG_LEVEL` = `off`, `error`, `warn` (default), `info`; `PMEMHA_LOG_FILE` names a file to append to instead.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+
+use pmemha::session::client::variable;
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,13 +29,13 @@ struct Settings {
 fn settings() -> &'static Settings {
     static SETTINGS: OnceLock<Settings> = OnceLock::new();
     SETTINGS.get_or_init(|| Settings {
-        level: match std::env::var("PMEMHA_LOG_LEVEL").as_deref() {
-            Ok("off" | "none" | "0") => None,
-            Ok("error") => Some(Level::Error),
-            Ok("info" | "debug" | "trace") => Some(Level::Info),
+        level: match variable("PMEMHA_LOG_LEVEL").as_deref().and_then(OsStr::to_str) {
+            Some("off") => None,
+            Some("error") => Some(Level::Error),
+            Some("info") => Some(Level::Info),
             _ => Some(Level::Warn),
         },
-        file: std::env::var_os("PMEMHA_LOG_FILE").map(PathBuf::from),
+        file: variable("PMEMHA_LOG_FILE").map(PathBuf::from),
     })
 }
 

@@ -51,7 +51,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The socket cannot be opened.
-    #[error("{0}; another agent may use this runtime_dir")]
+    #[error("{0}; `runtime_dir` in [node] must be writable and no other agent's")]
     Socket(#[from] SocketError),
     /// A group cannot be opened.
     #[error("group `{group}`: {source}")]

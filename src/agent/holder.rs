@@ -1,7 +1,7 @@
 //! A small process that keeps log regions while application and agent die.
 //!
 //! A log region is an anonymous sealed memfd: it lives as long as someone holds a descriptor of it. `pmemhad
-//! hold` does nothing else. It starts with the first region, survives the agent, uses a few hundred KiB and
+//! hold` does nothing else. It starts with the agent, survives the agent, uses a few hundred KiB and
 //! exits only when told to ([`Holder::finish`]) or killed; then the next agent starts a new one, and regions that
 //! no application holds either are lost, which a new first sync repairs.
 //!

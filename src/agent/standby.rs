@@ -90,7 +90,7 @@ struct Known {
 #[derive(Debug, thiserror::Error)]
 pub enum StandbyError {
     /// Its directory cannot be used.
-    #[error("the replica's directory {}: {source}", dir.display())]
+    #[error("cannot use the replica's directory {} (`dir` in [[replica]]): {source}", dir.display())]
     Dir {
         /// The directory.
         dir: PathBuf,

@@ -254,7 +254,7 @@ fn info_of(log: &LogRegion) -> pmemha_info {
         generation: log.spec().generation.0,
         agent_alive: log.agent_alive(boottime()).into(),
         link: link as u32,
-        gap: (log.is_ahead() || log.gap().is_some_and(|gap| gap.end.is_none())).into(),
+        gap: (!log.is_whole()).into(),
     }
 }
 

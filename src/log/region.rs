@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, SealFlags};
 use zerocopy::IntoBytes;
 
-use super::format::{Kind, RecordHeader, SlotState, StaticHeader, cell};
+use super::format::{Kind, RecordHeader, StaticHeader, cell};
 use super::layout::{ENTRY, LogError, LogSpec};
 use super::owner::{INFLIGHT, Owner};
 use super::protocol::{self, Blocked, Cells, Word};
@@ -220,6 +220,16 @@ impl LogRegion {
         protocol::gap(self).map(|(start, end)| Gap { start: Lsn(start), end: end.map(Lsn) })
     }
 
+    /// Whether the copy that the newest gap asks for is still to come.
+    pub fn has_open_gap(&self) -> bool {
+        self.gap().is_some_and(|gap| gap.end.is_none())
+    }
+
+    /// Whether records tell everything: the application is not ahead, and no copy is to come for a time when it was.
+    pub fn is_whole(&self) -> bool {
+        !self.is_ahead() && !self.has_open_gap()
+    }
+
     /// Agent: lets appends resume after the application went ahead. The ring must be free up to the tail (consumers have
     /// forgotten what they lack: [`LogRegion::publish_filled`], then [`LogRegion::set_free`] to the tail). Returns
     /// whether the log is no longer ahead.
@@ -231,16 +241,7 @@ impl LogRegion {
     /// read pages for the copy; when the destination has switched to that copy durably, [`LogRegion::end_gap`].
     pub fn close_gap(&self) -> bool {
         let begin = |lsn: u64| {
-            let header = RecordHeader {
-                lsn,
-                len: 0,
-                owner: 0,
-                state: SlotState::Filled as u8,
-                kind: Kind::SyncBegin as u8,
-                place: 0,
-                generation: 0,
-                crc: 0,
-            };
+            let header = RecordHeader::unowned(Kind::SyncBegin, lsn, 0);
             self.ring.write(self.ring_offset(lsn), header.as_bytes());
         };
         protocol::close_gap(self, begin) || !self.is_ahead()

@@ -295,9 +295,9 @@ struct Incarnation {
     child: OnceLock<Box<Incarnation>>,
 }
 
-/// An environment variable, unless the program runs with more rights than its caller has: that caller must
-/// not choose its agent.
-fn variable(name: &str) -> Option<OsString> {
+/// An environment variable, unless the program runs with more rights than its caller has: that caller must choose
+/// neither its agent nor a file that it appends to.
+pub fn variable(name: &str) -> Option<OsString> {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     let own_rights = getuid() == geteuid() && getgid() == getegid();
     std::env::var_os(name).filter(|value| own_rights && !value.is_empty())

@@ -66,8 +66,7 @@ pub enum HeldUp {
 /// What the last gasp of `log` would wait for if it began now; `None` where everything is there.
 pub fn held_up(log: &LogRegion, status: &ShipStatus, syncer: &Syncer) -> Option<HeldUp> {
     let (view, sync) = (status.view(), syncer.view());
-    let gap = log.is_ahead() || log.gap().is_some_and(|gap| gap.end.is_none());
-    let copy = gap || sync.active;
+    let copy = !log.is_whole() || sync.active;
     if (copy || !view.counts) && log.halfway(&Owner::confirmed_dead) {
         return Some(HeldUp::Halfway);
     }
@@ -134,8 +133,7 @@ pub fn ship_tail(
 fn complete(log: &LogRegion, status: &ShipStatus, syncer: &Syncer, target: Lsn) -> Option<u64> {
     let view = status.view();
     let whole = view.counts && view.durable >= target && target == log.published();
-    let gap = log.is_ahead() || log.gap().is_some_and(|gap| gap.end.is_none());
-    if !whole || gap || syncer.is_active() {
+    if !whole || !log.is_whole() || syncer.is_active() {
         return None;
     }
     status.digest(target)

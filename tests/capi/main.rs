@@ -100,8 +100,8 @@ fn threads_share_a_session() {
 fn every_misuse_is_told_and_none_crashes() {
     let said = run("05-errors", &TestAgent::start(), in_memory().path(), Under::Nothing);
     assert!(said.ends_with("\n0 surprises\n"), "{said}");
-    for remedy in ["start pmemhad", "protect_range", "only mappings of files", "drain first"] {
-        assert!(said.contains(remedy) || remedy == "protect_range", "no word of \"{remedy}\":\n{said}");
+    for remedy in ["start pmemhad", "only mappings of files", "drain first"] {
+        assert!(said.contains(remedy), "no word of \"{remedy}\":\n{said}");
     }
 }
 

@@ -21,7 +21,7 @@ fn target() -> impl Strategy<Value = (usize, u64)> {
 
 proptest! {
     #[test]
-    fn forged_words_poison_the_group_and_nothing_else(writes in prop::collection::vec(target(), 1..12)) {
+    fn forged_words_never_make_a_reader_panic_or_read_past_the_ring(writes in prop::collection::vec(target(), 1..12)) {
         let spec = LogSpec { ring_bytes: SPEC_RING, appenders: 4, regions: 4, bitmap_bytes: 4096, ..LogSpec::default() };
         let rig = Rig::with(spec);
         let memory = rig.memory(4096);

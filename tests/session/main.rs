@@ -67,7 +67,7 @@ fn only_what_the_configuration_names_is_protected_unless_asked_for() {
 }
 
 #[test]
-fn without_an_agent_connecting_fails_at_once_and_says_where_it_looked() {
+fn without_an_agent_connecting_fails_and_says_where_it_looked() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("nobody.sock");
     let said = Session::connect(options(&socket)).err().expect("no agent").to_string();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::message::{Fault, Step};
 use super::model::{FabricKind, Group, OnDeath, Replica};
+use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::log::format::{MAX_RING, MIN_RING};
@@ -201,10 +202,7 @@ fn check_group(config: &Config, index: usize, group: &Group, found: &mut Faults)
         found.add(
             &key("log_size"),
             format!("{} bytes is not a power of two between 64KiB and 4GiB", group.log_size),
-            format!(
-                "use \"{}\"",
-                super::format_bytes(near).replace(".00 ", "").replace(".0 ", "").replace(' ', "")
-            ),
+            format!("use \"{}\"", exact_bytes(near)),
         );
     }
     found.wait(&key("block_limit"), group.block_limit);
@@ -237,8 +235,8 @@ fn check_group(config: &Config, index: usize, group: &Group, found: &mut Faults)
 }
 
 fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Faults) {
-    for (n, name) in group.destinations.iter().enumerate() {
-        let n = n.to_string();
+    for (at, name) in group.destinations.iter().enumerate() {
+        let (n, before) = (at.to_string(), &group.destinations[..at]);
         let at = ["group", i, "destinations", &n];
         if *name == config.node.name {
             found.add(
@@ -255,7 +253,7 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
                 format!("add a [[peer]] of that name (known: {known})"),
             );
         }
-        if group.destinations[..group.destinations.len().min(n.parse().unwrap_or(0))].contains(name) {
+        if before.contains(name) {
             found.add(&at, format!("`{name}` stands twice"), "remove one");
         }
     }

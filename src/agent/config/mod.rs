@@ -73,20 +73,9 @@ impl Config {
         if faults.is_empty() { Ok(config) } else { Err(source.faults(faults)) }
     }
 
-    /// The group of that name whose application runs here.
-    pub fn group(&self, name: &str) -> Option<&Group> {
-        self.groups.iter().find(|g| g.name == name)
-    }
-
-    /// The replica of the group of that name.
-    pub fn replica(&self, group: &str) -> Option<&Replica> {
-        self.replicas.iter().find(|r| r.group == group)
-    }
-
-    /// Control address of the node `name`: a peer's, or our own if the name is ours (a loopback destination).
+    /// Control address of the peer `name`.
     pub fn address_of(&self, name: &str) -> Option<String> {
-        let peer = self.peers.iter().find(|p| p.name == name).map(|p| p.address.clone());
-        peer.or_else(|| (name == self.node.name).then_some(self.node.listen?.to_string()))
+        self.peers.iter().find(|p| p.name == name).map(|p| p.address.clone())
     }
 
     /// The agent's Unix socket.

@@ -35,6 +35,13 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
+/// `bytes` as it can be written in a configuration: what [`parse_bytes`] reads, in the largest unit that divides it.
+pub fn exact_bytes(bytes: u64) -> String {
+    let (unit, size) =
+        BYTE_UNITS.iter().rev().find(|(_, size)| bytes.is_multiple_of(*size)).unwrap_or(&BYTE_UNITS[0]);
+    format!("{}{unit}", bytes / size)
+}
+
 /// `bytes` for a person, to three digits.
 pub fn format_bytes(bytes: u64) -> String {
     let (unit, size) = BYTE_UNITS.iter().rev().find(|(_, size)| bytes >= *size).unwrap_or(&BYTE_UNITS[0]);

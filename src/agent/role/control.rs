@@ -19,7 +19,9 @@ impl Controller for Arc<Role> {
     fn attach(&self) -> Result<Arc<Group>, String> {
         self.admitting()?;
         let open = self.open();
-        open.as_ref().map(|o| o.group.clone()).ok_or_else(|| format!("group `{}` is being opened", self.name))
+        open.as_ref()
+            .map(|o| o.group.clone())
+            .ok_or_else(|| format!("group `{}` is being opened: ask again in a moment", self.name))
     }
 
     fn report(&self) -> GroupStatus {
@@ -53,7 +55,10 @@ impl Controller for Arc<Role> {
 
     fn last_gasp(&self) -> Result<(), String> {
         if self.heir.is_none() {
-            return Err(format!("group `{}` has no destination to save to", self.name));
+            return Err(format!(
+                "group `{}` has no destination to save to: name one in `destinations`",
+                self.name
+            ));
         }
         self.admitting()?;
         self.teller.tell(Event::OperatorLastGasp);
@@ -130,7 +135,11 @@ impl Role {
         if state.admits_application() {
             return Ok(());
         }
-        Err(format!("group `{}` does not run on this node at present ({})", self.name, state.phase))
+        Err(format!(
+            "group `{}` does not run on this node at present ({}); `pmemha status` on the other node says where it runs, \
+             `pmemha promote` moves it here",
+            self.name, state.phase
+        ))
     }
 }
 

@@ -15,12 +15,16 @@ pub struct Access {
 impl Access {
     /// By the configuration; `owner` is the user that the agent runs as. Fails on a user that this machine does not have.
     pub fn new(config: &Config, owner: u32) -> Result<Access, String> {
-        let mut members = BTreeMap::new();
-        for group in &config.groups {
-            let uids: Result<BTreeSet<u32>, String> =
-                group.users.iter().map(|user| users::resolve(user).map(|u| u.uid)).collect();
-            let uids = uids.map_err(|e| format!("group `{}`: {e}", group.name))?;
-            members.insert(group.name.clone(), uids);
+        let of_groups = config.groups.iter().flat_map(|g| {
+            let users = g.users.iter().chain(&g.user);
+            users.map(|user| (&g.name, user))
+        });
+        // Whom the agent starts the application as after a promotion, the application attaches as.
+        let of_replicas = config.replicas.iter().flat_map(|r| r.user.iter().map(|user| (&r.group, user)));
+        let mut members: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+        for (group, user) in of_groups.chain(of_replicas) {
+            let user = users::resolve(user).map_err(|e| format!("group `{group}`: {e}"))?;
+            members.entry(group.clone()).or_default().insert(user.uid);
         }
         Ok(Access { owner, members })
     }
@@ -52,6 +56,17 @@ mod tests {
         }
         assert!(!access.may_attach(1000, "no-such-group"));
         assert!(!access.is_operator(1000));
+    }
+
+    #[test]
+    fn whom_the_command_runs_as_may_attach_before_and_after_a_failover() {
+        let text = "[node]\nname='a'\n[[group]]\nname='db'\nuser=1000\ncommand=['db']\n\
+                    [[replica]]\ngroup='web'\nfrom=['b']\ndir='/r'\ndurability='disk'\nuser=1001\ncommand=['web']\n\
+                    [[peer]]\nname='b'\naddress='10.0.0.2:7475'\n";
+        let access = Access::new(&Config::parse(text, Path::new("t")).unwrap(), 0).unwrap();
+        for (uid, db, web) in [(1000, true, false), (1001, false, true)] {
+            assert_eq!((access.may_attach(uid, "db"), access.may_attach(uid, "web")), (db, web), "uid {uid}");
+        }
     }
 
     #[test]

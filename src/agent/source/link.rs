@@ -181,7 +181,7 @@ impl Shared {
     fn sample(&self, client: &mut Client) -> Result<(), ControlError> {
         let (group, ship) = (&self.setup.group, self.ship.view());
         let log = group.log();
-        let whole = !log.is_ahead() && log.gap().is_none_or(|gap| gap.end.is_some());
+        let whole = log.is_whole();
         let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active());
         let mut ask = |region, pages| match client.ask(&Ask::Digests { region, pages }, PONG_WITHIN)? {
             Answer::Digests { digests } => Ok(digests),

@@ -3,7 +3,7 @@
 //! A [`Source`] lives as long as the [`Group`] whose log it ships. One thread keeps the link: it opens the group
 //! at the destination, decides whether the stream resumes from the ring or begins anew with a copy, runs the shipper, pings,
 //! and starts again with growing pauses when anything fails. Another one beats, so that applications know that the
-//! agent lives. Made by `agent::role`.
+//! agent lives. Made by `agent::role`, and by `agent::local` for a group that is shipped nowhere.
 
 mod archive;
 mod link;
@@ -151,11 +151,6 @@ impl Source {
         let shared = &self.shared;
         gasp::held_up(shared.setup.group.log(), &shared.ship, &shared.syncer)
     }
-
-    /// Whether a destination counts, so that a handover could begin.
-    pub fn counts(&self) -> bool {
-        self.shared.ship.view().counts
-    }
 }
 
 impl Drop for Source {
@@ -179,10 +174,7 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             let now = self.link_state();
             log.beat(boottime(), std::process::id(), now);
-            if self.setup.destination.is_none()
-                && !log.is_ahead()
-                && log.gap().is_some_and(|gap| gap.end.is_none())
-            {
+            if self.setup.destination.is_none() && !log.is_ahead() && log.has_open_gap() {
                 // Nobody acknowledges, so nobody waits for the copy either.
                 log.end_gap(log.tail());
             }

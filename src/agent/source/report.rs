@@ -36,7 +36,7 @@ impl Shared {
             false => DestinationState::Connecting,
         };
         let log = group.log();
-        let whole = !log.is_ahead() && log.gap().is_none_or(|gap| gap.end.is_some());
+        let whole = log.is_whole();
         let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
         let uncopied = if ship.counts && whole { 0 } else { regions };
         DestinationStatus {

@@ -219,7 +219,7 @@ pub struct DestinationStatus {
     /// At the source: whether the present connection went on where the image ended, from the log's ring; false: it began
     /// with a copy of everything. None while unconnected.
     pub resumed: Option<bool>,
-    /// Places that were found changed without a record in the log, by sampling.
+    /// Pages of 4 KiB that were found changed without a record in the log, by sampling, since the agent started.
     pub unprotected_writes: u64,
     /// A first sync or resync that is under way.
     pub sync: Option<SyncStatus>,

@@ -99,7 +99,7 @@ fn render_log(out: &mut String, log: &LogStatus) {
     push(out, format_args!("  log  {used} of {} used{ahead}", format_bytes(log.ring_bytes)));
     if log.commits_given_up > 0 {
         let now = if log.commits_wait { "they wait again" } else { "they do not wait now" };
-        let (count, level) = (log.commits_given_up, format!("{:?}", log.commit).to_lowercase());
+        let (count, level) = (log.commits_given_up, log.commit);
         push(out, format_args!("    ! {count} drains returned before `{level}` was reached; {now}"));
     }
     if log.unrecorded > 0 {
@@ -145,7 +145,10 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
     if d.unprotected_writes > 0 {
         push(
             out,
-            format_args!("    ! {} writes passed pmemha by (unprotected_writes)", d.unprotected_writes),
+            format_args!(
+                "    ! {} pages changed without a record (unprotected_writes): the copy differs there",
+                d.unprotected_writes
+            ),
         );
     }
     if let Some(error) = &d.last_error {
