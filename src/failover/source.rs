@@ -144,6 +144,11 @@ impl Turn<'_> {
                 self.stopped();
                 self.report(Note::ApplicationEnded);
             }
+            // An order stands, the more so now that nothing has to be frozen.
+            Phase::Freezing if self.next.cause == Cause::Operator => {
+                self.report(Note::ApplicationEnded);
+                self.save();
+            }
             Phase::Freezing => {
                 self.stopped();
                 self.act(Action::Thaw { generation: self.next.durable.generation });

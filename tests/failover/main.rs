@@ -7,7 +7,8 @@ mod explore;
 mod table;
 mod world;
 
-use pmemha::failover::{OnDeath, Trigger};
+use pmemha::failover::{Action, Answer, Cause, Event, OnDeath, Phase, Saved, Trigger, step};
+use pmemha::types::Lsn;
 
 use explore::explore;
 use world::{Budget, Setting};
@@ -111,6 +112,21 @@ fn every_planted_bug_is_found_and_without_it_nothing_is() {
         let sound = explore(&setting, None, LIMIT, false);
         assert!(sound.violation.is_none(), "{bug:?}: the setting is at fault: {:?}", sound.violation);
     }
+}
+
+#[test]
+fn an_operators_order_stands_when_the_program_ends_by_itself_meanwhile() {
+    let (policy, mut state) = (table::policy(), table::state(Phase::Freezing));
+    state.cause = Cause::Operator;
+    let (next, actions) = step(&policy, &state, &Event::ApplicationExited);
+    assert_eq!(next.phase, Phase::Saving);
+    assert!(actions.iter().any(|a| matches!(a, Action::ShipTail { .. })), "{actions:?}");
+    // Handed back, it is what the operator left: ended.
+    let saved = Saved { lsn: Lsn(64), digest: 7 };
+    let (next, _) = step(&policy, &next, &Event::TailDurable { round: state.round(), saved });
+    let (next, _) = step(&policy, &next, &Event::OperatorCancel);
+    let (next, _) = step(&policy, &next, &Event::Answer(Answer::Cancelled { round: state.round() }));
+    assert_eq!(next.phase, Phase::Stopped);
 }
 
 /// `PMEMHA_UPDATE_DOCS=1` rewrites the tables.

@@ -14,7 +14,7 @@ const ROUND: Round = Round { generation: GENERATION, attempt: 3 };
 const SAVED: Saved = Saved { lsn: Lsn(64), digest: 7 };
 const LIFE: u64 = 9;
 
-fn policy() -> Policy {
+pub fn policy() -> Policy {
     Policy {
         node: NodeName("here".into()),
         heir: Some(NodeName("there".into())),
@@ -76,6 +76,11 @@ fn states() -> Vec<(Phase, State)> {
         (phase, state)
     };
     rows.into_iter().map(state).collect()
+}
+
+/// The state of `phase` in the table.
+pub fn state(phase: Phase) -> State {
+    states().into_iter().find(|row| row.0 == phase).expect("every phase has a row").1
 }
 
 fn events() -> Vec<(&'static str, Event)> {
