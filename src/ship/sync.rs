@@ -268,7 +268,7 @@ impl Shared {
         }
         for id in 0..log.spec().regions.min(u32::from(u16::MAX)) {
             // Everything is copied, so what the bits say is of no further use.
-            drop(log.take_dirty(RegionId(id as u16)));
+            log.clear_dirty(RegionId(id as u16));
         }
         Ok(true)
     }

@@ -1,9 +1,10 @@
 //! The answering side of control channels: one listener, one thread a channel.
 //!
 //! A peer costs at most one thread, one frame of memory and its time limits, whatever it sends; it is heard
-//! only after its certificate proved the name that it gives in Hello.
+//! only after its certificate proved the name that it gives in Hello. Until then it is a stranger, and strangers have few
+//! places of their own, of which the newest takes the oldest's: however many come, they take no peer's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::channel::{Channel, ControlError};
 use super::message::{Answer, Ask, Refusal, refused};
@@ -23,6 +24,12 @@ use crate::types::Generation;
 /// Channels at a time, each of which costs a thread: a group takes two (its stream's, and its machine's), and as many again may
 /// wait for their end to be seen.
 const MAX_CHANNELS: usize = 4 * MAX_GROUPS;
+
+/// Strangers at a time, each of which costs a thread: a peer is one for as long as a handshake takes.
+const MAX_STRANGERS: usize = 128;
+
+/// Pause after a connection could not be accepted: for want of descriptors, most likely, which only time brings.
+const ACCEPT_PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// A peer must have proven who it is within this time, so that strangers cannot hold channels.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -63,7 +70,9 @@ struct Shared {
 #[derive(Default)]
 struct Channels {
     next: u64,
-    open: HashMap<u64, TcpStream>,
+    /// By number: the oldest first.
+    strangers: BTreeMap<u64, TcpStream>,
+    peers: HashMap<u64, TcpStream>,
     stopping: bool,
 }
 
@@ -99,7 +108,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let mut channels = self.shared.channels();
         channels.stopping = true;
-        for tcp in channels.open.values() {
+        for tcp in channels.strangers.values().chain(channels.peers.values()) {
             // One that is closed already needs no closing.
             let _ = tcp.shutdown(Shutdown::Both);
         }
@@ -117,15 +126,40 @@ impl Shared {
         lock(&self.channels)
     }
 
+    /// A stranger's number; none if the agent is stopping. It takes the place of the oldest if there is no other.
     fn enter(&self, tcp: &TcpStream) -> io::Result<Option<u64>> {
         let mut channels = self.channels();
-        if channels.stopping || channels.open.len() >= MAX_CHANNELS {
+        if channels.stopping {
             return Ok(None);
+        }
+        let ours = tcp.try_clone()?;
+        if channels.strangers.len() >= MAX_STRANGERS
+            && let Some((_, oldest)) = channels.strangers.pop_first()
+        {
+            // Its thread finds the end of the stream, and ends.
+            let _ = oldest.shutdown(Shutdown::Both);
         }
         channels.next += 1;
         let id = channels.next;
-        channels.open.insert(id, tcp.try_clone()?);
+        channels.strangers.insert(id, ours);
         Ok(Some(id))
+    }
+
+    /// Stranger `id` has proven who it is; whether there is a place for it as a peer.
+    fn is_known(&self, id: u64) -> bool {
+        let mut channels = self.channels();
+        if channels.peers.len() >= MAX_CHANNELS {
+            return false;
+        }
+        let Some(tcp) = channels.strangers.remove(&id) else { return false };
+        channels.peers.insert(id, tcp);
+        true
+    }
+
+    fn leave(&self, id: u64) {
+        let mut channels = self.channels();
+        channels.strangers.remove(&id);
+        channels.peers.remove(&id);
     }
 }
 
@@ -151,7 +185,14 @@ fn accept_until_stopped(listener: &TcpListener, shared: &Arc<Shared>) {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::warn!(%error, "accepting a control channel failed"),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a control channel failed");
+                // Woken early when the agent stops, which is looked at next in any case.
+                let _ = poll(
+                    &mut [PollFd::from_borrowed_fd(shared.stop.as_fd(), PollFlags::IN)],
+                    Some(&ACCEPT_PAUSE),
+                );
+            }
         }
     }
 }
@@ -159,24 +200,24 @@ fn accept_until_stopped(listener: &TcpListener, shared: &Arc<Shared>) {
 fn spawn(tcp: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     tcp.set_nonblocking(false)?;
     let Some(id) = shared.enter(&tcp)? else {
-        return Err(io::Error::other(format!("{MAX_CHANNELS} channels are open, or the agent is stopping")));
+        return Err(io::Error::other("the agent is stopping"));
     };
     let shared = shared.clone();
     let leave = shared.clone();
     let spawned = thread::Builder::new().name("control".into()).spawn(move || {
-        match serve(tcp, &shared) {
+        match serve(tcp, id, &shared) {
             Ok(()) | Err(ControlError::Closed { .. }) => {}
             Err(error) => tracing::info!(%error, "control channel ended"),
         }
-        shared.channels().open.remove(&id);
+        shared.leave(id);
     });
-    spawned.map(drop).inspect_err(|_| drop(leave.channels().open.remove(&id)))
+    spawned.map(drop).inspect_err(|_| leave.leave(id))
 }
 
-fn serve(tcp: TcpStream, shared: &Shared) -> Result<(), ControlError> {
+fn serve(tcp: TcpStream, id: u64, shared: &Shared) -> Result<(), ControlError> {
     let until = Instant::now() + HELLO_WITHIN;
     let mut channel = Channel::server(tcp, &shared.identity, until)?;
-    let ended = converse(&mut channel, shared, until);
+    let ended = converse(&mut channel, id, shared, until);
     if let Err(error @ ControlError::Message { .. }) = &ended {
         // The peer learns once what was wrong; whether it listens does not matter, the channel ends.
         let last = refused(Refusal::Failed, Generation(0), error.to_string());
@@ -185,11 +226,15 @@ fn serve(tcp: TcpStream, shared: &Shared) -> Result<(), ControlError> {
     ended
 }
 
-fn converse(channel: &mut Channel, shared: &Shared, until: Instant) -> Result<(), ControlError> {
+fn converse(channel: &mut Channel, id: u64, shared: &Shared, until: Instant) -> Result<(), ControlError> {
     let mut session = match greet(channel, shared, until)? {
         Ok(greeted) => greeted,
         Err(refusal) => return channel.send(&refusal, until),
     };
+    if !shared.is_known(id) {
+        let text = format!("{MAX_CHANNELS} channels are open, the limit of this agent");
+        return channel.send(&refused(Refusal::Failed, Generation(0), text), until);
+    }
     let hello = Answer::HelloOk {
         node: shared.identity.node().to_owned(),
         agent: env!("CARGO_PKG_VERSION").to_owned(),

@@ -125,6 +125,17 @@ fn asks_are_answered_in_order_and_refusals_are_answers() {
 }
 
 #[test]
+fn silent_strangers_keep_no_peer_out() {
+    let rig = Rig::new();
+    let mut alpha = rig.alpha();
+    // More than there are places of any kind.
+    let silent: Vec<_> = (0..600).map(|_| TcpStream::connect(rig.server.address())).collect();
+    assert!(silent.iter().all(Result::is_ok));
+    assert_eq!(alpha.ask(&cancel(1), SOON).unwrap(), cancelled(1), "a peer keeps its place");
+    assert_eq!(rig.alpha().ask(&cancel(2), SOON).unwrap(), cancelled(2), "and another one finds one");
+}
+
+#[test]
 fn a_certificate_of_another_authority_is_not_heard() {
     let rig = Rig::new();
     let stranger = Authority::new().identity("alpha");

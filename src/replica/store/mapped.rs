@@ -44,7 +44,7 @@ impl MappedRegion {
             size,
             may_map,
             map: None,
-            present: PageBits::new(size.div_ceil(PAGE)),
+            present: PageBits::new(),
             dirty: sync_needed,
             sync_needed,
         };
@@ -179,7 +179,7 @@ impl RegionFile for MappedRegion {
             if new < old {
                 self.present.set(new..old, false);
             }
-            self.present.resize(new);
+            self.present.truncate(new);
             self.size = size;
             self.dirty = self.sync_needed;
         }

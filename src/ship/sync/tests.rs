@@ -135,6 +135,44 @@ fn what_changes_while_regions_are_created_is_created_as_it_is() {
 }
 
 #[test]
+fn a_file_that_is_truncated_under_the_copy_is_copied_as_far_as_it_goes() {
+    let (_fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7; 3 * PAGE], 0).unwrap();
+    let cut = Shrinking { file, appender: Appender::for_agent(log.clone(), 1).unwrap() };
+    let syncer = Syncer::start("test", Arc::new(cut)).unwrap();
+    syncer.request();
+    until(|| !syncer.is_active());
+    let mut consumer = Consumer::new(log.clone(), log.spec().first_lsn);
+    let batch = consumer.next_batch(1 << 20).unwrap().unwrap();
+    let data = |h: &&crate::log::format::RecordHeader| h.kind == Kind::Data as u8;
+    assert_eq!(batch.headers.iter().filter(data).map(|h| h.len as usize).sum::<usize>(), PAGE);
+    assert_eq!(batch.headers.last().unwrap().kind, Kind::SyncEnd as u8);
+    assert_eq!(syncer.view().error, None);
+}
+
+/// A file of three pages that has one left once it is listed.
+struct Shrinking {
+    file: std::fs::File,
+    appender: Appender,
+}
+
+impl SyncSource for Shrinking {
+    fn appender(&self) -> &Appender {
+        &self.appender
+    }
+
+    fn regions(&self) -> io::Result<Vec<SyncRegion>> {
+        let len = 3 * PAGE as u64;
+        let mut creation = RegionPayload { size: len, mode: 0o600, reserved: 0 }.as_bytes().to_vec();
+        creation.extend(b"a");
+        let file = self.file.try_clone()?.into();
+        self.file.set_len(PAGE as u64)?;
+        Ok(vec![SyncRegion { id: RegionId(1), creation, len, file, held: Arc::new(()) }])
+    }
+}
+
+#[test]
 fn extents_skip_holes_and_cover_data() {
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(10 << 20).unwrap();
