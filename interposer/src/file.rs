@@ -30,6 +30,8 @@ pub struct File {
     live: AtomicBool,
     /// Its lines are flushed by libpmem calls.
     flushed: AtomicBool,
+    /// It is mapped, and counts among the files that this process keeps stores to back.
+    kept_back: AtomicBool,
     /// What the log knows of the file's size. Written within [`guard::slow`].
     logged: Logged,
     /// Streams write to it that pass no hook.
@@ -80,6 +82,7 @@ pub fn add(facts: &Facts, region: RegionId) -> &'static File {
         region,
         live: AtomicBool::new(true),
         flushed: AtomicBool::new(false),
+        kept_back: AtomicBool::new(false),
         unseen: AtomicBool::new(false),
         // Nothing of it is ours: another process may have recorded another one meanwhile.
         logged: Logged::default(),
@@ -117,7 +120,31 @@ impl File {
     #[inline]
     pub fn note_flushed(&self) {
         if !self.flushed.load(Ordering::Relaxed) {
-            self.flushed.store(true, Ordering::Relaxed);
+            self.flushed.store(true, Ordering::SeqCst);
+            self.keep_nothing_back();
+        }
+    }
+
+    /// It is about to be mapped: until its program flushes lines, what it stores is recorded no earlier than at an msync. Should
+    /// this process be killed before, whoever buries it has to know.
+    pub fn note_mapped(&self) {
+        if let Some(session) = state::session()
+            && !self.is_flushed()
+            && !self.kept_back.swap(true, Ordering::SeqCst)
+        {
+            session.appender().keep_back(1);
+            // Pairs with `note_flushed`, which may have looked just before.
+            if self.flushed.load(Ordering::SeqCst) {
+                self.keep_nothing_back();
+            }
+        }
+    }
+
+    fn keep_nothing_back(&self) {
+        if let Some(session) = state::session()
+            && self.kept_back.swap(false, Ordering::SeqCst)
+        {
+            session.appender().keep_back(-1);
         }
     }
 

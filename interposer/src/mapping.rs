@@ -92,6 +92,7 @@ fn enter(file: &File, start: usize, len: usize, offset: u64) {
 
 /// The agent must know before the first store.
 fn tell(file: &File) {
+    file.note_mapped();
     let kind = with_tracker(|t| t.kind());
     if let Some(session) = state::session() {
         session.maps(file.region, kind);

@@ -2,8 +2,8 @@
 //!
 //! A log region is an anonymous sealed memfd: it lives as long as someone holds a descriptor of it. `pmemhad
 //! hold` does nothing else. It starts with the agent, survives the agent, uses a few hundred KiB and
-//! exits only when told to ([`Holder::finish`]) or killed; then the next agent starts a new one, and regions that
-//! no application holds either are lost, which a new first sync repairs.
+//! exits only when told to ([`Holder::finish`]) or killed; then the next agent starts a new one. A region that an application
+//! still has mapped is taken from there (`log::adopt`); the others are lost, which a new first sync repairs.
 //!
 //! [`Holder`] is the agent's side, [`serve`] the process. One request a connection, answered in order of
 //! arrival; only the holder's own user and root are heard. Whatever a client sends costs one message of memory

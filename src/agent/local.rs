@@ -175,8 +175,8 @@ impl Care {
             unreachable!("a group is taken over once");
         }
         // An agent never supervises the process that it is part of.
-        let running = group.appending().into_iter().filter(|p| p.pid != std::process::id());
-        let running: Vec<u32> = running.map(|p| p.pid).collect();
+        let running = group.appending().into_iter().filter_map(|p| p.pid);
+        let running: Vec<u32> = running.filter(|pid| *pid != std::process::id()).collect();
         if running.is_empty() {
             self.start();
         }

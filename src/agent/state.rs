@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::group::Rest;
 use crate::predecessor::outlast;
 use crate::types::{Generation, GroupId, RegionId};
 
@@ -68,6 +69,9 @@ pub struct RegionState {
     /// Whether a process that records what it does may have mapped it.
     #[serde(default)]
     pub mapped: bool,
+    /// How the file was left by the last process that had it open.
+    #[serde(default)]
+    pub rest: Option<Rest>,
 }
 
 /// Why state could not be read or written.
@@ -204,6 +208,7 @@ mod tests {
                 len: 4096,
                 partial: false,
                 mapped: false,
+                rest: None,
             }],
         }
     }

@@ -70,6 +70,8 @@ pub struct Appender {
     settled: AtomicU64,
     /// Whether captures and drains wait for slower appenders.
     waits: bool,
+    /// What the cell says, for the child of a fork, which inherits the mappings.
+    kept_back: AtomicU64,
 }
 
 const NO_CELL: u32 = u32::MAX;
@@ -104,7 +106,8 @@ impl Appender {
         cell.word().store(u32::from(index) + 1, Release);
         let max_payload = max_payload(log.spec().ring_bytes) as usize;
         let settled = AtomicU64::new(log.published().0);
-        Ok(Appender { cell, session, copy: LineCopy::detect(), max_payload, settled, waits, log })
+        let (copy, kept_back) = (LineCopy::detect(), AtomicU64::new(0));
+        Ok(Appender { cell, session, copy, max_payload, settled, waits, kept_back, log })
     }
 
     /// The log.
@@ -230,6 +233,42 @@ impl Appender {
         self.log.commit(lsn)
     }
 
+    /// To be called before this process can store to `files` more (or fewer) of them what it finds out and records only later: a
+    /// mapping whose written pages it looks for at msync. Should it be killed before that, what it stored is in the
+    /// regions and in no record, which whoever buries it then knows ([`super::Debt::Remains`]).
+    pub fn keep_back(&self, files: i64) {
+        let now = self.kept_back.fetch_add(files as u64, AcqRel).wrapping_add(files as u64);
+        if let Some(cell) = self.cell() {
+            self.log.set_kept_back(cell, now);
+        }
+    }
+
+    /// Everything that was kept back has been recorded, and no more will be stored: the process ends of its own will.
+    pub fn keep_nothing_back(&self) {
+        self.kept_back.store(0, Release);
+        if let Some(cell) = self.cell() {
+            self.log.set_kept_back(cell, 0);
+        }
+    }
+
+    /// Puts the application ahead of the log, as if that were full: what was stored up to now is in the regions and not in every
+    /// record that it should be in. No drain that ends after this is acknowledged before a copy that begins after it.
+    pub fn run_ahead(&self) {
+        // Pairs with the end of the gap: the copy that follows the flag that we see next reads what was stored before.
+        fence(SeqCst);
+        let (mut tail, mut ahead) = protocol::tail(&*self.log);
+        for _ in 0..MAX_ATTEMPTS {
+            if ahead {
+                break;
+            }
+            if protocol::go_ahead(&*self.log, tail, NOBODY) {
+                self.log.count(Counter::Ahead, 1);
+            }
+            (tail, ahead) = protocol::tail(&*self.log);
+        }
+        self.log.wake_agent(SleepDepth::Nap);
+    }
+
     /// To be called in the child of a fork: takes a cell of its own. A child that was not told takes one at its first
     /// append. On an error it records nothing, which [`super::Counters::unrecorded`] counts, and each capture puts the
     /// application ahead of the log; it should say so too.
@@ -251,12 +290,18 @@ impl Appender {
     #[cold]
     fn cell_in_child(&self) -> Option<u16> {
         let index = self.log.acquire_cell(self.session);
+        if let Some(index) = index {
+            self.log.set_kept_back(index, self.kept_back.load(Acquire));
+        }
         let word = index.map_or(NO_CELL, |index| u32::from(index) + 1);
         match self.cell.word().compare_exchange(0, word, AcqRel, Acquire) {
             Ok(_) => index,
             Err(_) => {
                 // Another thread of the child was quicker.
-                index.inspect(|index| self.log.release_cell(*index));
+                index.inspect(|index| {
+                    self.log.set_kept_back(*index, 0);
+                    self.log.release_cell(*index);
+                });
                 self.cell()
             }
         }
@@ -306,20 +351,8 @@ impl Appender {
     #[cold]
     pub fn unrecorded(&self) -> Ahead {
         self.log.count(Counter::Unrecorded, 1);
-        // Pairs with the end of the gap: the copy that follows the flag that we see next reads what we stored before.
-        fence(SeqCst);
-        let (mut tail, mut ahead) = protocol::tail(&*self.log);
-        for _ in 0..MAX_ATTEMPTS {
-            if ahead {
-                break;
-            }
-            if protocol::go_ahead(&*self.log, tail, NOBODY) {
-                self.log.count(Counter::Ahead, 1);
-            }
-            (tail, ahead) = protocol::tail(&*self.log);
-        }
-        self.log.wake_agent(SleepDepth::Nap);
-        Ahead(Lsn(tail + 1))
+        self.run_ahead();
+        Ahead(Lsn(self.log.tail().0 + 1))
     }
 
     #[inline]
@@ -440,6 +473,15 @@ impl Appender {
         if lines > 0 {
             self.log.count(Counter::TornCopies, lines);
         }
+    }
+}
+
+#[cfg(test)]
+impl Appender {
+    /// Claims a slot and does nothing more, as a process that is killed there.
+    pub(crate) fn leave_half_made(&self) {
+        self.reserve(0).expect("there is room");
+        FILLING.set(0);
     }
 }
 

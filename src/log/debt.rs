@@ -3,7 +3,7 @@
 //! Noted in the log region, so that it outlives the agent exactly as long as the log does: an agent that finds the log finds
 //! the debt, and one that does not begins anew with a copy anyway. It is noted before anything that only a copy
 //! makes good is in the log or agreed with a destination, and settled at once when the copy's `SyncEnd` stands in the log,
-//! since every reader that goes on in this log comes to it. Callers: `ship::sync` and `agent::group`; any thread.
+//! since every reader that goes on in this log comes to it. Callers: `ship::sync`, `agent::group` and `log::owner`; any thread.
 
 use std::sync::atomic::Ordering::{Acquire, SeqCst};
 
@@ -18,10 +18,14 @@ pub enum Debt {
     Copy = 1,
     /// A region is being entered, and not all that it has is in the log yet.
     Entry = 2,
+    /// Processes are gone, killed most likely, that had stored to regions what no record tells of. It lies in the page cache, where
+    /// the next program finds it and builds on it: only a copy that begins before that program appends brings it along.
+    /// Noted by whoever buries the dead.
+    Remains = 4,
 }
 
 impl LogRegion {
-    /// Agent: from here on, whoever finds this log knows that a copy is owed.
+    /// From here on, whoever finds this log knows that a copy is owed.
     pub fn owe(&self, debt: Debt) {
         self.control().u64(cell::OWED).fetch_or(debt as u64, SeqCst);
     }

@@ -166,6 +166,9 @@ pub struct RegionPayload {
 /// Longest name of a region: a path of Linux.
 pub const MAX_NAME: usize = 4096;
 
+/// Suffix of a region's name until its content is whole: a promotion leaves such a region out.
+pub const ARRIVING: &str = ".pmemha-arriving";
+
 /// The fixed head of a log region: written once, never changed, copied out at attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

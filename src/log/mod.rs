@@ -10,6 +10,8 @@
 //! | agent | [`LogRegion`] (space, acknowledgements, policy, beat, gaps), [`Consumer`], and an [`Appender`] for sync pages |
 //! | destination, archive | [`scan`] |
 
+#[cfg(feature = "agent")]
+pub mod adopt;
 pub mod appender;
 #[cfg(feature = "agent")]
 pub mod archive;

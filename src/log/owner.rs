@@ -3,7 +3,7 @@
 //! A process has one cell for each of its [`super::Appender`]s. Threads share it: they live and die together.
 //!
 //! A cell's words: 0 identity (pid, session; 0 = unused), 1 start time of the process, 2 inode of its pid namespace,
-//! 3 its program image (a number that changes at exec), 4 in-flight marks. The start time is cleared *before* the identity
+//! 3 its program image (a number that changes at exec), 4 in-flight marks, 5 how many files it keeps stores to back. The start time is cleared *before* the identity
 //! changes hands and set after, so that no living process is ever judged by another's.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::debt::Debt;
 use super::layout::ENTRY;
 use super::protocol;
 use super::region::LogRegion;
@@ -23,6 +24,7 @@ const NAMESPACE: usize = 16;
 const IMAGE: usize = 24;
 /// Offset of the in-flight word in a cell.
 pub(crate) const INFLIGHT: usize = 32;
+const KEPT_BACK: usize = 40;
 
 /// Who owns a cell, as the cell says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,23 +137,40 @@ impl LogRegion {
         None
     }
 
+    /// How many files the process of cell `index` may have stored to without a record.
+    pub fn kept_back(&self, index: u16) -> u64 {
+        self.owner_word(index, KEPT_BACK).load(Acquire)
+    }
+
+    pub(crate) fn set_kept_back(&self, index: u16, files: u64) {
+        self.owner_word(index, KEPT_BACK).store(files, Release);
+    }
+
     /// Gives up the cell of a process that appends no more.
     pub(crate) fn release_cell(&self, index: u16) {
+        self.note_remains(index);
         self.owner_word(index, START).store(0, Release);
         self.owner_word(index, INFLIGHT).store(0, Release);
         self.owner_word(index, ID).store(0, Release);
     }
 
     /// Frees the cell of an owner that is confirmed dead, its unfinished slots becoming fillers first: afterwards the
-    /// cell's number may name a living process.
+    /// cell's number may name a living process. What it kept back is noted as [`Debt::Remains`].
     pub fn reclaim_cell(&self, index: u16, dead: &Owner) {
         let id = identity_word(dead.pid, dead.session);
         protocol::retire(self, index, || self.owner_word(index, ID).load(Acquire) == id);
         // Another may have reclaimed it meanwhile and its new owner may have set these: then they lose precision,
         // an unknown start time, no more. The in-flight word is not touched for that reason: `take_cell` clears it.
         if self.owner_word(index, ID).load(Acquire) == id {
+            self.note_remains(index);
             self.owner_word(index, START).store(0, Release);
             let _ = self.owner_word(index, ID).compare_exchange(id, 0, AcqRel, Acquire);
+        }
+    }
+
+    fn note_remains(&self, index: u16) {
+        if self.kept_back(index) != 0 {
+            self.owe(Debt::Remains);
         }
     }
 
@@ -161,6 +180,7 @@ impl LogRegion {
             return false;
         }
         self.owner_word(index, INFLIGHT).store(0, Release);
+        self.set_kept_back(index, 0);
         self.owner_word(index, IMAGE).store(me.image, Release);
         self.owner_word(index, NAMESPACE).store(me.namespace, Release);
         self.owner_word(index, START).store(me.start, Release);
@@ -177,6 +197,20 @@ impl LogRegion {
 
     pub(crate) fn owner_word(&self, index: u16, word: usize) -> &std::sync::atomic::AtomicU64 {
         self.control().u64(self.appenders_off() + usize::from(index) * ENTRY + word)
+    }
+}
+
+#[cfg(test)]
+impl LogRegion {
+    /// Makes the owner of session `session` one that has died since, or that lives in another pid namespace.
+    pub(crate) fn forge_owner(&self, session: u32, namespace: Option<u64>) {
+        let cells = 0..self.spec().appenders as u16;
+        let index = cells.into_iter().find(|i| self.owner(*i).is_some_and(|o| o.session == session));
+        let index = index.expect("the session has a cell");
+        match namespace {
+            Some(namespace) => self.owner_word(index, NAMESPACE).store(namespace, Release),
+            None => self.owner_word(index, START).store(1, Release),
+        }
     }
 }
 
@@ -208,7 +242,7 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Inode of this process's pid namespace; 0 if it cannot be read.
-fn pid_namespace() -> u64 {
+pub fn pid_namespace() -> u64 {
     rustix::fs::stat("/proc/self/ns/pid").map_or(0, |s| s.st_ino)
 }
 

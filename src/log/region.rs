@@ -136,8 +136,7 @@ impl LogRegion {
     /// Makes a log region. The descriptor keeps it alive and is what others attach to.
     pub fn create(spec: &LogSpec) -> Result<(OwnedFd, Arc<LogRegion>), LogError> {
         let header = spec.layout(wall_clock_ns())?;
-        let name = "pmemha-log";
-        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        let fd = rustix::fs::memfd_create(MEMFD_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(LogError::system("memfd_create for the log region"))?;
         rustix::fs::ftruncate(&fd, header.total_bytes).map_err(LogError::system("sizing the log region"))?;
         rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(LogError::system("sealing the log region"))?;
@@ -237,7 +236,7 @@ impl LogRegion {
     /// The record at the gap is a [`Kind::SyncBegin`]: no record after the gap must ever reach an image that lacks what happened
     /// in the gap, and the application appends again before the agent gets to append anything.
     ///
-    /// Then: wait until [`LogRegion::bits_in_flight`] is false, [`LogRegion::take_dirty`] once more, and only then
+    /// Then: wait until [`LogRegion::bits_in_flight`] is false, [`LogRegion::take_dirty`] or [`LogRegion::clear_dirty`] once more, and only then
     /// read pages for the copy; when the destination has switched to that copy durably, [`LogRegion::end_gap`].
     pub fn close_gap(&self) -> bool {
         let begin = |lsn: u64| {
@@ -367,6 +366,9 @@ impl LogRegion {
         (lsn & (self.spec.ring_bytes - 1)) as usize
     }
 }
+
+/// What the kernel shows a log region as.
+pub(crate) const MEMFD_NAME: &str = "pmemha-log";
 
 /// The clock of [`LogRegion::beat`]: CLOCK_BOOTTIME, which all processes of the machine share.
 pub fn boottime() -> Duration {

@@ -1,6 +1,7 @@
 //! Unmodified programs under the preload library: what they made durable is in the image, nothing else is, and the library
 //! stands before exactly the functions that it means to stand before.
 
+mod killed;
 mod programs;
 mod rig;
 mod symbols;

@@ -7,7 +7,7 @@ use pmemha_testkit::programs::workload;
 
 use crate::rig::Rig;
 
-const PYTHON: &str = "/usr/bin/python3";
+pub const PYTHON: &str = "/usr/bin/python3";
 
 fn workload_survives(mode: &str) {
     let rig = Rig::new();

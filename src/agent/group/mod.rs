@@ -9,21 +9,25 @@
 //! a region's creation, so that the table and the log agree on the order.
 
 mod controller;
+mod namespaces;
 mod numbers;
 mod open;
 mod process;
 mod protected;
 mod region;
+mod rest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use controller::{Controller, Ending, Notice};
+pub use namespaces::Indoors;
 pub use open::{GroupError, OpenGroup};
-pub use process::{Process, ProcessId};
+pub use process::{Process, ProcessId, Writer};
 pub use protected::Region;
 pub use region::ProtectError;
+pub use rest::Rest;
 
 use numbers::Numbers;
 

@@ -12,7 +12,8 @@ use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, RegionState, StateDir, StateError, VERSION};
-use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Policy};
+use crate::agent::users;
+use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Policy, adopt};
 use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
 use crate::types::{Generation, GroupId};
@@ -47,6 +48,9 @@ pub enum GroupError {
     /// Its log cannot be made or used.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Its log is in use and out of reach.
+    #[error(transparent)]
+    Unreachable(#[from] adopt::Unreachable),
     /// Its patterns cannot be understood.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -78,7 +82,7 @@ pub enum GroupError {
 }
 
 impl Group {
-    /// Resumes the log of the newest generation if the keeper has it, else makes one in the next generation.
+    /// Resumes the log of the newest generation if the keeper has it or a living program writes to it, else makes one in the next generation.
     ///
     /// A new log protects again what the one before did, or, where another node owned the group in between, what a promotion has
     /// placed: a destination's image must have every file of the group, not only those that the application opens first.
@@ -199,8 +203,19 @@ fn find_log(
     keeper: &dyn FdKeeper,
     state: &GroupState,
 ) -> Result<FoundLog, GroupError> {
-    let Some(fd) = keeper.get(&kept_name(&config.name, state.generation))? else { return Ok(None) };
-    let log = LogRegion::attach(fd.as_fd())?;
+    let name = kept_name(&config.name, state.generation);
+    let (fd, log) = match keeper.get(&name)? {
+        Some(fd) => {
+            let log = LogRegion::attach(fd.as_fd())?;
+            (fd, log)
+        }
+        None => {
+            let Some((fd, log)) = from_writers(config, state)? else { return Ok(None) };
+            tracing::warn!(group = config.name, "the log's keeper was lost: its programs still have it");
+            keeper.put(&name, fd.as_fd())?;
+            (fd, log)
+        }
+    };
     let spec = log.spec();
     let ours = spec.group == state.id && spec.generation == state.generation;
     if ours && (spec.ring_bytes == config.log_size || is_in_use(&log)) {
@@ -212,6 +227,15 @@ fn find_log(
         "the log that is kept is not of this configuration"
     );
     Ok(None)
+}
+
+/// The log, if its keeper is gone and programs live on that write to it.
+fn from_writers(config: &config::Group, state: &GroupState) -> Result<FoundLog, GroupError> {
+    let users: BTreeSet<u32> =
+        config.users.iter().filter_map(|user| users::resolve(user).ok()).map(|user| user.uid).collect();
+    let own = rustix::process::geteuid().as_raw();
+    let may = |uid: u32| uid == 0 || uid == own || users.contains(&uid);
+    Ok(adopt::from_writers(state.id, state.generation, &may)?)
 }
 
 /// Whether an application still writes to the log: it knows no other one, so another size has to wait until it has ended.

@@ -7,8 +7,9 @@ use std::{fs, thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::namespaces::{Everyone, Indoors};
 use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
-use crate::log::Owner;
+use crate::log::{Debt, LogRegion, Owner};
 use crate::region::dirty::Kind;
 use crate::types::RegionId;
 
@@ -23,6 +24,17 @@ pub struct Process {
     pub program: String,
     /// How it finds its stores to mapped files, once it has said so.
     pub tracks: Option<Kind>,
+    /// What it is in its own pid namespace; none unless its death is seen for certain.
+    pub indoors: Option<Indoors>,
+}
+
+/// A process that holds an appender cell and is not known to be dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    /// As the cell has it.
+    pub owner: Owner,
+    /// Its number here, if it can be seen from here.
+    pub pid: Option<u32>,
 }
 
 /// Names a process within its group.
@@ -30,7 +42,8 @@ pub struct Process {
 pub struct ProcessId(pub u32);
 
 impl Group {
-    /// A process attaches; its session number goes into its appender cells.
+    /// A process attaches; its session number goes into its appender cells. What dead ones stored without a record is to be copied
+    /// before anything is acknowledged that this one builds on it.
     pub fn attach(&self, process: Process) -> ProcessId {
         self.attach_after(process, None)
     }
@@ -38,7 +51,9 @@ impl Group {
     /// As [`Group::attach`], in place of the process's session `after`, whose connection it lost: nothing is heard of that one
     /// any more.
     pub fn attach_after(&self, process: Process, after: Option<u32>) -> ProcessId {
+        self.bury(|log, index, owner| log.kept_back(index) != 0 && owner.confirmed_dead());
         let mut inner = self.lock();
+        self.make_good_remains();
         let own = |before: &Process| process.pid.is_some() && before.pid == process.pid;
         if let Some(before) = after.filter(|s| inner.processes.get(s).is_some_and(own)) {
             inner.processes.remove(&before);
@@ -71,14 +86,24 @@ impl Group {
     /// A process is dead for certain, and how it ended is known as far as it ever will be. Its unfinished slots become
     /// fillers, so that nobody waits for it.
     pub fn ended(&self, id: ProcessId, ending: Ending) {
-        self.bury_dead_appenders();
+        let indoors = self.lock().processes.get(&id.0).and_then(|p| p.indoors);
+        self.bury(|_, _, owner| {
+            owner.confirmed_dead() || indoors.is_some_and(|indoors| indoors.is(owner, id.0))
+        });
         let mut inner = self.lock();
         inner.numbers.process_ended(id.0);
         let Some(process) = inner.processes.remove(&id.0) else { return };
+        if !inner.processes.is_empty() {
+            // They may build on what it stored without a record. Without them it concerns whoever attaches next; a handover
+            // need not wait for it, since nobody was promised any of it.
+            self.make_good_remains();
+        }
         self.tell_end(&inner, process.pid, ending);
+        drop(inner);
+        self.come_to_rest();
     }
 
-    /// A process gave its session up and lives on without protection.
+    /// A process gave its session up and lives on without protection, or is about to exit.
     pub fn detached(&self, id: ProcessId) {
         let mut inner = self.lock();
         let Some(process) = inner.processes.remove(&id.0) else { return };
@@ -99,8 +124,17 @@ impl Group {
 
     /// Processes that hold appender cells and are not known to be dead: after an agent's restart, those that were attached
     /// to its predecessor and may go on writing before they attach anew.
-    pub fn appending(&self) -> Vec<Owner> {
-        self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead()).collect()
+    pub fn appending(&self) -> Vec<Writer> {
+        let living: Vec<Owner> =
+            self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead()).collect();
+        let abroad = living.iter().any(|owner| !owner.is_of_our_namespace());
+        let everyone = abroad.then(Everyone::look).flatten();
+        let writer = |owner: Owner| match owner.is_of_our_namespace() {
+            true => Writer { owner, pid: Some(owner.pid) },
+            // The number of a process of another namespace means another one here.
+            false => Writer { owner, pid: everyone.as_ref().and_then(|all| all.find(&owner)) },
+        };
+        living.into_iter().map(writer).collect()
     }
 
     /// Whether a process is attached, or counted among the attached.
@@ -108,36 +142,53 @@ impl Group {
         !self.lock().processes.is_empty()
     }
 
-    /// Counts `owners`, which [`Group::appending`] found, among the attached processes, and hears of their end: a program that
+    /// Counts `writers`, which [`Group::appending`] found, among the attached processes, and hears of their end: a program that
     /// maps its memory once and never asks anything again would not come to us by itself. One that has ended since is told of
-    /// at once.
-    pub fn watch_found(self: &Arc<Self>, owners: &[Owner]) {
-        for &owner in owners {
+    /// at once. One that cannot be seen from here is not counted before it comes by itself.
+    pub fn watch_found(self: &Arc<Self>, writers: &[Writer]) {
+        for &Writer { owner, pid } in writers {
+            let Some(pid) = pid else { continue };
             let process = Process {
-                pid: Some(owner.pid),
-                uid: fs::metadata(format!("/proc/{}", owner.pid)).map_or(0, |m| m.uid()),
-                program: fs::read_to_string(format!("/proc/{}/comm", owner.pid))
-                    .unwrap_or_default()
-                    .trim()
-                    .into(),
+                pid: Some(pid),
+                uid: fs::metadata(format!("/proc/{pid}")).map_or(0, |m| m.uid()),
+                program: fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().into(),
                 tracks: None,
+                indoors: Indoors::of(pid),
             };
             let mut inner = self.lock();
             inner.processes.insert(owner.session, process);
             inner.found.insert(owner.session);
             drop(inner);
             let group = Arc::downgrade(self);
-            let body = move || await_end(&group, &owner);
-            if let Err(error) = thread::Builder::new().name(format!("watch-{}", owner.pid)).spawn(body) {
-                tracing::error!(group = self.name(), pid = owner.pid, %error, "the end of a process will not be seen");
+            let body = move || await_end(&group, &owner, pid);
+            if let Err(error) = thread::Builder::new().name(format!("watch-{pid}")).spawn(body) {
+                tracing::error!(group = self.name(), pid, %error, "the end of a process will not be seen");
             }
         }
     }
 
-    /// Frees the cells of appenders that are dead beyond doubt.
+    /// Frees the cells of appenders that are dead beyond doubt, also of those that lived in a namespace below ours.
     pub fn bury_dead_appenders(&self) {
-        for (index, owner) in self.owners().filter(|(_, owner)| owner.confirmed_dead()) {
+        let abroad = self.owners().any(|(_, owner)| !owner.is_of_our_namespace());
+        let everyone = abroad.then(Everyone::look).flatten();
+        self.bury(|_, _, owner| match owner.is_of_our_namespace() {
+            true => owner.confirmed_dead(),
+            // Nobody whose namespace is unknown can be missed.
+            false => owner.namespace != 0 && everyone.as_ref().is_some_and(|all| all.find(owner).is_none()),
+        });
+    }
+
+    fn bury(&self, is_dead: impl Fn(&LogRegion, u16, &Owner) -> bool) {
+        for (index, owner) in self.owners().filter(|(index, owner)| is_dead(self.log(), *index, owner)) {
             self.log().reclaim_cell(index, &owner);
+        }
+    }
+
+    /// What the dead stored without a record is in the regions only: the application runs ahead until a copy has it.
+    pub(super) fn make_good_remains(&self) {
+        if self.log().owes(Debt::Remains) {
+            self.appender().run_ahead();
+            self.log().settle(Debt::Remains);
         }
     }
 
@@ -169,10 +220,14 @@ impl Inner {
 }
 
 /// Waits for the end of a process that was found, unless it comes by itself or the group is closed before.
-fn await_end(group: &Weak<Group>, owner: &Owner) {
+fn await_end(group: &Weak<Group>, owner: &Owner, pid: u32) {
     // The descriptor holds on to whatever process has the number now; only then look whose it is.
-    let watch = Pid::from_raw(owner.pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let watch = watch.filter(|_| !owner.confirmed_dead());
+    let watch = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let watch = watch.filter(|_| {
+        let itself =
+            owner.is_of_our_namespace() || Indoors::of(pid).is_some_and(|i| i.is(owner, owner.session));
+        itself && !owner.confirmed_dead()
+    });
     loop {
         let ended = watch.as_ref().is_none_or(|watch| {
             let mut fds = [PollFd::new(watch, PollFlags::IN)];

@@ -4,15 +4,17 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FileType, fstat};
 use zerocopy::IntoBytes;
 
 use super::region::ProtectError;
+use super::rest::Rest;
 use crate::agent::state::RegionState;
-use crate::log::format::RegionPayload;
+use crate::locks::lock;
+use crate::log::format::{ARRIVING, RegionPayload};
 use crate::types::{Lsn, RegionId};
 
 /// A protected file.
@@ -30,6 +32,8 @@ pub struct Region {
     pub(super) partial: AtomicBool,
     /// A process that records what it does has mapped it: what is in no record may be stores that nobody flushed, by right.
     pub(super) mapped: AtomicBool,
+    /// How the file was left by the last process that had it open; none while one may have it open.
+    pub(super) rest: Mutex<Option<Rest>>,
 }
 
 /// Where a region's file is by now.
@@ -51,7 +55,7 @@ impl Region {
 
     /// The path it was protected by, or renamed to since.
     pub fn path(&self) -> PathBuf {
-        self.path.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.path).clone()
     }
 
     /// Bytes protected.
@@ -105,7 +109,7 @@ impl Region {
     /// content.
     pub(super) fn arrival(&self) -> Vec<u8> {
         let mut payload = self.creation();
-        payload.extend(ARRIVING);
+        payload.extend(ARRIVING.as_bytes());
         payload
     }
 
@@ -119,7 +123,15 @@ impl Region {
     }
 
     pub(super) fn set_path(&self, path: PathBuf) {
-        *self.path.lock().unwrap_or_else(PoisonError::into_inner) = path;
+        *lock(&self.path) = path;
+    }
+
+    pub(super) fn set_rest(&self, rest: Option<Rest>) {
+        *lock(&self.rest) = rest;
+    }
+
+    pub(super) fn take_rest(&self) -> Option<Rest> {
+        lock(&self.rest).take()
     }
 
     pub(super) fn state(&self) -> RegionState {
@@ -131,6 +143,7 @@ impl Region {
             len: self.len(),
             partial: self.partial.load(Relaxed),
             mapped: self.is_mapped(),
+            rest: *lock(&self.rest),
         }
     }
 
@@ -193,12 +206,10 @@ impl Region {
             len: AtomicU64::new(state.len),
             partial: AtomicBool::new(state.partial),
             mapped: AtomicBool::new(state.mapped),
+            rest: Mutex::new(state.rest),
         })
     }
 }
 
 /// What the kernel adds to the name of a file that has none any more.
 const DELETED: &[u8] = b" (deleted)";
-
-/// Suffix of a file's name until its content is whole.
-const ARRIVING: &[u8] = b".pmemha-arriving";

@@ -82,6 +82,9 @@ impl Group {
         let partial = len < candidate.size;
         if let Some(region) = inner.regions.values().find(same).cloned() {
             let was_partial = region.partial.fetch_and(partial, Relaxed);
+            if self.rouse(&region) {
+                self.save(&inner)?;
+            }
             self.grow(&inner, &region, len, was_partial)?;
             return Ok((region, self.appender().drain()));
         }
@@ -102,6 +105,7 @@ impl Group {
             len: AtomicU64::new(len),
             partial: AtomicBool::new(partial),
             mapped: AtomicBool::new(mapped),
+            rest: Mutex::default(),
         });
         let empty =
             candidate.size == 0 || (candidate.is_regular() && is_hole(region.file(), 0, candidate.size));

@@ -2,7 +2,7 @@ use super::*;
 use crate::agent::config::Config;
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::log::format::Kind;
-use crate::log::{Consumer, Debt};
+use crate::log::{self, Consumer, Debt};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::os::unix::fs::symlink;
@@ -201,7 +201,6 @@ fn a_small_file_s_content_is_in_the_log_before_its_name() {
 fn what_gone_files_had_is_used_again_once_everyone_let_go() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
-    let process = |pid| Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None };
     let (me, other) = (group.attach(process(10)), group.attach(process(11)));
     let mut bits = std::collections::BTreeSet::new();
     let mut journals = |holder: ProcessId, count| {
@@ -339,7 +338,6 @@ fn what_the_log_says_of_regions_is_kept_across_agents() {
 fn the_application_has_ended_when_its_last_process_has() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
-    let process = |pid| Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None };
     let (parent, worker) = (group.attach(process(10)), group.attach(process(11)));
     assert_ne!(parent, worker);
     group.ended(worker, Ending::Died("signal 9".into()));
@@ -349,6 +347,130 @@ fn the_application_has_ended_when_its_last_process_has() {
     assert!(matches!(&told[0], Notice::ProcessEnded { pid: Some(11), ending: Ending::Died(_) }), "{told:?}");
     assert!(matches!(&told[1], Notice::ApplicationEnded(Ending::Exited)), "{told:?}");
     assert_eq!(told.len(), 2);
+}
+
+/// A writer of `group` whose session is `id`; its cell stays behind as that of a process that was killed.
+fn writer(group: &Group, id: ProcessId) -> std::mem::ManuallyDrop<Appender> {
+    std::mem::ManuallyDrop::new(Appender::attach(group.log().clone(), id.0).unwrap())
+}
+
+fn process(pid: u32) -> Process {
+    Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None, indoors: None }
+}
+
+#[test]
+fn what_a_killed_program_stored_and_did_not_record_is_copied_before_another_builds_on_it() {
+    let bench = Bench::new();
+    let killed = |group: &Group, kept_back| {
+        let id = group.attach(process(10));
+        let appender = writer(group, id);
+        appender.keep_back(kept_back);
+        group.log().forge_owner(id.0, None);
+        id
+    };
+    let (group, _notices) = bench.open(1);
+    let flushes = killed(&group, 0);
+    group.ended(flushes, Ending::Died("signal 9".into()));
+    group.attach(process(11));
+    assert!(!group.log().is_ahead(), "what it did not flush is lost in a power cut as well");
+    // The others may build on it at once.
+    let syncs = killed(&group, 1);
+    group.ended(syncs, Ending::Died("signal 9".into()));
+    assert!(group.log().is_ahead() && !group.log().owes(Debt::Remains));
+
+    let (bench, none) = (Bench::new(), Ending::Died("signal 9".into()));
+    let (group, _notices) = bench.open(1);
+    let syncs = killed(&group, 1);
+    group.ended(syncs, none);
+    assert!(!group.log().is_ahead(), "a handover waits for nothing");
+    group.attach(process(11));
+    assert!(group.log().is_ahead());
+
+    // Nobody has seen its end: neither the agent that was there, nor the next one.
+    for restarts in [false, true] {
+        let bench = Bench::new();
+        let (mut group, _notices) = bench.open(1);
+        killed(&group, 1);
+        if restarts {
+            drop(group);
+            group = bench.open(1).0;
+        }
+        group.attach(process(11));
+        assert!(group.log().is_ahead(), "restarts: {restarts}");
+    }
+}
+
+#[test]
+fn a_file_that_was_changed_while_nobody_had_it_open_is_copied_anew() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let run = |group: &Group| {
+        let id = group.attach(process(10));
+        group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+        id
+    };
+    let at_rest = |group: &Group, id| {
+        group.detached(id);
+        group.come_to_rest();
+    };
+    let first = run(&group);
+    at_rest(&group, first);
+    drop(group);
+    let (group, _notices) = bench.open(1);
+    let second = run(&group);
+    assert!(!group.log().is_ahead(), "it is as it was left");
+    bench.file("a.pool", 4096).set_modified(std::time::UNIX_EPOCH).unwrap();
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    assert!(!group.log().is_ahead(), "the program has it open, and does that itself");
+    at_rest(&group, second);
+    rustix::io::pwrite(bench.file("a.pool", 4096), b"x", 7).unwrap();
+    run(&group);
+    assert!(group.log().is_ahead());
+}
+
+#[test]
+fn the_half_made_record_of_a_program_in_a_container_is_given_up_when_its_session_ends() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let there = Indoors { number: std::process::id(), namespace: 7 };
+    let id = group.attach(Process { indoors: Some(there), ..process(10) });
+    let appender = writer(&group, id);
+    group.log().forge_owner(id.0, Some(there.namespace));
+    appender.leave_half_made();
+    let tail = group.log().tail();
+    assert!(group.log().publish_filled(&log::Owner::confirmed_dead) < tail);
+    group.ended(id, Ending::Died("signal 9".into()));
+    assert_eq!(group.log().publish_filled(&log::Owner::confirmed_dead), tail);
+}
+
+#[test]
+fn a_writer_of_a_container_that_is_gone_is_buried_whether_or_not_it_ever_spoke() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let id = group.attach(process(10));
+    let appender = writer(&group, id);
+    appender.leave_half_made();
+    // This very process, as a namespace that has ended had it: nobody else is that.
+    group.log().forge_owner(id.0, Some(7));
+    assert_eq!(group.appending()[0].pid, None, "its number is another process here");
+    group.bury_dead_appenders();
+    assert_eq!(group.log().publish_filled(&log::Owner::confirmed_dead), group.log().tail());
+}
+
+#[test]
+fn a_log_whose_keeper_is_lost_goes_on_while_a_program_has_it() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    let (id, tail) = (group.attach(process(10)), group.log().tail());
+    let program = writer(&group, id);
+    drop(group);
+    bench.keeper.0.lock().unwrap().clear();
+    let (group, _notices) = bench.open(1);
+    assert!(group.resumed() && group.generation() == Generation(1) && group.log().tail() == tail);
+    assert_eq!(bench.keeper.list().unwrap(), ["db.1"], "it is kept again");
+    program.append(Kind::Filler, RegionId(0), 0, &[]).unwrap();
+    assert!(group.log().tail() > tail, "one log");
 }
 
 #[test]

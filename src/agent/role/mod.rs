@@ -20,7 +20,7 @@ use super::config;
 use super::context::Context;
 use super::control::message::Refusal;
 use super::fabrics::Fabrics;
-use super::group::{Ending, Group, GroupError, Notice, OpenGroup};
+use super::group::{Ending, Group, GroupError, Notice, OpenGroup, Writer};
 use super::messenger::Messenger;
 use super::ownership::{Ownership, Teller};
 use super::source::{Destination, Source, SourceSetup};
@@ -28,7 +28,6 @@ use super::standby::Standby;
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::{Alarm, Answer, Event, Life, Standing};
 use crate::locks::lock;
-use crate::log::Owner;
 use crate::replica::ImageHealth;
 use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
@@ -148,13 +147,13 @@ impl Role {
 
     /// The application as this agent finds it at its start, and its processes, whose end is to be heard of
     /// ([`Group::watch_found`]) once the machine has been told.
-    pub(super) fn running(&self) -> (Life, Vec<Owner>) {
+    pub(super) fn running(&self) -> (Life, Vec<Writer>) {
         let open = self.open().as_ref().map(|o| o.group.clone());
         let mut processes = open.map(|g| g.appending()).unwrap_or_default();
         // An agent never freezes or kills the process that it is part of.
-        processes.retain(|p| p.pid != std::process::id());
+        processes.retain(|p| p.pid != Some(std::process::id()));
         let (answer, life) = mpsc::channel();
-        self.application.order(Order::Found(processes.iter().map(|p| p.pid).collect(), answer));
+        self.application.order(Order::Found(processes.iter().filter_map(|p| p.pid).collect(), answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
         (life.recv().unwrap_or(Life::Running), processes)
     }
@@ -163,9 +162,8 @@ impl Role {
     pub(super) fn present(&self) -> Present {
         let open = self.open().as_ref().map(|o| o.group.clone());
         let Some(group) = open else { return Present::default() };
-        // The number of a process of another namespace means another one here.
-        let ours = group.appending().into_iter().filter(Owner::is_of_our_namespace);
-        Present { attached: group.has_processes(), writers: ours.map(|o| o.pid).collect() }
+        let writers = group.appending().into_iter().filter_map(|writer| writer.pid).collect();
+        Present { attached: group.has_processes(), writers }
     }
 
     /// What happened in the open group. Called under the group's lock.

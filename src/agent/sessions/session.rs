@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
-use crate::agent::group::{Controller, Ending, Group, Process, ProcessId, ProtectError};
+use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError};
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
 use crate::session::wire::{Reply, Request, VERSION};
@@ -150,7 +150,10 @@ impl Session<'_> {
             self.part = Part::Launcher { group: group.name().into(), controller };
             0
         } else {
-            let process = Process { pid: self.peer.pid, uid: self.peer.uid, program, tracks: None };
+            // Without a pidfd the end of the session is not for certain that of the process.
+            let indoors = self.peer.pidfd.as_ref().and(self.peer.pid).and_then(Indoors::of);
+            let (pid, uid) = (self.peer.pid, self.peer.uid);
+            let process = Process { pid, uid, program, tracks: None, indoors };
             let id = group.attach_after(process, after);
             self.part = Part::Process { group: group.clone(), controller, id };
             id.0
@@ -309,7 +312,11 @@ impl Session<'_> {
             Part::Stranger => {}
             Part::Launcher { group, .. } => self.shared.launchers.left(group),
             Part::Process { .. } if over == Over::Stopping => {}
-            Part::Process { group, id, .. } if self.goodbye => group.detached(*id),
+            Part::Process { group, id, .. } if self.goodbye => {
+                group.detached(*id);
+                self.await_exit();
+                group.come_to_rest();
+            }
             Part::Process { group, id, .. } => match self.await_death(group, *id, over) {
                 Over::Stopping => {}
                 // It lives on in a newer session.
@@ -343,11 +350,27 @@ impl Session<'_> {
         }
     }
 
+    /// A process that said goodbye still empties its streams: its files are not at rest before it has ended. One that lives on is
+    /// not waited for.
+    fn await_exit(&self) {
+        if let Some(pidfd) = &self.peer.pidfd {
+            let mut fds = [
+                PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.shared.stop.as_fd(), PollFlags::IN),
+            ];
+            // Interrupted, the wait is over a little early, which costs a copy at worst.
+            let _ = poll(&mut fds, Some(&timespec(EXIT_WITHIN)));
+        }
+    }
+
     fn cause_of_death(&self, group: &str) -> Ending {
         let word = self.peer.pid.and_then(|pid| self.shared.launchers.word_on(group, pid));
         word.unwrap_or_else(|| Ending::Died("it vanished without a goodbye".into()))
     }
 }
+
+/// A process that says goodbye exits within this time, or lives on.
+const EXIT_WITHIN: Duration = Duration::from_secs(5);
 
 fn done(result: Result<(), String>) -> Reply {
     result.map_or_else(error, |()| Reply::Ok {})

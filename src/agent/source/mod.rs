@@ -29,7 +29,7 @@ use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
 use crate::ship::status::ShipStatus;
 use crate::ship::sync::{Requester, Syncer};
-use crate::types::Generation;
+use crate::types::{Generation, Lsn};
 use archive::consumers;
 use link::LinkInfo;
 use sampler::Sampler;
@@ -171,9 +171,13 @@ impl Shared {
     fn beat(&self) {
         let log = self.setup.group.log();
         let mut before = LinkState::None;
+        let mut stuck = Stuck::default();
         while !self.stop.load(Ordering::Acquire) {
             let now = self.link_state();
             log.beat(boottime(), std::process::id(), now);
+            if stuck.for_long(log.published(), log.tail()) {
+                self.setup.group.bury_dead_appenders();
+            }
             if self.setup.destination.is_none() && !log.is_ahead() && log.has_open_gap() {
                 // Nobody acknowledges, so nobody waits for the copy either.
                 log.end_gap(log.tail());
@@ -205,6 +209,25 @@ impl Shared {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Whether nothing gets published although records are waiting: their owner is slow, or dead in a namespace that appenders
+/// cannot look into.
+#[derive(Default)]
+struct Stuck {
+    published: Lsn,
+    beats: u32,
+}
+
+impl Stuck {
+    fn for_long(&mut self, published: Lsn, tail: Lsn) -> bool {
+        let stands = published == self.published && published < tail;
+        (self.published, self.beats) = (published, if stands { self.beats + 1 } else { 0 });
+        self.beats > 0 && self.beats.is_multiple_of(STUCK_BEATS)
+    }
+}
+
+/// A slot that is not complete for so many beats is somebody's who is stopped or dead.
+const STUCK_BEATS: u32 = 10;
 
 fn spawn<T: Send + 'static>(
     name: String,
