@@ -271,7 +271,8 @@ impl Standby {
         self.disconnect(&mut self.lock())
     }
 
-    /// Whether the image holds what `mandate` of `round` names, after everything that landed has been applied.
+    /// Whether the image holds what `mandate` of `round` names, after everything that landed has been applied, and its files have
+    /// places here.
     pub fn verify(&self, round: Round, mandate: Mandate) -> Result<(), String> {
         let saved = match mandate {
             Mandate::Saved(Saved { lsn, digest }) => {
@@ -280,8 +281,16 @@ impl Standby {
             Mandate::SaveStarted | Mandate::Arbiter | Mandate::Force => None,
         };
         let mut inner = self.lock();
-        let replica = inner.replica.as_mut().ok_or("there is no image of the group here")?;
-        replica.verify(saved).map(drop).map_err(|e| e.to_string())
+        let verified = match inner.replica.as_mut() {
+            Some(replica) => replica.verify(saved, &self.config.paths).map(drop).map_err(|e| e.to_string()),
+            None => Err("there is no image of the group here".to_owned()),
+        };
+        verified.inspect_err(|why| self.note(why))
+    }
+
+    /// What went wrong last, and when.
+    pub fn fault(&self) -> Option<String> {
+        lock(&self.last_error).clone()
     }
 
     /// Puts the image's files where the application opens them. May be repeated.

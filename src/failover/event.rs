@@ -312,6 +312,8 @@ pub enum Alarm {
     NoImage,
     /// The heir cannot promote its image.
     HeirUnable,
+    /// Regions of the image have no place here. Raised by the agent: the machine never hears of it.
+    RegionsUnplaced,
     /// The other node has a group of this name that is another one. Raised by the agent: the machine never hears of it.
     AnotherGroup,
 }
@@ -333,7 +335,7 @@ impl Alarm {
                 "not promoted: the adapter here cannot be kept from taking the source's writes; stop pmemhad on this node and start it again, which ends them for certain, then `pmemha promote`"
             }
             Alarm::ImageFailed => {
-                "the image here does not hold what `saved` names: take the group back at the source (`pmemha cancel`), or `pmemha promote --force` and lose the difference"
+                "the image here cannot become the application's files: mend what is said here, then `pmemha promote`; or take the group back at the source (`pmemha cancel`); `pmemha promote --force` does without what `saved` names and loses the difference"
             }
             Alarm::PlacingFailed => {
                 "the regions could not be put where the application opens them: mend the cause (space, permissions), then `pmemha promote`"
@@ -358,6 +360,9 @@ impl Alarm {
             }
             Alarm::HeirUnable => {
                 "the heir cannot promote its image; the group is taken back as soon as power allows"
+            }
+            Alarm::RegionsUnplaced => {
+                "regions of the image have no place in `paths` of this replica and were put into its directory: move those that the application needs to where it opens them, and add their places to `paths`"
             }
             Alarm::AnotherGroup => {
                 "the other node has a group of this name that is not this one: both began as its first owner, or the state of one was cleared; neither protects the other, and both may run the application. Keep the node whose files are right; on the other one stop pmemhad, remove the `[[group]]`, and move `groups/NAME` out of its state_dir"

@@ -1,5 +1,7 @@
 //! A replica as the agent holds it: opened once, attached to one source at a time, promoted at most once.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -130,9 +132,17 @@ impl Replica {
         }
     }
 
-    /// Whether the image is what the source saved: see [`promote::verify`]. The source's access must have been revoked.
-    pub fn verify(&mut self, saved: Option<SavedMark>) -> Result<Promotable, PromoteError> {
-        promote::verify(self.applier()?, saved)
+    /// Whether the image is what the source saved, and its regions have places by `paths`: see [`promote::verify`] and
+    /// [`promote::check_places`]. The source's access must have been revoked.
+    pub fn verify(
+        &mut self,
+        saved: Option<SavedMark>,
+        paths: &BTreeMap<PathBuf, PathBuf>,
+    ) -> Result<Promotable, PromoteError> {
+        let applier = self.applier()?;
+        let image = promote::verify(applier, saved)?;
+        promote::check_places(applier, paths)?;
+        Ok(image)
     }
 
     /// Makes the image the application's files: see [`promote`]. The source's access must have been revoked.

@@ -20,6 +20,7 @@ pub mod place;
 pub mod pmdk;
 pub mod promote;
 pub mod recover;
+mod routes;
 pub mod status;
 pub mod store;
 pub mod worker;

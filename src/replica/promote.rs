@@ -1,11 +1,12 @@
 //! Promotion: the image becomes the application's files.
 //!
 //! Before it, the caller has taken the source's access away ([`crate::fabric::Endpoint::revoke`]): what landed by then is the
-//! end of the stream. [`verify`] says whether that is what the source saved; only then does the group change hands, and
-//! [`promote`] puts the files in place: a sequence of steps of which each may be the last before a crash. A journal
+//! end of the stream. [`verify`] says whether that is what the source saved, [`check_places`] whether its files have places here; only
+//! then does the group change hands, and [`promote`] puts the files in place: a sequence of steps of which each may be the last before a crash. A journal
 //! (`promotion.json`) makes the next attempt go on. `docs/image-format.md` lists the steps.
 //!
-//! Hard rule: a file that is there already is never written over. It is set aside under a name of its own.
+//! Hard rules: a file that is there already is never written over; it is set aside under a name of its own. A region for which
+//! no place is configured holds nothing up: it is put beside the image, for a person to look at.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,10 +16,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::applier::{Applier, ApplyError};
-use super::image::set::{Promotable, RegionFilePath};
-use super::paths::{self, PathError, Place};
+use super::image::set::Promotable;
+use super::paths::PathError;
 use super::place::{FileId, Placed, Step, already, prepare, put};
 use super::recover;
+use super::routes::{Route, Routes, routes};
 use super::store::sealed::{seal, unseal};
 use super::store::{Store, replace};
 use crate::types::{Generation, Lsn};
@@ -59,6 +61,8 @@ pub struct Promoted {
     pub image: Promotable,
     /// The files.
     pub files: Vec<Placed>,
+    /// Regions that no place is configured for, and where they were put in the replica's directory.
+    pub unplaced: Vec<Placed>,
     /// Applying what had landed.
     pub applied_in: Duration,
     /// Putting the files in place.
@@ -145,6 +149,9 @@ struct Journal {
     prepared: BTreeMap<u16, FileId>,
     /// Set when all is in place.
     files: Option<Vec<Placed>>,
+    /// Those of regions without a place; set together with `files`.
+    #[serde(default)]
+    unplaced: Vec<Placed>,
 }
 
 /// The promotion that `dir` has a journal of, and whether it is complete.
@@ -168,6 +175,12 @@ pub fn verify(applier: &mut Applier, saved: Option<SavedMark>) -> Result<Promota
     }
 }
 
+/// Whether each region of the image that is to be promoted has a place of its own by `paths`, or can be put beside the image. To
+/// be called before the group changes hands: afterwards nobody can take it back.
+pub fn check_places(applier: &Applier, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), PromoteError> {
+    routes(applier.images().regions(), paths, &applier.config().dir, Generation(0)).map(drop)
+}
+
 /// Promotes what is there; what must be there is for [`verify`]. `step` is called before each durable step with its name; an error of its ends the attempt there.
 ///
 /// Repeated after a complete promotion it reports the same again.
@@ -178,16 +191,18 @@ pub fn promote(
 ) -> Result<Promoted, PromoteError> {
     let start = Instant::now();
     let (store, dir) = (applier.config().store.clone(), applier.config().dir.clone());
-    if let Some(Journal { files: Some(files), image, generation, lsn, digest, .. }) = load(&*store, &dir)? {
+    if let Some(Journal { files: Some(files), unplaced, image, generation, lsn, digest, .. }) =
+        load(&*store, &dir)?
+    {
         applier.clear()?;
         let image = Promotable { image, generation, lsn, digest, live: false };
         let none = Duration::ZERO;
-        return Ok(Promoted { image, files, applied_in: none, placed_in: none });
+        return Ok(Promoted { image, files, unplaced, applied_in: none, placed_in: none });
     }
     let image = verify(applier, None)?;
     let applied_in = start.elapsed();
-    let regions = applier.images().regions();
-    let places = places(&regions, request.paths)?;
+    let Routes { placed, unplaced } =
+        routes(applier.images().regions(), request.paths, &dir, image.generation)?;
 
     let mut journal = match load(&*store, &dir)? {
         Some(journal) if (journal.image, journal.lsn) == (image.image, image.lsn) => journal,
@@ -199,23 +214,30 @@ pub fn promote(
             digest: image.digest,
             prepared: BTreeMap::new(),
             files: None,
+            unplaced: Vec::new(),
         },
     };
     save(&*store, &dir, &journal, step)?;
-    let mut files = Vec::new();
-    for (region, place) in regions.iter().zip(&places) {
-        place.prepare()?;
-        let id = region.entry.id.0;
-        if let Some(placed) = already(region, &place.path, image.generation, journal.prepared.get(&id))? {
-            files.push(placed);
-            continue;
+    let mut put_all = |routes: &[Route], owner| -> Result<Vec<Placed>, PromoteError> {
+        let mut files = Vec::new();
+        for Route { region, place } in routes {
+            place.prepare()?;
+            let id = region.entry.id.0;
+            if let Some(placed) = already(region, &place.path, image.generation, journal.prepared.get(&id))? {
+                files.push(placed);
+                continue;
+            }
+            let part = prepare(region, &place.path, image.generation, owner, step)?;
+            journal.prepared.insert(id, part.id);
+            save(&*store, &dir, &journal, step)?;
+            files.push(put(region, &place.path, image.generation, part, step)?);
         }
-        let part = prepare(region, &place.path, image.generation, request.owner, step)?;
-        journal.prepared.insert(id, part.id);
-        save(&*store, &dir, &journal, step)?;
-        files.push(put(region, &place.path, image.generation, part, step)?);
-    }
-    journal.files = Some(files.clone());
+        Ok(files)
+    };
+    let files = put_all(&placed, request.owner)?;
+    // Whoever looks at these is an operator.
+    let unplaced = put_all(&unplaced, None)?;
+    (journal.files, journal.unplaced) = (Some(files.clone()), unplaced.clone());
     save(&*store, &dir, &journal, step)?;
     step("clear").map_err(|source| PromoteError::Io {
         what: "clear",
@@ -223,24 +245,7 @@ pub fn promote(
         source,
     })?;
     applier.clear()?;
-    Ok(Promoted { image, files, applied_in, placed_in: start.elapsed() - applied_in })
-}
-
-fn places(
-    regions: &[RegionFilePath],
-    paths: &BTreeMap<PathBuf, PathBuf>,
-) -> Result<Vec<Place>, PromoteError> {
-    let mut taken: BTreeMap<PathBuf, &str> = BTreeMap::new();
-    let mut places = Vec::new();
-    for region in regions {
-        let place = paths::place(paths, &region.entry.name)?;
-        if let Some(first) = taken.insert(place.path.clone(), &region.entry.name) {
-            let second = region.entry.name.clone();
-            return Err(PromoteError::Clash { first: first.to_owned(), second, path: place.path });
-        }
-        places.push(place);
-    }
-    Ok(places)
+    Ok(Promoted { image, files, unplaced, applied_in, placed_in: start.elapsed() - applied_in })
 }
 
 fn load(store: &dyn Store, dir: &Path) -> Result<Option<Journal>, PromoteError> {

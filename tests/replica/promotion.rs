@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pmemha::replica::applier::{Applier, ApplierConfig, ApplyError};
 use pmemha::replica::place::How;
-use pmemha::replica::promote::{PromoteError, Promoted, Request, SavedMark, promote, verify};
+use pmemha::replica::promote::{PromoteError, Promoted, Request, SavedMark, check_places, promote, verify};
 use pmemha::replica::recover;
 use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, Generation, Lsn};
@@ -178,19 +178,14 @@ fn only_exactly_what_was_saved_passes_for_it() {
 }
 
 #[test]
-fn nothing_is_touched_when_a_region_has_no_place() {
-    let setup = Setup::new();
-    let mut stream = stream();
-    stream.create(4, "/elsewhere/x", 1);
-    let mut applier = setup.receive(&stream);
-    assert!(matches!(run(&mut applier, &setup.request()), Err(PromoteError::Path(_))));
+fn nothing_is_touched_when_two_regions_have_one_place() {
     let mut clash = super::stream::Builder::new();
     clash.begin().create(1, "/src/one", 1).create(2, "/twin/one", 1).end();
     let mut other = Setup::new();
     other.paths.insert("/twin".into(), other.memory.path().join("files"));
     let refused = run(&mut other.receive(&clash), &other.request());
     assert!(matches!(refused, Err(PromoteError::Clash { .. })));
-    assert!(!setup.near("").exists() && !other.near("").exists());
+    assert!(!other.near("").exists());
 }
 
 #[test]
@@ -204,6 +199,36 @@ fn after_a_promotion_only_a_later_generation_is_taken() {
     applier.take_stream(GENERATION.next(), RING, Lsn(0), true).unwrap();
     assert_eq!(applier.generation(), Generation(4));
     check_files(&setup);
+}
+
+#[test]
+fn a_file_without_a_place_holds_up_nothing_and_is_kept() {
+    let setup = Setup::new();
+    let mut stream = Builder::new();
+    // A program replaces its file by renaming another one, and has died before the record of that.
+    stream.begin().create(1, "/src/one", 4096).create(2, "/data/one.tmp", 4096).data(2, 0, &[2; 4096]).end();
+    stream.create(3, "/src/three.pmemha-arriving", 4096).data(3, 0, &[3; 64]);
+    let mut applier = setup.receive(&stream);
+    check_places(&applier, &setup.paths).unwrap();
+    let done = run(&mut applier, &setup.request()).unwrap();
+    assert_eq!(done.files.iter().map(|f| &f.path).collect::<Vec<_>>(), [&setup.near("one")]);
+    let kept = setup.memory.path().join("replica/unplaced-3/2-one.tmp");
+    assert_eq!(done.unplaced.iter().map(|f| &f.path).collect::<Vec<_>>(), [&kept]);
+    assert_eq!(fs::read(kept).unwrap(), [2; 4096]);
+    assert_eq!(fs::read_dir(setup.near("")).unwrap().count(), 1, "what has not arrived is no file");
+    assert_eq!(run(&mut setup.open(), &setup.request()).unwrap().unplaced, done.unplaced);
+}
+
+#[test]
+fn files_that_have_no_place_at_all_are_refused_before_anything_is_decided() {
+    let setup = Setup::new();
+    let mut stream = Builder::new();
+    stream.begin().create(1, "/data/one", 4096).create(2, "/data/two", 4096).end();
+    let mut applier = setup.receive(&stream);
+    verify(&mut applier, Some(mark(&stream))).unwrap();
+    assert!(matches!(check_places(&applier, &setup.paths), Err(PromoteError::Path(_))));
+    let same = [("/data/one", "/x/a"), ("/data/two", "/x/a")].map(|(from, to)| (from.into(), to.into()));
+    assert!(matches!(check_places(&applier, &same.into()), Err(PromoteError::Clash { .. })));
 }
 
 #[test]

@@ -48,6 +48,7 @@ impl Deeds for RoleDeeds {
             }
             Action::Alarm(alarm) => {
                 let why = match alarm {
+                    Alarm::ImageFailed => role.standby.as_ref().and_then(|standby| standby.fault()),
                     Alarm::TailNotSaved => role.source().and_then(|s| s.held_up()).map(|why| why.to_string()),
                     _ => None,
                 };
@@ -148,6 +149,10 @@ impl Role {
             });
             role.teller.tell(match placed {
                 Ok(promoted) => {
+                    if !promoted.unplaced.is_empty() {
+                        let where_to = promoted.unplaced.iter().map(|f| f.path.display().to_string());
+                        role.alarm(Alarm::RegionsUnplaced, Some(where_to.collect::<Vec<_>>().join(", ")));
+                    }
                     role.event("files_placed", json!(promoted));
                     Event::FilesPlaced
                 }
