@@ -370,7 +370,7 @@ impl Session<'_> {
 }
 
 /// A process that says goodbye exits within this time, or lives on.
-const EXIT_WITHIN: Duration = Duration::from_secs(5);
+const EXIT_WITHIN: Duration = Duration::from_secs(1);
 
 fn done(result: Result<(), String>) -> Reply {
     result.map_or_else(error, |()| Reply::Ok {})
