@@ -23,11 +23,18 @@ impl Indoors {
     }
 
     fn read(pid: u32) -> io::Result<Indoors> {
-        let namespace = fs::metadata(format!("/proc/{pid}/ns/pid"))?.ino();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        let number = numbers.and_then(|numbers| numbers.split_whitespace().last()?.parse().ok());
-        Ok(Indoors { number: number.ok_or(io::ErrorKind::InvalidData)?, namespace })
+        // One for each namespace from ours down to its own.
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        let numbers: Vec<u32> = numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [] => Err(io::ErrorKind::InvalidData.into()),
+            // What nobody may look into is of no concern here.
+            [number] => Ok(Indoors { number, namespace: pid_namespace() }),
+            [.., number] => {
+                Ok(Indoors { number, namespace: fs::metadata(format!("/proc/{pid}/ns/pid"))?.ino() })
+            }
+        }
     }
 
     /// Whether `owner` is this process, or was. `session`: that of the process, which tells it where no `/proc` told the owner

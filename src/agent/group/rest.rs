@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Group, Region};
 use crate::log::Debt;
+use crate::log::format::Kind;
 
 /// What a file at rest is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,10 +47,15 @@ impl Group {
     }
 
     /// A file that was at rest is protected again. What has happened to it meanwhile is in no record; it is to be copied before
-    /// anything is acknowledged that builds on it. Whether it was at rest.
+    /// anything is acknowledged that builds on it. An empty file needs no copy. Whether it was at rest.
     pub(super) fn rouse(&self, region: &Region) -> bool {
         let Some(rest) = region.take_rest() else { return false };
-        if Rest::of(region) != Some(rest) {
+        let now = Rest::of(region);
+        if now.is_some_and(|now| now.size == 0) && rest.size != 0 {
+            // Emptied as it was opened, as a rule: that is said in a record. While ahead, the copy says it.
+            region.set_len(0);
+            let _ = self.appender().append(Kind::RegionResize, region.id(), 0, &[]);
+        } else if now != Some(rest) {
             tracing::warn!(
                 group = self.name(),
                 path = %region.path().display(),

@@ -404,9 +404,11 @@ fn what_a_killed_program_stored_and_did_not_record_is_copied_before_another_buil
 fn a_file_that_was_changed_while_nobody_had_it_open_is_copied_anew() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
+    drop(bench.file("a.pool", 4096));
+    let open = || File::options().read(true).write(true).open(bench.path("a.pool")).unwrap();
     let run = |group: &Group| {
         let id = group.attach(process(10));
-        group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+        group.protect(open().as_fd(), 0, false).unwrap();
         id
     };
     let at_rest = |group: &Group, id| {
@@ -419,11 +421,16 @@ fn a_file_that_was_changed_while_nobody_had_it_open_is_copied_anew() {
     let (group, _notices) = bench.open(1);
     let second = run(&group);
     assert!(!group.log().is_ahead(), "it is as it was left");
-    bench.file("a.pool", 4096).set_modified(std::time::UNIX_EPOCH).unwrap();
-    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    open().set_modified(std::time::UNIX_EPOCH).unwrap();
+    group.protect(open().as_fd(), 0, false).unwrap();
     assert!(!group.log().is_ahead(), "the program has it open, and does that itself");
     at_rest(&group, second);
-    rustix::io::pwrite(bench.file("a.pool", 4096), b"x", 7).unwrap();
+    open().set_len(0).unwrap();
+    let third = run(&group);
+    assert!(!group.log().is_ahead(), "a record says all of an empty file");
+    assert_eq!(records(&group).last(), Some(&(Kind::RegionResize, RegionId(1))));
+    at_rest(&group, third);
+    rustix::io::pwrite(open(), b"x", 5000).unwrap();
     run(&group);
     assert!(group.log().is_ahead());
 }
