@@ -15,7 +15,7 @@ use serde_json::json;
 use super::application::{Application, Order, Present};
 use super::config::{self, OnDeath};
 use super::context::Context;
-use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup};
+use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
 use super::restarts::Restarts;
 use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
@@ -244,10 +244,13 @@ fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source
 
 /// Keeps the ring free until told to stop.
 fn tend(group: &Group, stop: &AtomicBool) {
-    let log = group.log();
+    let (log, mut stuck) = (group.log(), Stuck::default());
     // Pairs with the store in `halt`.
     while !stop.load(Ordering::Acquire) {
         log.beat(boottime(), std::process::id(), LinkState::None);
+        if stuck.is(log) {
+            group.bury_dead_appenders();
+        }
         let published = log.published();
         log.set_free(published);
         if log.is_ahead() && !leave_ahead(log) {

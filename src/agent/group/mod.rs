@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use controller::{Controller, Ending, Notice};
 pub use namespaces::Indoors;
 pub use open::{GroupError, OpenGroup};
-pub use process::{Process, ProcessId, Writer};
+pub use process::{Process, ProcessId, Stuck, Writer};
 pub use protected::Region;
 pub use region::ProtectError;
 pub use rest::Rest;

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,7 +12,7 @@ use super::namespaces::{Everyone, Indoors};
 use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
 use crate::log::{Debt, LogRegion, Owner};
 use crate::region::dirty::Kind;
-use crate::types::RegionId;
+use crate::types::{Lsn, RegionId};
 
 /// An attached process.
 #[derive(Clone, Debug)]
@@ -206,6 +207,36 @@ impl Group {
         (self.notify)(notice);
     }
 }
+
+/// Looks whether nothing gets published although records are waiting: their owner is slow, or has died in a namespace that
+/// appenders cannot look into. Kept by whoever says that the agent lives, for [`Group::bury_dead_appenders`].
+#[derive(Debug)]
+pub struct Stuck {
+    published: Lsn,
+    since: Instant,
+}
+
+impl Default for Stuck {
+    fn default() -> Self {
+        Stuck { published: Lsn(0), since: Instant::now() }
+    }
+}
+
+impl Stuck {
+    /// Whether `log` stands still for long, told once each time that it has been so for [`STUCK`].
+    pub fn is(&mut self, log: &LogRegion) -> bool {
+        let published = log.published();
+        let stands = published == self.published && published < log.tail();
+        let told = stands && self.since.elapsed() >= STUCK;
+        if told || !stands {
+            *self = Stuck { published, since: Instant::now() };
+        }
+        told
+    }
+}
+
+/// A slot that is not complete for so long is of somebody who is stopped or dead: it takes microseconds.
+const STUCK: Duration = Duration::from_secs(1);
 
 impl Inner {
     /// A process that was found has come by itself, and speaks for itself from here on.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::config;
 use super::control::message::Refusal;
 use super::fabrics::Fabrics;
-use super::group::Group;
+use super::group::{Group, Stuck};
 use crate::fabric::tls::TlsIdentity;
 use crate::log::region::boottime;
 use crate::log::{LinkState, SleepDepth};
@@ -29,7 +29,7 @@ use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
 use crate::ship::status::ShipStatus;
 use crate::ship::sync::{Requester, Syncer};
-use crate::types::{Generation, Lsn};
+use crate::types::Generation;
 use archive::consumers;
 use link::LinkInfo;
 use sampler::Sampler;
@@ -175,7 +175,7 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             let now = self.link_state();
             log.beat(boottime(), std::process::id(), now);
-            if stuck.for_long(log.published(), log.tail()) {
+            if stuck.is(log) {
                 self.setup.group.bury_dead_appenders();
             }
             if self.setup.destination.is_none() && !log.is_ahead() && log.has_open_gap() {
@@ -209,25 +209,6 @@ impl Shared {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// Whether nothing gets published although records are waiting: their owner is slow, or dead in a namespace that appenders
-/// cannot look into.
-#[derive(Default)]
-struct Stuck {
-    published: Lsn,
-    beats: u32,
-}
-
-impl Stuck {
-    fn for_long(&mut self, published: Lsn, tail: Lsn) -> bool {
-        let stands = published == self.published && published < tail;
-        (self.published, self.beats) = (published, if stands { self.beats + 1 } else { 0 });
-        self.beats > 0 && self.beats.is_multiple_of(STUCK_BEATS)
-    }
-}
-
-/// A slot that is not complete for so many beats is somebody's who is stopped or dead.
-const STUCK_BEATS: u32 = 10;
 
 fn spawn<T: Send + 'static>(
     name: String,
