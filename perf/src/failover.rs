@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::fabric::Kind;
-use crate::handover::{self, Handover};
+use crate::handover::{self, Figure};
 use crate::report::{Output, Report, Row};
 
 /// Options of `pmemha-perf failover`.
@@ -35,13 +35,13 @@ pub fn run(options: &Options) -> Outcome<()> {
             report.step(format!("{mib} MiB, round {round}"));
             seen.push(handover::once(options.fabric, mib << 20, options.exposure_kib << 10)?);
         }
-        let steps: [(&str, &dyn Fn(&Handover) -> f64); 6] = [
-            ("failover", &|h| h.runs),
-            ("1 notice", &|h| h.noticed),
-            ("2 freeze and drain", &|h| h.durable - h.noticed),
-            ("3 tell the heir", &|h| h.saved - h.durable),
-            ("4 revoke, apply, verify", &|h| h.promoted - h.saved),
-            ("5 place and start", &|h| h.runs - h.promoted),
+        let steps: [(&str, Figure); 6] = [
+            ("failover", |h| h.runs),
+            ("1 notice", |h| h.noticed),
+            ("2 freeze and drain", |h| h.durable - h.noticed),
+            ("3 tell the heir", |h| h.saved - h.durable),
+            ("4 revoke, apply, verify", |h| h.promoted - h.saved),
+            ("5 place and start", |h| h.runs - h.promoted),
         ];
         for (what, figure) in steps {
             let rounds: Vec<f64> = seen.iter().map(|h| figure(h) / 1e3).collect();

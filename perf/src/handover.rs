@@ -20,6 +20,9 @@ use crate::app::App;
 use crate::fabric::Kind;
 use crate::pair::{Pair, Spec};
 
+/// A figure of one handover.
+pub type Figure = fn(&Handover) -> f64;
+
 /// How a group was handed over; times in microseconds since the power failed.
 #[derive(Clone, Copy, Debug)]
 pub struct Handover {

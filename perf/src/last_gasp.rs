@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::fabric::{Kind, Port};
-use crate::handover::{self, Handover};
+use crate::handover::{self, Figure, Handover};
 use crate::peers::{iperf3, memory, perftest, take};
 use crate::report::{Aim, Output, Report, Row};
 
@@ -84,14 +84,14 @@ fn tell(
         report.push(row().beside(network.0, network.1.into()).aiming(Some(Aim::AtLeast(0.95))));
     }
     report.push(row().beside(memory::MEMCPY_CLWB, copied.into()));
-    let times: [(&str, &dyn Fn(&Handover) -> f64); 4] = [
-        ("failure noticed", &|h| h.noticed / 1e3),
-        ("first byte after notice", &|h| (h.first_byte - h.noticed) / 1e3),
-        ("rest durable", &|h| h.durable / 1e3),
-        ("saved sent", &|h| h.saved / 1e3),
+    let times: [(&str, Figure); 4] = [
+        ("failure noticed", |h| h.noticed / 1e3),
+        ("first byte after notice", |h| (h.first_byte - h.noticed) / 1e3),
+        ("rest durable", |h| h.durable / 1e3),
+        ("saved sent", |h| h.saved / 1e3),
     ];
     for (what, figure) in times {
-        report.push(Row::new(what, Some(size), "ms", of(figure).into()));
+        report.push(Row::new(what, Some(size), "ms", of(&figure).into()));
     }
     report.push(Row::new("left when frozen", Some(size), "MB", of(&|h| h.left as f64 / 1e6).into()));
 }

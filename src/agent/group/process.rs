@@ -223,7 +223,7 @@ impl Default for Stuck {
 }
 
 impl Stuck {
-    /// Whether `log` stands still for long, told once each time that it has been so for [`STUCK`].
+    /// Whether `log` stands still for long, told once each time that it has been so for `STUCK`.
     pub fn is(&mut self, log: &LogRegion) -> bool {
         let published = log.published();
         let stands = published == self.published && published < log.tail();
