@@ -24,7 +24,7 @@ pub struct Spec {
     pub durability: String,
     /// Bytes of the ring.
     pub log_size: u64,
-    /// Whether the source watches a file for its power, and the heir starts this program, as [`crate::stand_in`], after a
+    /// Whether the source watches a file for its power, and the heir starts this program, as `stand_in`, after a
     /// promotion.
     pub handover: bool,
 }
