@@ -37,7 +37,7 @@ pub fn compile(name: &str, sources: &[&str], libs: &[&str]) -> PathBuf {
 /// Names the preload library, for a machine that has nothing to build it with.
 const PRELOAD: &str = "PMEMHA_PRELOAD";
 
-/// `libpmemha_preload.so`: where [`PRELOAD`] says, else built by a cargo command of its own so that features stay apart.
+/// `libpmemha_preload.so`: where `PMEMHA_PRELOAD` says, else built by a cargo command of its own so that features stay apart.
 pub fn preload() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {

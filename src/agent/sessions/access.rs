@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn whom_the_command_runs_as_may_attach_before_and_after_a_failover() {
-        let text = "[node]\nname='a'\n[[group]]\nname='db'\nuser=1000\ncommand=['/db']\n\
+        let text = "[node]\nname='a'\nlisten='10.0.0.1:7475'\n[tls]\nca='/ca'\ncert='/cert'\nkey='/key'\n\
+                    [[group]]\nname='db'\nuser=1000\ncommand=['/db']\n\
                     [[replica]]\ngroup='web'\nfrom=['b']\ndir='/r'\ndurability='disk'\nuser=1001\nstart=['/web']\n\
                     [[peer]]\nname='b'\naddress='10.0.0.2:7475'\n";
         let access = Access::new(&Config::parse(text, Path::new("t")).unwrap(), 0).unwrap();
