@@ -263,7 +263,7 @@ impl Home {
         let settings: String =
             settings.iter().map(|(name, value)| format!(" \"rig_{name}={value}\"")).collect();
         // A panic ends QEMU, which may not reboot; the emulated processor needs no cure for what real ones suffer from.
-        Ok(format!("console=ttyS0 panic=-1 mitigations=off{settings}"))
+        Ok(format!("console=ttyS0 panic=-1 mitigations=off tsc=reliable clocksource=tsc{settings}"))
     }
 
     fn listen(&self, name: &str) -> Result<Socket, RigError> {
