@@ -9,6 +9,11 @@ use serde::{Serialize, Serializer};
 pub struct WallTime(pub SystemTime);
 
 impl WallTime {
+    /// Nanoseconds since 1970.
+    pub fn from_ns(ns: u64) -> WallTime {
+        WallTime(UNIX_EPOCH + Duration::from_nanos(ns))
+    }
+
     /// This instant.
     pub fn now() -> WallTime {
         WallTime(SystemTime::now())

@@ -338,7 +338,11 @@ impl Standby {
                 .as_ref()
                 .and_then(|s| s.faulted.clone().or_else(|| s.set_aside.clone()))
                 .or_else(|| lock(&self.last_error).clone()),
-            as_of: WallTime::now().to_string(),
+            // The figures of a connection are as its worker left them; without one nothing moves.
+            as_of: status
+                .filter(|s| s.attached)
+                .map_or_else(WallTime::now, |s| WallTime::from_ns(s.as_of_ns))
+                .to_string(),
         }
     }
 

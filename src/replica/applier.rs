@@ -237,7 +237,9 @@ impl Applier {
     pub fn must_persist(&self) -> bool {
         let waiting = self.set.cursor().lsn.since(self.applied());
         let share = self.landing.as_ref().map_or(0, |l| l.ring_bytes() / RING_SHARE);
-        waiting >= share || matches!(self.config.durability, Durability::Battery)
+        // An image that has just become whole counts once that is durable, and commits wait for it.
+        let counts_late = self.set.numbers().1 > self.applied();
+        waiting >= share || counts_late || matches!(self.config.durability, Durability::Battery)
     }
 
     /// Makes the image durable up to what was applied, and the position.

@@ -2,20 +2,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
-
 use super::applier::Applier;
-use super::image::set::Promotable;
 use crate::types::{Durability, Generation, Lsn};
 
 /// What the image is good for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageHealth {
     /// Nothing can be promoted.
     #[default]
     None,
-    /// A sync is under way; what was there before it can still be promoted if `promotable` says so.
+    /// A sync is under way; what was there before it can still be promoted, if it was consistent.
     Syncing,
     /// A consistent image follows the stream.
     Consistent,
@@ -24,7 +20,7 @@ pub enum ImageHealth {
 }
 
 /// A replica at one moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct ReplicaStatus {
     /// Generation of the stream.
     pub generation: Generation,
@@ -40,8 +36,6 @@ pub struct ReplicaStatus {
     pub cursor: Lsn,
     /// The image.
     pub image: ImageHealth,
-    /// What a promotion would yield.
-    pub promotable: Option<Promotable>,
     /// Of a sync under way: bytes brought, and bytes of the regions named so far (zero pages are never sent).
     pub sync_progress: Option<(u64, u64)>,
     /// What makes bytes survive here.
@@ -54,8 +48,6 @@ pub struct ReplicaStatus {
     pub poisoned: bool,
     /// A landing ring that was set aside when the replica was opened.
     pub set_aside: Option<String>,
-    /// When the last acknowledgement was sent, nanoseconds since 1970; 0: never.
-    pub last_ack_ns: u64,
     /// When this was true, nanoseconds since 1970.
     pub as_of_ns: u64,
 }
@@ -71,14 +63,12 @@ impl ReplicaStatus {
             digest: 0,
             cursor: Lsn(0),
             image: ImageHealth::None,
-            promotable: None,
             sync_progress: None,
             durability: applier.config().durability,
             attached: false,
             faulted: None,
             poisoned: false,
             set_aside: None,
-            last_ack_ns: 0,
             as_of_ns: 0,
         };
         status.update(applier);
@@ -95,8 +85,7 @@ impl ReplicaStatus {
         self.digest = images.cursor().digest;
         self.cursor = images.cursor().lsn;
         self.sync_progress = images.sync_progress();
-        self.promotable = images.promotable();
-        self.image = match &self.promotable {
+        self.image = match images.promotable() {
             _ if self.sync_progress.is_some() => ImageHealth::Syncing,
             Some(p) if p.live => ImageHealth::Consistent,
             Some(_) => ImageHealth::Stale,

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use super::ack::{ACK_BYTES, AckCell, COUNTS, FAULTED, SLEEPING, SYNCING};
 use super::applier::{Applier, ApplyError};
-use super::status::{ImageHealth, ReplicaStatus, now_ns};
+use super::status::{ImageHealth, ReplicaStatus};
 use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
 use crate::locks::lock;
 use crate::region::memory::SharedMem;
+use crate::types::Lsn;
 
 /// How long an idle ring is polled before sleeping: longer than a round trip, shorter than a time slice.
 const POLL: Duration = Duration::from_micros(50);
@@ -231,7 +232,6 @@ impl Acks {
             Ok(()) => {
                 self.in_flight += 1;
                 self.last = Some(cell);
-                shared.status().last_ack_ns = now_ns();
             }
             Err(FabricError::Busy { .. }) => {}
             Err(e) => {
@@ -244,12 +244,10 @@ impl Acks {
 
 fn cell(applier: &Applier, status: &ReplicaStatus, flags: u32) -> AckCell {
     let (image, counts_from) = applier.images().numbers();
-    let state = match status.image {
+    let (state, counts_from) = match status.poisoned {
         // What cannot be applied must not count, however durable it is in the ring.
-        _ if status.poisoned => 0,
-        ImageHealth::Consistent => COUNTS,
-        ImageHealth::Syncing => SYNCING,
-        ImageHealth::None | ImageHealth::Stale => 0,
+        true => (0, Lsn(0)),
+        false => state(status.image, status.applied, counts_from),
     };
     AckCell {
         seq: 0,
@@ -262,5 +260,30 @@ fn cell(applier: &Applier, status: &ReplicaStatus, flags: u32) -> AckCell {
         digest: applier.images().stored().at.digest,
         reserved: 0,
         crc: 0,
+    }
+}
+
+/// What the image is good for, and from where on.
+fn state(image: ImageHealth, applied: Lsn, counts_from: Lsn) -> (u32, Lsn) {
+    match image {
+        // Until the position at which it became whole is durable, a power cut brings its copying back.
+        ImageHealth::Consistent if counts_from > applied => (SYNCING, Lsn(0)),
+        ImageHealth::Consistent => (COUNTS, counts_from),
+        ImageHealth::Syncing => (SYNCING, counts_from),
+        ImageHealth::None | ImageHealth::Stale => (0, counts_from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_counts_once_the_position_at_which_it_became_whole_is_durable() {
+        let from = Lsn(640);
+        assert_eq!(state(ImageHealth::Consistent, Lsn(608), from), (SYNCING, Lsn(0)));
+        assert_eq!(state(ImageHealth::Consistent, from, from), (COUNTS, from));
+        // The image before stays the one that counted while the next is built.
+        assert_eq!(state(ImageHealth::Syncing, Lsn(960), from), (SYNCING, from));
     }
 }
