@@ -361,7 +361,7 @@ impl Shipper {
     /// A destination that said that it sleeps, after we had shipped more than it had seen, must be woken.
     fn wake_destination(&mut self) -> Result<(), ShipError> {
         let due = self.acked.sleeping && !self.woken && self.acked.durable < self.window.shipped();
-        if !due || self.window.room() == 0 {
+        if !due {
             return Ok(());
         }
         let write = Write {
@@ -400,11 +400,15 @@ impl Shipper {
         };
         let blocked = self.log.is_ahead() || self.log.published() > seen;
         // Where the log has work that the destination has no room for, only the destination can change that.
-        if endpoint.wait(if blocked { most } else { Duration::ZERO }) == Wake::Closed {
-            return Err(ShipError::Fabric(FabricError::Disconnected {
-                peer: endpoint.peer().to_owned(),
-                reason: "the endpoint was closed".into(),
-            }));
+        match endpoint.wait(if blocked { most } else { Duration::ZERO }) {
+            Wake::TimedOut => {}
+            Wake::Ready => return Ok(()),
+            Wake::Closed => {
+                return Err(ShipError::Fabric(FabricError::Disconnected {
+                    peer: endpoint.peer().to_owned(),
+                    reason: "the endpoint was closed".into(),
+                }));
+            }
         }
         if !blocked {
             self.log.sleep_until_work(seen, depth, most);

@@ -59,9 +59,11 @@ impl Window {
         self.next_id
     }
 
-    /// Notes that a signalled write up to `end` was posted, with [`Window::next_id`]. `end` must be within [`Window::room`].
+    /// Notes that a signalled write up to `end` was posted, with [`Window::next_id`]. What is between must be
+    /// within [`Window::room`]; a write of nothing needs none.
     pub fn post(&mut self, end: Lsn) -> u64 {
-        assert!(end.since(self.shipped) <= self.room(), "posting past the landing ring's room");
+        let bytes = end.since(self.shipped);
+        assert!(bytes == 0 || bytes <= self.room(), "posting past the landing ring's room");
         let id = self.next_id;
         self.next_id += 1;
         self.shipped = end;
@@ -100,6 +102,15 @@ mod tests {
         assert!(window.completed(second));
         assert_eq!(window.received(), Lsn(300));
         assert!(window.is_idle() && !window.completed(first));
+    }
+
+    #[test]
+    fn a_write_of_nothing_goes_to_a_full_ring_too() {
+        let mut window = Window::new(Lsn(0), 1000, 8);
+        window.post(Lsn(1000));
+        let id = window.post(Lsn(1000));
+        assert_eq!(window.room(), 0);
+        assert!(window.completed(id) && window.is_idle());
     }
 
     #[test]

@@ -157,7 +157,9 @@ impl Link {
             let requests = batch.0.iter().flat_map(|post| self.requests(post));
             let numbered = (first..).zip(requests).map(|(id, request)| Request { id, ..request });
             if let Err(e) = self.pair.post(chain, numbered) {
-                // Some of it may have been posted: all of it completes with the connection's end.
+                // Some of it may have been posted: all of it completes with the connection's end. Nothing may be posted behind
+                // it, since the completion of that would settle it.
+                locked(&self.state).ledger.halt();
                 self.signals.doom(End::Lost(format!("the adapter took no request: {e}")));
             }
         }
