@@ -70,8 +70,7 @@ impl Controller for Arc<Role> {
         // A sync that has just been completed counts.
         self.look_at_image();
         let state = self.teller.state(SETTLED_WITHIN).ok_or_else(|| {
-            let fault = self.ownership.get().and_then(Ownership::fault).unwrap_or("it is busy".into());
-            format!("group `{}` cannot be promoted at present: {fault}", self.name)
+            format!("group `{}` cannot be promoted at present: {}", self.name, self.fault())
         })?;
         if let Some(why) = state.refuses_promotion(force) {
             return Err(format!("group `{}`: {}", self.name, why.message()));
@@ -127,6 +126,12 @@ impl Role {
     fn known_state(&self) -> Result<State, String> {
         let state = self.ownership.get().map(Ownership::state);
         state.ok_or_else(|| format!("group `{}` is being opened: ask again in a moment", self.name))
+    }
+
+    /// Why this node's machine does not answer at present, for a person who may sit at the other node.
+    pub(in crate::agent) fn fault(&self) -> String {
+        let fault = self.ownership.get().and_then(Ownership::fault);
+        fault.unwrap_or_else(|| "it is busy with an earlier step; what is asked is asked again".into())
     }
 
     /// Whether the application may run here; if not, the sentence that says so.

@@ -72,11 +72,7 @@ impl PeerSession for Visitor {
                 role.look_at_image();
                 match role.teller.ask(request, MACHINE_WITHIN) {
                     Some(reply) => Answer::Ownership { reply },
-                    None => refused(
-                        Refusal::Failed,
-                        Generation(0),
-                        "the state of the group cannot be stored here",
-                    ),
+                    None => refused(Refusal::Failed, Generation(0), role.fault()),
                 }
             }
         }
@@ -133,10 +129,7 @@ fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened,
             let text = format!("this node is taking over group `{}`", role.name);
             Err(refused(Refusal::Promoting, open.generation, text))
         }
-        None => {
-            let text = "the state of the group cannot be stored here";
-            Err(refused(Refusal::Failed, open.generation, text))
-        }
+        None => Err(refused(Refusal::Failed, open.generation, role.fault())),
     }
 }
 
