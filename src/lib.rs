@@ -1,7 +1,7 @@
 //! pmemha: replication and failover for persistent memory.
 //!
 //! An application keeps its state in persistent memory; pmemha ships a crash-consistent log of what it
-//! made persistent to other machines and, when power, application or VM fail, copies the small rest on
+//! made persistent to other machines and, when power or application fail, copies the small rest on
 //! battery and starts the application there on the same bytes.
 //!
 //! The house, lowest floor first; imports go down, never up:
@@ -16,14 +16,15 @@
 //! | [`log`] | the log region: format, append, publish, scan, archive |
 //! | [`session`] | an application's side of its session with the agent, and the messages of that socket; shared by `capi` and the preload library |
 //! | `fabric` | one-sided memory fabric: the trait and its implementations |
-//! | `ship` | source: shipping loop, first sync, last gasp |
 //! | `replica` | destination: landing, apply, image, restore |
+//! | `ship` | source: shipping loop, first sync, last gasp |
 //! | `power` | power events |
 //! | `failover` | group state machine (pure), supervision of applications |
 //! | `agent` | pmemhad: configuration, sessions, control protocol, status |
 //! | `capi` | the C ABI |
 //!
-//! Beside it stand `interposer/` (the preload library) and `fuzz/` (libFuzzer targets for what strangers can send).
+//! Beside it stand `interposer/` (the preload library), `perf/` (benchmarks), `soft-roce/` (machines with RDMA for tests),
+//! `fuzz/` (libFuzzer targets for what strangers can send), `c-examples/`, `demo/` and `contrib/`.
 //!
 //! x86-64 Linux only: the capture rules rest on that memory model.
 

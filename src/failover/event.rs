@@ -141,7 +141,8 @@ pub enum Event {
         /// Whether the word is given.
         force: bool,
     },
-    /// The arbiter says that the source of this generation is gone and fenced, and that we are the one.
+    /// The arbiter says that the source of this generation is gone and fenced, and that we are the one. No arbiter is built
+    /// in yet, so nothing tells this.
     ArbiterGranted {
         /// The generation that is over.
         generation: Generation,
