@@ -243,6 +243,8 @@ pub mod cell {
     pub const OWED: usize = 4096 + 1280;
     /// [`SHRINKS`](super::SHRINKS) times `u64`: how often a process began to cut a file, by region number modulo.
     pub const SHRINKS: usize = 4096 + 1408;
+    /// `u64`: how far the log may reach before drains hold their programs; see `log::Pace`.
+    pub const PACE: usize = 4096 + 1920;
 
     /// Bit of the TAIL cell, see there. LSNs are multiples of 32, so the bit is free.
     pub const AHEAD: u64 = 1;

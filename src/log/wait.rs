@@ -122,7 +122,8 @@ impl LogRegion {
     ///
     /// Waits through everything that may pass: a destination that is slow, away, or being copied to, an agent that is slow
     /// or being restarted. When the time is over the commit is given up and counted, and further commits do not
-    /// wait until that LSN has been acknowledged after all. Returns whether the level was reached.
+    /// wait until that LSN has been acknowledged after all. Whether or not it waited for the level, it waits, no longer
+    /// than that, where the log would overflow otherwise: see [`Pace`](super::Pace). Returns whether the level was reached.
     #[inline]
     pub fn commit(&self, lsn: Lsn) -> bool {
         match self.commit_level() {
@@ -133,16 +134,23 @@ impl LogRegion {
 
     #[cold]
     fn commit_at(&self, lsn: Lsn, level: Level) -> bool {
+        let limit = self.policy().commit_timeout;
         if self.reached(lsn, level) {
+            self.keep_pace(limit);
             return true;
         }
         if self.commits_wait() {
-            if self.wait_out(lsn, level, self.policy().commit_timeout) {
+            let (began, free) = (Instant::now(), self.free());
+            if self.wait_out(lsn, level, limit) {
+                self.keep_pace(limit.saturating_sub(began.elapsed()));
                 return true;
             }
             // Not where the commit did not even wait: a program that goes on would always be a little past what the
             // destination acknowledges, and never wait again.
             self.control().u64(cell::GIVEN_UP).fetch_max(lsn.0, AcqRel);
+            self.hold_nobody_if_stalled(free);
+        } else if self.link() != LinkState::None {
+            self.keep_pace(limit);
         }
         self.commit_given_up();
         false

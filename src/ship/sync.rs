@@ -14,15 +14,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
 use crate::locks::lock;
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
 use crate::region::content::Content;
 use crate::types::{Lsn, PAGE, RegionId};
+use stretches::{extent, runs};
+
+mod pace;
+mod stretches;
 
 /// Bytes looked at together: few records where no page of them is zero.
 const CHUNK: usize = 64 << 10;
@@ -171,6 +172,7 @@ impl Syncer {
     /// Whether records are being taken: without, a gap cannot be closed.
     pub fn set_flowing(&self, flowing: bool) {
         self.shared.flowing.store(flowing, SeqCst);
+        self.shared.keep_room();
     }
 
     /// Whether a copy is under way or wanted.
@@ -225,15 +227,17 @@ impl Shared {
                     tracing::error!(%error, "a copy of the regions failed and starts anew");
                     *lock(&self.error) = Some(error.to_string());
                     *lock(&self.wanted) += 1;
+                    self.keep_room();
                     self.pause(AGAIN);
                 }
             }
+            self.keep_room();
         }
     }
 
     /// Waits until more copies are wanted than were served, one is owed, or the application is ahead; the number wanted then.
     fn next(&self, served: u64) -> Option<u64> {
-        let mut wanted = lock(&self.wanted);
+        let (mut wanted, mut free) = (lock(&self.wanted), self.log().free());
         loop {
             if self.stop.load(SeqCst) {
                 return None;
@@ -243,6 +247,7 @@ impl Shared {
             if due || (log.is_ahead() && self.flowing.load(SeqCst)) {
                 return Some(*wanted);
             }
+            self.keep_room_again(&mut free);
             wanted = self.asked.wait_timeout(wanted, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -255,6 +260,8 @@ impl Shared {
         }
         loop {
             log.publish_filled(&Owner::confirmed_dead);
+            // The application appends again at once.
+            self.keep_beside(0);
             if log.free() == log.tail() && log.close_gap() {
                 break;
             }
@@ -279,6 +286,7 @@ impl Shared {
             self.room(wanted)?;
             appender.append(Kind::SyncBegin, RegionId(0), 0, &[])?;
         }
+        self.keep_beside(0);
         let regions = self.create_regions(wanted)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
@@ -363,6 +371,7 @@ impl Shared {
         let read = |e: io::Error| Cut::Read(region.id, e);
         let got = content.read_at(buf, at).map_err(read)?;
         let pages = buf[..got].chunks(PAGE).map(|page| page.iter().any(|b| *b != 0));
+        let mut copied = 0;
         for (first, count) in runs(pages) {
             let (from, len) = (first * PAGE, (count * PAGE).min(got - first * PAGE));
             self.room(wanted)?;
@@ -372,7 +381,9 @@ impl Shared {
                 Err(AppendError::Ahead(ahead)) => return Err(ahead.into()),
                 Err(AppendError::Read(e)) => return Err(read(e)),
             }
+            copied += len as u64;
         }
+        self.keep_beside(copied);
         self.push();
         Ok(())
     }
@@ -412,38 +423,6 @@ impl Shared {
     fn log(&self) -> &LogRegion {
         self.source.appender().log()
     }
-}
-
-/// The next stretch of data at or after `at` and below `len`. A file system that knows no holes has one stretch.
-fn extent(file: &OwnedFd, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
-    if at >= len {
-        return Ok(None);
-    }
-    let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(start) => start & !(PAGE as u64 - 1),
-        Err(Errno::NXIO) => return Ok(None),
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) => return Ok(Some((at, len))),
-        Err(error) => return Err(error.into()),
-    };
-    if start >= len {
-        return Ok(None);
-    }
-    let start = start.max(at);
-    let end = rustix::fs::seek(file, SeekFrom::Hole(start)).map_or(len, |end| end.min(len));
-    Ok(Some((start, end.max(start + 1).next_multiple_of(PAGE as u64).min(len))))
-}
-
-/// First and length of each run of `true`.
-fn runs(flags: impl Iterator<Item = bool>) -> Vec<(usize, usize)> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for (i, flag) in flags.enumerate() {
-        match runs.last_mut() {
-            Some((first, count)) if flag && *first + *count == i => *count += 1,
-            _ if flag => runs.push((i, 1)),
-            _ => {}
-        }
-    }
-    runs
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Two agents and one application: what is written at the source is at the destination, whatever happens between.
 
+mod faster;
 mod rig;
 
 use std::fs::{self, File};
