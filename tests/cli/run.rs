@@ -71,6 +71,17 @@ fn signals_reach_the_program_and_its_end_is_what_counts() {
 }
 
 #[test]
+fn what_is_ignored_stays_ignored_in_the_program() {
+    let node = start();
+    let run = shell(&node, "kill -HUP $$; exit 7");
+    let mut outer = Command::new("/bin/sh");
+    outer.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(run.get_program()).args(run.get_args());
+    outer.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let out = outer.stdin(Stdio::null()).output().expect("pmemha runs");
+    assert_eq!(out.status.code(), Some(7), "{}", said(&out));
+}
+
+#[test]
 fn a_private_run_leaves_a_copy_and_an_archive_that_log_lists_and_replays() {
     let dir = dirs::in_memory();
     let [files, copy, archive] = ["files", "copy", "archive"].map(|d| dir.path().join(d));

@@ -1,6 +1,6 @@
 //! `pmemha run`: starts a program with its files protected, tells the agent how it ended, and ends as it did.
 
-use std::ffi::OsString;
+use std::ffi::{OsString, c_int};
 use std::io::{self, IsTerminal};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -89,8 +89,7 @@ impl Run {
             command.env("PMEMHA_GROUP", group);
         }
         // Before there is a program that somebody could mean by a signal to us.
-        let signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])
-            .map_err(Failure::system("handling signals"))?;
+        let signals = Signals::new(passed_on()?).map_err(Failure::system("handling signals"))?;
         let mut child = command.spawn().map_err(|e| {
             let code = if e.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANT_EXECUTE };
             Failure::new(code, format!("{}: {e}", self.command[0].display()))
@@ -111,6 +110,16 @@ fn tell_end(session: &Connection, pid: u32, status: ExitStatus) {
     if ask(session, &ended).is_err() {
         eprintln!("pmemha: the agent could not be told how the program ended; it takes it for dead");
     }
+}
+
+/// What is passed on: not what is ignored, by `nohup` for one. Handled by us it would no longer be so in the program.
+fn passed_on() -> Result<impl Iterator<Item = c_int>, Failure> {
+    let status = std::fs::read_to_string(STATUS).map_err(Failure::system(STATUS))?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let ignored = ignored.ok_or_else(|| Failure::new(SOFTWARE, format!("{STATUS}: no SigIgn")))?;
+    let all = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+    Ok(all.into_iter().filter(move |number| ignored & 1 << (number - 1) == 0))
 }
 
 /// Passes on what is sent to us alone. From a terminal, interrupt and quit go to the whole group already.
@@ -180,6 +189,9 @@ fn pattern(path: &Path) -> Result<String, Failure> {
     let text = real.to_str().ok_or_else(|| Failure::new(USAGE, format!("{}: not UTF-8", real.display())))?;
     Ok(if real.is_dir() { format!("{text}/**") } else { text.into() })
 }
+
+/// Says which signals this process ignores.
+const STATUS: &str = "/proc/self/status";
 
 /// File name of the preload library.
 const PRELOAD: &str = "libpmemha_preload.so";
