@@ -186,6 +186,27 @@ fn a_child_that_outlives_its_parent_has_a_session_of_its_own() {
 }
 
 #[test]
+fn a_program_says_goodbye_for_itself_and_nobody_else_does() {
+    let rig = Rig::new();
+    rig.run_step("fork");
+    let goodbye = |request: Request| match request {
+        Request::Goodbye { status } => Some(status),
+        _ => None,
+    };
+    // The children that recorded something, and their parent; the one that borrowed its memory ends with 3.
+    let said: Vec<_> = rig.agent.requests().into_iter().filter_map(goodbye).collect();
+    assert_eq!(said, [Some(0); 5]);
+}
+
+#[test]
+fn what_begins_in_borrowed_memory_is_not_the_end_of_its_owner() {
+    let rig = Rig::new();
+    let ended = rig.command(rig::steps()).arg("vforked").arg(rig.path("file")).status().unwrap();
+    assert_eq!(ended.signal(), Some(9), "it kills itself afterwards");
+    assert!(rig.agent.image(&rig.path("file")).iter().all(|b| *b == 0), "nobody has synced anything");
+}
+
+#[test]
 fn without_a_place_among_the_writers_a_program_runs_on_and_says_so() {
     // The agent's own place, and perhaps the parent's.
     for (places, word) in [(1, "running unprotected"), (2, "this forked process is not replicated")] {

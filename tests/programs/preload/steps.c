@@ -401,7 +401,7 @@ static void forks(void)
 	fill(p + 9 * PAGE, 500, 9);
 	pmem_persist(p + 9 * PAGE, 500);
 	if (vfork() == 0)
-		_exit(0);
+		_exit(3);
 	fill(p + 10 * PAGE, 500, 10);
 	pmem_persist(p + 10 * PAGE, 500);
 }
@@ -527,6 +527,20 @@ static void execs_list_with_environment(void)
 	store_unsynced();
 	execle("/bin/sh", "sh", "-c", "test $A$# = b6", "sh", "a", "b", "c", "d", "e", "f", (char *)NULL, environment);
 	CHECK(0);
+}
+
+/* The child has our memory and goes on in another program's; we do not get to our end. */
+static void execs_beside_us(void)
+{
+	store_unsynced();
+	int status;
+	pid_t child = vfork();
+	if (child == 0) {
+		execlp("true", "true", (char *)NULL);
+		_exit(1);
+	}
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	kill(getpid(), SIGKILL);
 }
 
 /* Runs work in a process of its own, to its end. */
@@ -692,6 +706,7 @@ int main(int argc, char **argv)
 		{ "overlay", overlay }, { "growth", growth }, { "writes", writes }, { "stdio", stdio },
 		{ "replace", replace }, { "fork", forks }, { "signals", signals }, { "threads", threads },
 		{ "exit", left_at_exit }, { "inherited", inherited }, { "exec", execs },
+		{ "vforked", execs_beside_us },
 		{ "dsync", dsync },
 		{ "execl", execs_list }, { "execlp", execs_list_in_path }, { "execle", execs_list_with_environment },
 		{ "quick_exit", left_at_quick_exit }, { "covered", covered }, { "straddle", straddle },
