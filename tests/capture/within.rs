@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
-use pmemha::log::Appender;
-use pmemha::log::format::Kind;
+use pmemha::log::format::{Kind, MIN_RING};
+use pmemha::log::{Appender, LogSpec, OnFull, Policy};
 use pmemha::types::RegionId;
 
 use crate::rig::Rig;
@@ -52,6 +53,28 @@ fn what_another_process_writes_after_a_cut_lies_behind_its_record() {
     app.drain();
     let resize = |size| (Kind::RegionResize, size);
     assert_eq!(records(&rig), [resize(0), resize(PAGE), (Kind::Data, 0), resize(PAGE)]);
+}
+
+#[test]
+fn a_size_is_the_one_that_the_file_has_once_its_place_is_taken() {
+    let rig = Rig::with(LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() });
+    let block_limit = Duration::from_secs(60);
+    rig.log.set_policy(Policy { on_full: OnFull::Block, block_limit, ..Policy::default() });
+    let (app, file) = (rig.appender(), file(PAGE));
+    while rig.log.tail().since(rig.log.free()) < MIN_RING - PAGE {
+        app.append(Kind::Filler, REGION, 0, &[0; 992]).unwrap();
+    }
+    let room = (MIN_RING - rig.log.tail().since(rig.log.free())) as usize;
+    app.append(Kind::Filler, REGION, 0, &vec![0; room - 64]).unwrap();
+    std::thread::scope(|threads| {
+        let size = threads.spawn(|| app.append_size(REGION, file.as_fd()).unwrap());
+        while rig.log.counters().blocked_ns == 0 {
+            std::thread::yield_now();
+        }
+        file.set_len(2 * PAGE).unwrap();
+        rig.log.set_free(rig.log.published());
+        assert_eq!(size.join().unwrap(), 2 * PAGE);
+    });
 }
 
 #[test]

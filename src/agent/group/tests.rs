@@ -465,6 +465,18 @@ fn a_writer_of_a_container_that_is_gone_is_buried_whether_or_not_it_ever_spoke()
 }
 
 #[test]
+fn a_writer_whose_container_is_unknown_is_not_taken_for_gone() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let id = group.attach(process(10));
+    let appender = writer(&group, id);
+    appender.leave_half_made();
+    group.log().forge_owner(id.0, Some(0));
+    group.bury_dead_appenders();
+    assert!(group.log().publish_filled(&log::Owner::confirmed_dead) < group.log().tail(), "nobody can tell");
+}
+
+#[test]
 fn a_log_whose_keeper_is_lost_goes_on_while_a_program_has_it() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
