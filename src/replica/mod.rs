@@ -11,6 +11,7 @@ pub mod ack;
 pub mod applier;
 pub mod archive;
 pub mod durability;
+mod folder;
 mod handle;
 pub mod image;
 pub mod landing;

@@ -3,9 +3,10 @@
 //! A name comes from the source and is data: it chooses among configured places and can never lead outside them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+
+use super::folder::Folder;
 
 /// Why a region has no place here.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +26,10 @@ pub enum PathError {
         name: String,
     },
     /// A symbolic link leads out.
-    #[error("{} leads outside {} by a symbolic link", path.display(), root.display())]
+    #[error(
+        "{} leads outside {} by a symbolic link, or by one that is not relative: remove it",
+        path.display(), root.display()
+    )]
     Outside {
         /// The path.
         path: PathBuf,
@@ -33,7 +37,7 @@ pub enum PathError {
         root: PathBuf,
     },
     /// The system refused.
-    #[error("cannot make {}: {source}", path.display())]
+    #[error("cannot reach or make {}: {source}", path.display())]
     Io {
         /// The directory.
         path: PathBuf,
@@ -78,33 +82,28 @@ pub fn place(paths: &BTreeMap<PathBuf, PathBuf>, name: &str) -> Result<Place, Pa
 }
 
 impl Place {
-    /// Makes the directories down to the file, and checks that no link leads out of the configured one.
-    pub fn prepare(&self) -> Result<(), PathError> {
+    /// Makes the directories down to the file, and opens the last one; no link leads out of the configured one on the way.
+    pub(super) fn prepare(&self) -> Result<Folder, PathError> {
         let parent = self.path.parent().unwrap_or(Path::new("/"));
-        let io = |source| PathError::Io { path: parent.to_owned(), source };
-        let real_root = |root: &Path| -> io::Result<PathBuf> {
-            fs::create_dir_all(root)?;
-            root.canonicalize()
-        };
-        let root = real_root(&self.root).map_err(io)?;
-        // Step by step, so that nothing is made beyond a link that leads out.
-        let mut at = self.root.clone();
-        for step in parent.strip_prefix(&self.root).unwrap_or(Path::new("")).components() {
-            at.push(step);
-            match fs::create_dir(&at) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(io(e)),
-                _ => {}
+        let below = parent.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        Folder::make(&self.root, below).map_err(|source| match source.kind() {
+            io::ErrorKind::CrossesDevices => {
+                PathError::Outside { path: self.path.clone(), root: self.root.clone() }
             }
-            if !at.canonicalize().map_err(io)?.starts_with(&root) {
-                return Err(PathError::Outside { path: self.path.clone(), root: self.root.clone() });
-            }
-        }
-        Ok(())
+            _ => PathError::Io { path: parent.to_owned(), source },
+        })
+    }
+
+    /// Whether links keep [`Place::prepare`] from reaching the configured directory; makes nothing.
+    pub(super) fn check(&self) -> Result<(), PathError> {
+        Folder::check(&self.root).map_err(|source| PathError::Io { path: self.root.clone(), source })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use proptest::prelude::*;
 

@@ -4,16 +4,22 @@
 //!    place is on another file system; access bits, owner, and a PMDK pool's shutdown state are set there;
 //! 2. its identity goes to the journal;
 //! 3. what is at the place is set aside; 4. the file is renamed to it, never over anything.
+//!
+//! Everything goes by names in an open directory, and each file is known by its identity: whoever owns the directory may
+//! swap what is in it between any two steps, and gets a refusal for it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, SeekFrom, renameat_with, seek};
+use rustix::fs::{FileType, SeekFrom, seek};
 use serde::{Deserialize, Serialize};
 
+use super::folder::Folder;
 use super::image::set::RegionFilePath;
+use super::paths::{PathError, Place};
 use super::pmdk;
 use super::promote::PromoteError;
 use crate::types::{Generation, RegionId};
@@ -74,85 +80,113 @@ impl FileId {
 /// Called before each durable step with its name; an error of its ends the attempt there.
 pub type Step<'a> = dyn FnMut(&'static str) -> io::Result<()> + 'a;
 
+/// Where a region's file is to be: a name in a directory, whatever becomes of the directory's own path.
+pub(super) struct Spot {
+    folder: Folder,
+    name: OsString,
+    generation: Generation,
+}
+
+impl Spot {
+    pub fn new(place: &Place, generation: Generation) -> Result<Spot, PathError> {
+        let name = place.path.file_name().unwrap_or_default().to_owned();
+        Ok(Spot { folder: place.prepare()?, name, generation })
+    }
+
+    fn fail(&self, what: &'static str) -> impl FnOnce(io::Error) -> PromoteError {
+        let path = self.folder.path_of(&self.name);
+        move |source| PromoteError::Io { what, path, source }
+    }
+
+    fn aside(&self, n: u32) -> OsString {
+        let mut name = self.name.clone();
+        name.push(format!(".before-{}-{n}", self.generation));
+        name
+    }
+
+    /// What an attempt that was cut short may have set aside.
+    fn newest_aside(&self) -> Option<PathBuf> {
+        let there = |name: &OsString| matches!(self.folder.stat(name), Ok(Some(_)));
+        (1..=MAX_ASIDE).map(|n| self.aside(n)).take_while(there).last().map(|name| self.folder.path_of(&name))
+    }
+}
+
 /// A file of ours beside its place, durable.
 pub(super) struct Part {
-    path: PathBuf,
+    name: OsString,
     pub(super) id: FileId,
     how: How,
     pmdk: Option<String>,
 }
 
-/// What an earlier attempt put at `path`: the file whose identity it had noted.
+/// What an earlier attempt put there: the file whose identity it had noted.
 pub(super) fn already(
     region: &RegionFilePath,
-    path: &Path,
-    generation: Generation,
+    spot: &Spot,
     known: Option<&FileId>,
 ) -> Result<Option<Placed>, PromoteError> {
     let Some(known) = known else { return Ok(None) };
-    if identity(path).map_err(fail("look at", path))? != Some(*known) {
+    if identity(&spot.folder, &spot.name).map_err(spot.fail("look at"))? != Some(*known) {
         return Ok(None);
     }
-    let pmdk = open_same(path, *known).and_then(|file| clear(&file)).map_err(fail("prepare", path))?;
-    Ok(Some(placed(region, path, How::Already, newest_aside(path, generation), pmdk)))
+    let same = open_same(&spot.folder, &spot.name, *known);
+    let pmdk = same.and_then(|file| clear(&file)).map_err(spot.fail("prepare"))?;
+    Ok(Some(placed(region, spot, How::Already, spot.newest_aside(), pmdk)))
 }
 
 /// Makes the file beside its place.
 pub(super) fn prepare(
     region: &RegionFilePath,
-    path: &Path,
-    generation: Generation,
+    spot: &Spot,
     owner: Option<(u32, u32)>,
     step: &mut Step<'_>,
 ) -> Result<Part, PromoteError> {
-    let part = parent(path).join(format!(".pmemha-{generation}-{}.part", region.entry.id));
-    step("part").and_then(|()| gone_is_fine(fs::remove_file(&part))).map_err(fail("prepare", path))?;
-    let (how, id) = link_or_copy(&region.path, &part).map_err(fail("copy to", path))?;
-    let file = open_same(&part, id).map_err(fail("prepare", path))?;
-    let pmdk = dress(&file, region.entry.mode, owner).map_err(fail("prepare", path))?;
-    Ok(Part { path: part, id, how, pmdk })
+    let name = OsString::from(format!(".pmemha-{}-{}.part", spot.generation, region.entry.id));
+    step("part").and_then(|()| spot.folder.remove(&name)).map_err(spot.fail("prepare"))?;
+    let (how, id) = link_or_copy(&region.path, &spot.folder, &name).map_err(spot.fail("copy to"))?;
+    let dressed = step("dress")
+        .and_then(|()| open_same(&spot.folder, &name, id))
+        .and_then(|file| dress(&file, region.entry.mode, owner));
+    let pmdk = dressed.map_err(spot.fail("prepare"))?;
+    Ok(Part { name, id, how, pmdk })
 }
 
 /// Sets aside what is at the place, and puts the file there.
 pub(super) fn put(
     region: &RegionFilePath,
-    path: &Path,
-    generation: Generation,
+    spot: &Spot,
     part: Part,
     step: &mut Step<'_>,
 ) -> Result<Placed, PromoteError> {
-    let aside = set_aside(path, generation, step).map_err(fail("set aside", path))?;
-    step("rename").and_then(|()| rename_new(&part.path, path)).map_err(fail("put in place", path))?;
-    step("sync").and_then(|()| File::open(parent(path))?.sync_all()).map_err(fail("make durable", path))?;
-    Ok(placed(region, path, part.how, aside, part.pmdk))
+    let aside = set_aside(spot, step).map_err(spot.fail("set aside"))?;
+    step("rename")
+        .and_then(|()| spot.folder.rename(&part.name, &spot.name))
+        // Whoever owns the directory may have exchanged the part; the image is not given up for that.
+        .and_then(|()| check_same(identity(&spot.folder, &spot.name)?, part.id))
+        .map_err(spot.fail("put in place"))?;
+    step("sync").and_then(|()| spot.folder.sync()).map_err(spot.fail("make durable"))?;
+    Ok(placed(region, spot, part.how, aside, part.pmdk))
 }
 
 fn placed(
     region: &RegionFilePath,
-    path: &Path,
+    spot: &Spot,
     how: How,
     aside: Option<PathBuf>,
     pmdk: Option<String>,
 ) -> Placed {
     let entry = &region.entry;
-    let (name, path) = (entry.name.clone(), path.to_owned());
+    let (name, path) = (entry.name.clone(), spot.folder.path_of(&spot.name));
     Placed { region: entry.id, name, path, bytes: entry.size, how, aside, pmdk }
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("/"))
-}
-
-fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PromoteError {
-    let path = path.to_owned();
-    move |source| PromoteError::Io { what, path, source }
-}
-
-fn link_or_copy(from: &Path, to: &Path) -> io::Result<(How, FileId)> {
-    match fs::hard_link(from, to) {
+fn link_or_copy(from: &Path, folder: &Folder, name: &OsStr) -> io::Result<(How, FileId)> {
+    match folder.link(from, name) {
         Ok(()) => Ok((How::Linked, FileId::of(&fs::symlink_metadata(from)?))),
         Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
-            Ok((How::Copied, FileId::of(&copy_sparse(from, to)?.metadata()?)))
+            let to = folder.create(name)?;
+            fill_sparse(from, &to)?;
+            Ok((How::Copied, FileId::of(&to.metadata()?)))
         }
         Err(e) => Err(e),
     }
@@ -160,8 +194,14 @@ fn link_or_copy(from: &Path, to: &Path) -> io::Result<(How, FileId)> {
 
 /// Copies the allocated parts of a file into a new one that only its owner can open, and syncs it.
 pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<File> {
-    let from = File::open(from)?;
     let to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+    fill_sparse(from, &to)?;
+    Ok(to)
+}
+
+/// Fills an empty file with the allocated parts of another one, and syncs it.
+fn fill_sparse(from: &Path, to: &File) -> io::Result<()> {
+    let from = File::open(from)?;
     let size = from.metadata()?.len();
     to.set_len(size)?;
     let mut buf = vec![0; COPY_BYTES.min(size.max(1) as usize)];
@@ -181,18 +221,26 @@ pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<File> {
             at += n as u64;
         }
     }
-    to.sync_all()?;
-    Ok(to)
+    to.sync_all()
 }
 
-/// Opens the file at `path`, which must be that one: the directory may belong to a user who puts a link in its place, and
-/// what follows is done with our rights.
-fn open_same(path: &Path, id: FileId) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
-    if FileId::of(&file.metadata()?) != id {
-        return Err(io::Error::other("somebody put another file in its place"));
-    }
+/// Opens the file `name`, which must be that one: the directory may belong to a user who puts another in its place, and what
+/// follows is done with our rights.
+fn open_same(folder: &Folder, name: &OsStr, id: FileId) -> io::Result<File> {
+    check_same(identity(folder, name)?, id)?;
+    let file = folder.open(name)?;
+    check_same(Some(FileId::of(&file.metadata()?)), id)?;
     Ok(file)
+}
+
+fn check_same(found: Option<FileId>, id: FileId) -> io::Result<()> {
+    if found == Some(id) {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "somebody put another file or a link in its place, or took it away: see who writes to that directory; the copy is kept, \
+         and the promotion can be tried again",
+    ))
 }
 
 /// Access bits, owner, shutdown state; durable.
@@ -220,57 +268,26 @@ fn clear(file: &File) -> io::Result<Option<String>> {
     }
 }
 
-fn set_aside(path: &Path, generation: Generation, step: &mut Step<'_>) -> io::Result<Option<PathBuf>> {
-    match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(newest_aside(path, generation)),
-        Err(e) => return Err(e),
-        Ok(meta) if meta.is_dir() => {
+fn set_aside(spot: &Spot, step: &mut Step<'_>) -> io::Result<Option<PathBuf>> {
+    let Some(there) = spot.folder.stat(&spot.name)? else { return Ok(spot.newest_aside()) };
+    match FileType::from_raw_mode(there.st_mode) {
+        FileType::RegularFile | FileType::Symlink => {}
+        FileType::Directory => {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "a directory is in the file's place"));
         }
-        Ok(meta) if !meta.is_file() && !meta.is_symlink() => {
-            return Err(io::Error::other("a device is in the file's place: name a file in `paths`"));
-        }
-        Ok(_) => {}
+        _ => return Err(io::Error::other("a device is in the file's place: name a file in `paths`")),
     }
     for n in 1..=MAX_ASIDE {
-        let aside = aside_name(path, generation, n);
+        let aside = spot.aside(n);
         step("aside")?;
-        match rename_new(path, &aside) {
+        match spot.folder.rename(&spot.name, &aside) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            done => return done.map(|()| Some(aside)),
+            done => return done.map(|()| Some(spot.folder.path_of(&aside))),
         }
     }
     Err(io::Error::other(format!("{MAX_ASIDE} files were set aside there before: remove some")))
 }
 
-fn aside_name(path: &Path, generation: Generation, n: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".before-{generation}-{n}"));
-    name.into()
-}
-
-/// What an attempt that was cut short may have set aside.
-fn newest_aside(path: &Path, generation: Generation) -> Option<PathBuf> {
-    let there = |p: &PathBuf| fs::symlink_metadata(p).is_ok();
-    (1..=MAX_ASIDE).map(|n| aside_name(path, generation, n)).take_while(there).last()
-}
-
-/// Renames, unless something has that name.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
-}
-
-fn identity(path: &Path) -> io::Result<Option<FileId>> {
-    match fs::symlink_metadata(path) {
-        Ok(meta) => Ok(Some(FileId::of(&meta))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+fn identity(folder: &Folder, name: &OsStr) -> io::Result<Option<FileId>> {
+    Ok(folder.stat(name)?.map(|stat| FileId { device: stat.st_dev, inode: stat.st_ino }))
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::applier::{Applier, ApplyError};
 use super::image::set::Promotable;
 use super::paths::PathError;
-use super::place::{FileId, Placed, Step, already, prepare, put};
+use super::place::{FileId, Placed, Spot, Step, already, prepare, put};
 use super::recover;
 use super::routes::{Route, Routes, routes};
 use super::store::sealed::{seal, unseal};
@@ -175,10 +175,11 @@ pub fn verify(applier: &mut Applier, saved: Option<SavedMark>) -> Result<Promota
     }
 }
 
-/// Whether each region of the image that is to be promoted has a place of its own by `paths`, or can be put beside the image. To
-/// be called before the group changes hands: afterwards nobody can take it back.
+/// Whether each region of the image that is to be promoted has a place of its own by `paths`, which no link keeps from being reached,
+/// or can be put beside the image. To be called before the group changes hands: afterwards nobody can take it back.
 pub fn check_places(applier: &Applier, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), PromoteError> {
-    routes(applier.images().regions(), paths, &applier.config().dir, Generation(0)).map(drop)
+    let routes = routes(applier.images().regions(), paths, &applier.config().dir, Generation(0))?;
+    routes.placed.iter().try_for_each(|route| Ok(route.place.check()?))
 }
 
 /// Promotes what is there; what must be there is for [`verify`]. `step` is called before each durable step with its name; an error of its ends the attempt there.
@@ -221,16 +222,16 @@ pub fn promote(
     let mut put_all = |routes: &[Route], owner| -> Result<Vec<Placed>, PromoteError> {
         let mut files = Vec::new();
         for Route { region, place } in routes {
-            place.prepare()?;
+            let spot = Spot::new(place, image.generation)?;
             let id = region.entry.id.0;
-            if let Some(placed) = already(region, &place.path, image.generation, journal.prepared.get(&id))? {
+            if let Some(placed) = already(region, &spot, journal.prepared.get(&id))? {
                 files.push(placed);
                 continue;
             }
-            let part = prepare(region, &place.path, image.generation, owner, step)?;
+            let part = prepare(region, &spot, owner, step)?;
             journal.prepared.insert(id, part.id);
             save(&*store, &dir, &journal, step)?;
-            files.push(put(region, &place.path, image.generation, part, step)?);
+            files.push(put(region, &spot, part, step)?);
         }
         Ok(files)
     };

@@ -58,8 +58,12 @@ impl Setup {
         applier
     }
 
+    fn files(&self) -> PathBuf {
+        self.memory.path().join("files")
+    }
+
     fn near(&self, name: &str) -> PathBuf {
-        self.memory.path().join("files").join(name)
+        self.files().join(name)
     }
 
     fn far(&self, name: &str) -> PathBuf {
@@ -271,4 +275,93 @@ fn a_real_pool_of_a_machine_that_died_opens_after_its_state_was_cleared() {
     let checked =
         std::process::Command::new("pmempool").arg("check").arg(&done.files[0].path).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}
+
+/// The application's user.
+const USER: u32 = 4242;
+
+/// Makes a link the application's user's.
+fn give(link: &Path) {
+    std::os::unix::fs::lchown(link, Some(USER), Some(USER)).expect("run as root");
+}
+
+/// What a user who owns a place's directory does to the agent that works there with the rights of root: `swap` runs before each
+/// step called `at`. Nothing outside is touched, the refusal says why, and without `swap` the next attempt ends well.
+///
+/// Whether it was refused.
+fn swapped(at: &'static str, swap: impl Fn(&Setup, &Path)) -> bool {
+    let setup = Setup::new();
+    let outside = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::write(outside.path().join("one"), "not to be touched").unwrap();
+    let stream = stream();
+    let request = Request { owner: Some((USER, USER)), ..setup.request() };
+    let mut step = |name: &'static str| {
+        if name == at {
+            swap(&setup, outside.path());
+        }
+        Ok(())
+    };
+    let swapped = promote(&mut setup.receive(&stream), &request, &mut step);
+    let left: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap()).collect();
+    assert_eq!(left.len(), 1, "{at}: {left:?}");
+    let meta = fs::symlink_metadata(left[0].path()).unwrap();
+    assert_ne!(std::os::unix::fs::MetadataExt::uid(&meta), USER, "{at}");
+    assert_eq!(fs::read_to_string(left[0].path()).unwrap(), "not to be touched", "{at}");
+    let refused = swapped.is_err();
+    if let Err(error) = swapped {
+        let said = error.to_string();
+        assert!(said.contains("link") && said.contains("files"), "{at}: {said}");
+        for there in [setup.files(), setup.near("deep")] {
+            if there.is_symlink() {
+                fs::remove_file(there).unwrap();
+            }
+        }
+        run(&mut setup.open(), &request).unwrap();
+        check_files(&setup);
+    }
+    refused
+}
+
+#[test]
+fn a_link_in_the_place_of_a_directory_leads_the_agent_nowhere() {
+    let swap_directory = |setup: &Setup, outside: &Path, there: &Path| {
+        let moved = setup.memory.path().join("moved");
+        if there.is_dir() && !moved.exists() {
+            fs::rename(there, moved).unwrap();
+            std::os::unix::fs::symlink(outside, there).unwrap();
+            give(there);
+        }
+    };
+    for at in ["part", "dress", "journal", "aside", "rename", "sync"] {
+        swapped(at, |setup, outside| swap_directory(setup, outside, &setup.files()));
+        swapped(at, |setup, outside| swap_directory(setup, outside, &setup.near("deep")));
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_a_file_is_refused_and_the_copy_is_kept() {
+    let swap_part = |setup: &Setup, outside: &Path| {
+        let part = setup.near(".pmemha-3-1.part");
+        if part.exists() {
+            fs::remove_file(&part).unwrap();
+            std::os::unix::fs::symlink(outside.join("one"), &part).unwrap();
+        }
+    };
+    for at in ["dress", "rename"] {
+        assert!(swapped(at, swap_part), "{at}");
+    }
+}
+
+#[test]
+fn a_link_of_the_applications_user_to_the_configured_directory_is_refused_before_anything_is_decided() {
+    let setup = Setup::new();
+    let outside = tempfile::tempdir_in("/dev/shm").unwrap();
+    let link = &setup.files();
+    std::os::unix::fs::symlink(outside.path(), link).unwrap();
+    let mut applier = setup.receive(&stream());
+    verify(&mut applier, None).unwrap();
+    check_places(&applier, &setup.paths).expect("the operator's link is followed");
+    give(link);
+    let refused = check_places(&applier, &setup.paths).unwrap_err().to_string();
+    assert!(refused.contains("symbolic link of user 4242"), "{refused}");
 }
