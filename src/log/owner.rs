@@ -168,6 +168,18 @@ impl LogRegion {
         }
     }
 
+    /// Agent: as [`LogRegion::reclaim_cell`] of every cell of `session` that is not this process's. For the session of agents, of
+    /// which there is one at a time: the others are dead even where that cannot be seen, because they lived in another pid
+    /// namespace.
+    pub fn reclaim_others(&self, session: u32) {
+        let me = Identity::own();
+        for index in 0..self.spec().appenders as u16 {
+            if let Some(owner) = self.owner(index).filter(|o| o.session == session && !me.is(o)) {
+                self.reclaim_cell(index, &owner);
+            }
+        }
+    }
+
     fn note_remains(&self, index: u16) {
         if self.kept_back(index) != 0 {
             self.owe(Debt::Remains);
@@ -188,11 +200,7 @@ impl LogRegion {
     }
 
     fn left_at_exec(&self, index: u16, owner: &Owner, me: &Identity) -> bool {
-        owner.pid == me.pid
-            && owner.namespace == me.namespace
-            && me.start != 0
-            && owner.start == me.start
-            && self.owner_word(index, IMAGE).load(Acquire) != me.image
+        me.is(owner) && me.start != 0 && self.owner_word(index, IMAGE).load(Acquire) != me.image
     }
 
     pub(crate) fn owner_word(&self, index: u16, word: usize) -> &std::sync::atomic::AtomicU64 {
@@ -215,6 +223,10 @@ impl LogRegion {
 }
 
 impl Identity {
+    fn is(&self, owner: &Owner) -> bool {
+        (owner.pid, owner.start, owner.namespace) == (self.pid, self.start, self.namespace)
+    }
+
     fn own() -> Identity {
         let pid = std::process::id();
         Identity {

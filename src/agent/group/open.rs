@@ -102,6 +102,8 @@ impl Group {
             (_, known) => make_log(config, states, keeper, generation, known, id)?,
         };
         log.set_policy(policy(config));
+        // An agent that was killed in the middle of a record is ours to bury: a program in a container cannot see its death.
+        log.reclaim_others(AGENT_SESSION);
         let group = Group {
             config: config.clone(),
             id: state.id,

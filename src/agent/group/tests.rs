@@ -451,6 +451,49 @@ fn the_half_made_record_of_a_program_in_a_container_is_given_up_when_its_session
 }
 
 #[test]
+fn the_half_made_record_of_a_killed_agent_is_given_up_by_the_next_one_wherever_that_runs() {
+    for namespace in [None, Some(7)] {
+        let bench = Bench::new();
+        let (log, id) = {
+            let (group, _notices) = bench.open(1);
+            (group.log().clone(), group.attach(process(10)))
+        };
+        let program = Appender::attach(log.clone(), id.0).unwrap();
+        let agent = std::mem::ManuallyDrop::new(Appender::for_agent(log.clone(), AGENT_SESSION).unwrap());
+        log.forge_owner(AGENT_SESSION, namespace);
+        agent.leave_half_made();
+        let (_group, _notices) = bench.open(1);
+        // What else would wait for it: the next program that drains, for ever where it is in a container.
+        assert_eq!(log.publish_filled(&|_| false), log.tail(), "{namespace:?}");
+        let _ = program.append(Kind::Data, RegionId(1), 0, &[1; 64]).unwrap();
+        assert_eq!(program.drain(), log.tail());
+        let cells = (0..log.spec().appenders as u16).filter_map(|cell| log.owner(cell));
+        assert_eq!(cells.filter(|owner| owner.session == AGENT_SESSION).count(), 1, "{namespace:?}");
+    }
+}
+
+/// Until a next agent comes, too.
+#[test]
+fn a_program_that_sees_the_death_of_an_agent_in_the_middle_of_a_record_goes_on_by_itself() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let (log, id) = (group.log().clone(), group.attach(process(10)));
+    drop(group);
+    let agent = std::mem::ManuallyDrop::new(Appender::for_agent(log.clone(), AGENT_SESSION).unwrap());
+    agent.leave_half_made();
+    log.forge_owner(AGENT_SESSION, None);
+    let (tell, told) = channel();
+    let program = Appender::attach(log.clone(), id.0).unwrap();
+    std::thread::spawn(move || {
+        program.append(Kind::Data, RegionId(1), 0, &[1; 64]).unwrap();
+        tell.send(program.drain()).unwrap();
+    });
+    let drained =
+        told.recv_timeout(std::time::Duration::from_secs(10)).expect("it does not wait for the dead");
+    assert_eq!(log.published(), drained);
+}
+
+#[test]
 fn a_writer_of_a_container_that_is_gone_is_buried_whether_or_not_it_ever_spoke() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
