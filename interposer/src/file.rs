@@ -110,6 +110,13 @@ pub fn record_all_unseen() {
     }
 }
 
+/// Everything that was stored to any file is recorded, and the process ends of its own will.
+pub fn keep_nothing_back(session: &Session) {
+    // So that nobody counts down afterwards what is not counted any more.
+    guard::slow(|| identities().values().for_each(|file| file.kept_back.store(false, Ordering::SeqCst)));
+    session.appender().keep_nothing_back();
+}
+
 impl File {
     /// Whether the file still has its name.
     pub fn is_live(&self) -> bool {
@@ -140,7 +147,9 @@ impl File {
         }
     }
 
-    fn keep_nothing_back(&self) {
+    /// The last mapping of it that could be stored to is gone, and what was stored there is recorded. Only within
+    /// [`guard::slow`], as is the entering of a mapping: one that is made meanwhile is noted anew.
+    pub fn keep_nothing_back(&self) {
         if let Some(session) = state::session()
             && self.kept_back.swap(false, Ordering::SeqCst)
         {
@@ -388,6 +397,7 @@ impl File {
         self.live.store(false, Ordering::Release);
         identities().remove(&self.identity);
         mapping::forget(self.region);
+        self.keep_nothing_back();
         if let Some(session) = state::session() {
             session.release(self.region);
         }

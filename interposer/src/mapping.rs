@@ -60,7 +60,10 @@ unsafe fn map(
     let at = unsafe { real(addr, len, prot, flags, fd, offset) };
     if at == libc::MAP_FAILED {
         come_back(gone);
-    } else if matches!(flags & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE)
+        return at;
+    }
+    stay_away(&gone);
+    if matches!(flags & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE)
         && flags & libc::MAP_ANONYMOUS == 0
         && len > 0
         && let Some((file, fd, _)) = looked_at_again(fd)
@@ -116,6 +119,8 @@ unsafe fn unmap(real: Munmap, addr: *mut c_void, len: size_t) -> c_int {
     let result = unsafe { real(addr, len) };
     if result != 0 {
         come_back(gone);
+    } else {
+        stay_away(&gone);
     }
     result
 }
@@ -165,6 +170,8 @@ unsafe fn remap(
             }
         });
     }
+    stay_away(&covered);
+    stay_away(&moved);
     at
 }
 
@@ -203,6 +210,19 @@ fn come_back(gone: Vec<Span>) {
             for span in &gone {
                 TABLE.insert(*span);
                 watch(span);
+            }
+        });
+    }
+}
+
+/// The mappings are gone, and what was stored there is recorded: where they were a file's last ones, nothing of it is kept back.
+fn stay_away(gone: &[Span]) {
+    if !gone.is_empty() {
+        guard::slow(|| {
+            for file in gone.iter().filter_map(|span| file::by_region(span.region)) {
+                if TABLE.select(|s| s.region == file.region).is_empty() {
+                    file.keep_nothing_back();
+                }
             }
         });
     }

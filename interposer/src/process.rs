@@ -101,7 +101,7 @@ fn farewell(status: Option<i32>) {
     file::record_all_unseen();
     state::set_ending();
     state::drain();
-    session.appender().keep_nothing_back();
+    file::keep_nothing_back(session);
     guard::slow(|| {
         // The agent may be gone; then there is nobody to tell.
         let _ = session.goodbye(status);

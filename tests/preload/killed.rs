@@ -43,6 +43,19 @@ fn after_its_own_flushes_it_leaves_nothing_that_a_power_cut_would_not_take() {
 }
 
 #[test]
+fn after_its_last_mapping_is_gone_it_leaves_nothing() {
+    assert!(!leaves_something("m.close()"), "what was stored is recorded when the mapping goes");
+    assert!(!leaves_something("os.unlink('file')"), "a file that is gone needs no copy");
+    let another = "n = mmap.mmap(f.fileno(), 8192); m.close()";
+    assert!(leaves_something(another), "there is another one");
+    assert!(!leaves_something(&format!("{another}; n.close()")));
+    assert!(leaves_something("m.close(); m = mmap.mmap(f.fileno(), 8192); m[0] = 2"), "there is one again");
+    assert!(leaves_something("m.resize(16384); m[0] = 2"), "it has moved");
+    let twice = "m.close(); m = mmap.mmap(f.fileno(), 8192); m.close(); m = mmap.mmap(f.fileno(), 8192)";
+    assert!(leaves_something(twice));
+}
+
+#[test]
 fn of_its_own_will_it_leaves_nothing() {
     assert!(!leaves_something("os._exit(0)"));
 }
