@@ -38,6 +38,7 @@ pub use debt::Debt;
 pub use dirty::RegionEntry;
 pub use layout::{LogError, LogSpec};
 pub use owner::Owner;
+pub(crate) use owner::stat_field;
 pub use pace::Pace;
 pub use region::{Acks, Counters, Gap, LinkState, LogRegion, OnFull, Policy};
 pub use scan::Scan;

@@ -6,6 +6,7 @@
 //! 3 its program image (a number that changes at exec), 4 in-flight marks, 5 how many files it keeps stores to back. The start time is cleared *before* the identity
 //! changes hands and set after, so that no living process is ever judged by another's.
 
+use std::str::FromStr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -244,13 +245,18 @@ fn identity_word(pid: u32, session: u32) -> u64 {
 
 /// Start time of a process in clock ticks since boot; `None` if it cannot be read.
 fn start_time(pid: u32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// Field `number` of `/proc/PID/stat`, 3 or higher, counted as proc(5) does.
+pub(crate) fn stat_field<T: FromStr>(pid: u32, number: usize) -> Option<T> {
     // Through rustix, which makes the system calls itself: libc's functions may be interposed, by us.
     let file = rustix::fs::open(format!("/proc/{pid}/stat"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let mut buf = [0u8; 1024];
     let n = rustix::io::read(file.ok()?, &mut buf).ok()?;
     let text = std::str::from_utf8(buf.get(..n)?).ok()?;
     // The command's name may hold anything but ends at the last parenthesis; field 3 follows it.
-    text.rsplit_once(')')?.1.split_whitespace().nth(22 - 3)?.parse().ok()
+    text.rsplit_once(')')?.1.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// Inode of this process's pid namespace; 0 if it cannot be read.

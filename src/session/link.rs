@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::client::SessionError;
+use super::peer;
 use super::socket::{Connection, SocketError};
 use super::wire::{Reply, Request, VERSION};
 use crate::locks::lock;
@@ -112,7 +113,7 @@ impl Link {
             }
         }
         match told {
-            Ok(()) | Err(SocketError::TimedOut) => {
+            Ok(()) | Err(SocketError::TimedOut | SocketError::Stopped(_)) => {
                 state.up = Some(up);
                 state.unanswered = unanswered;
             }
@@ -148,15 +149,15 @@ impl Link {
             }
             let mut unanswered = state.unanswered;
             let up = state.up.as_ref().expect("connected just now");
-            let answer = up
+            let answered = up
                 .read_answers(&mut unanswered, deadline)
                 .and_then(|()| up.connection().send(request, fd, Some(deadline)))
-                .and_then(|()| up.connection().recv::<Reply>(Some(deadline)));
+                .and_then(|()| answer(up.connection(), deadline));
             state.unanswered = unanswered;
-            if answer.is_ok() {
+            if answered.is_ok() {
                 state.timeouts = 0;
             }
-            match answer {
+            match answered {
                 Ok((Reply::Error { message }, _)) => return Err(SessionError::Refused { message }),
                 Ok((reply, _)) => return Ok(reply),
                 // The socket was left over from an agent that is gone: its successor gets the request.
@@ -212,10 +213,10 @@ impl Link {
             Err(Hello::Socket(e)) => return Err(self.lost(state, e)),
             Err(Hello::Session(e)) => return Err(e),
         };
-        let answer = connection
+        let said = connection
             .send(goodbye, None, Some(deadline))
-            .and_then(|()| connection.recv::<Reply>(Some(deadline)).map(drop));
-        answer.map_err(|e| self.lost(state, e))
+            .and_then(|()| answer(&connection, deadline).map(drop));
+        said.map_err(|e| self.lost(state, e))
     }
 
     /// In the child of a fork: closes the child's copy of the descriptor, unless a thread that does not exist
@@ -254,7 +255,7 @@ impl Link {
         for (region, by) in maps {
             let told = connection
                 .send(&Request::Maps { region, by }, None, Some(deadline))
-                .and_then(|()| connection.recv::<Reply>(Some(deadline)));
+                .and_then(|()| answer(&connection, deadline));
             told.map_err(|e| self.lost(state, e))?;
         }
         state.expected = Some(welcome.identity);
@@ -275,7 +276,7 @@ impl Link {
 
     fn lost(&self, state: &mut State, source: SocketError) -> SessionError {
         state.up = None;
-        if matches!(source, SocketError::TimedOut) {
+        if matches!(source, SocketError::TimedOut | SocketError::Stopped(_)) {
             state.timeouts += 1;
         }
         state.down_until = Some(Instant::now() + pause_after(state.timeouts));
@@ -303,7 +304,7 @@ enum Hello {
 fn greet(socket: &Path, hello: &Request, deadline: Instant) -> Result<(Connection, Welcome), Hello> {
     let connection = Connection::connect(socket, deadline).map_err(Hello::Socket)?;
     connection.send(hello, None, Some(deadline)).map_err(Hello::Socket)?;
-    match connection.recv(Some(deadline)).map_err(Hello::Socket)? {
+    match answer(&connection, deadline).map_err(Hello::Socket)? {
         (Reply::Welcome { agent: _, group, group_id, generation, session, protect, commit }, Some(log)) => {
             let file = file_id(log.as_fd()).map_err(Hello::Socket)?;
             let identity = Identity { group: group_id, generation, log: file };
@@ -314,6 +315,22 @@ fn greet(socket: &Path, hello: &Request, deadline: Instant) -> Result<(Connectio
         }
         (Reply::Error { message }, _) => Err(Hello::Session(SessionError::Refused { message })),
         (other, _) => Err(Hello::Session(SessionError::unexpected(&other))),
+    }
+}
+
+/// The agent's next answer, if it comes by `deadline`. An agent that is seen to be stopped is not waited for so long: a slow one
+/// may answer yet, that one will not.
+fn answer(connection: &Connection, deadline: Instant) -> Result<(Reply, Option<OwnedFd>), SocketError> {
+    let mut stopped = None;
+    loop {
+        match connection.recv(Some(deadline.min(Instant::now() + LOOK))) {
+            Err(SocketError::TimedOut) if Instant::now() < deadline => {}
+            answered => return answered,
+        }
+        let before = std::mem::replace(&mut stopped, peer::stopped(connection));
+        if let (Some(_), Some(pid)) = (before, stopped) {
+            return Err(SocketError::Stopped(pid));
+        }
     }
 }
 
@@ -341,7 +358,7 @@ impl Guarded {
     /// Reads the answers that mean nothing, and counts down what is still to come.
     fn read_answers(&self, unanswered: &mut u32, deadline: Instant) -> Result<(), SocketError> {
         while *unanswered > 0 {
-            self.connection().recv::<Reply>(Some(deadline))?;
+            answer(self.connection(), deadline)?;
             *unanswered -= 1;
         }
         Ok(())
@@ -376,6 +393,9 @@ fn file_id(fd: BorrowedFd<'_>) -> Result<FileId, SocketError> {
 
 /// Descriptors below are left to the program: shells and daemons close or expect low numbers.
 const LOWEST_FD: i32 = 500;
+
+/// How often the agent that is waited for is looked at; stopped twice in succession, it is given up.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Longest wait for a word that changes nothing for the program.
 const TELL_WAIT: Duration = Duration::from_millis(100);

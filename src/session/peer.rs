@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::log::stat_field;
 use crate::region::sockopt;
 
 /// The process that connected, as it was at that moment.
@@ -37,6 +38,14 @@ impl Peer {
         };
         Ok(Peer { pid, uid: cred.uid, gid: cred.gid, pidfd })
     }
+}
+
+/// The process at the other end of a connected Unix socket, if it is stopped (SIGSTOP): it answers nobody before it is
+/// continued. `None` also where that cannot be seen.
+pub fn stopped(socket: impl AsFd) -> Option<u32> {
+    let pid = u32::try_from(sockopt::peer_credentials(socket.as_fd()).ok()?.pid).ok()?;
+    // Not `t`: whoever traces it lets it go on in a moment.
+    (stat_field(pid, 3) == Some('T')).then_some(pid)
 }
 
 #[cfg(test)]

@@ -50,6 +50,9 @@ pub enum SocketError {
     /// The deadline passed.
     #[error("no answer on the session's socket within the time given")]
     TimedOut,
+    /// The other end answers nobody.
+    #[error("the agent, process {0}, is stopped: `kill -CONT {0}` lets it go on")]
+    Stopped(u32),
     /// A message larger than [`MAX_MESSAGE`], ours or the peer's.
     #[error("a session message of {0} bytes or more; at most {MAX_MESSAGE} are allowed")]
     TooLong(usize),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pmemha::agent::holder::Holder;
 use pmemha::session::socket::Connection;
 use pmemha::session::wire::{Reply, Request, VERSION};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 pub const PMEMHAD: &str = env!("CARGO_BIN_EXE_pmemhad");
 
@@ -93,10 +94,29 @@ impl Agent {
         self.child.wait().unwrap();
     }
 
+    /// Stops it in its tracks: nothing of it executes until [`Agent::go_on`].
+    pub fn stand_still(&self) {
+        self.signal(Signal::STOP);
+        let stopped = rustix::process::waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap();
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()), "{stopped:?}");
+    }
+
+    /// See [`Agent::stand_still`].
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
     /// SIGTERM; returns its exit code and what it said.
     pub fn terminate(mut self) -> (Option<i32>, String) {
-        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (self.child.wait().unwrap().code(), said)

@@ -1,10 +1,13 @@
 //! What applications, operators and hostile clients get.
 
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pmemha::log::format::Kind;
 use pmemha::session::socket::{Connection, SocketError};
 use pmemha::session::wire::{Reply, Request, VERSION};
+use pmemha::session::{Options, Session, SessionError};
 use serde_json::json;
 
 use crate::bench::{Bench, Client, LONG};
@@ -235,6 +238,40 @@ fn a_silent_client_is_let_go() {
     let deadline = Some(Instant::now() + LONG);
     assert!(matches!(silent.0.recv::<Reply>(deadline), Err(SocketError::Closed)));
 }
+
+#[test]
+fn an_agent_that_is_stopped_costs_a_program_a_moment_and_nothing_where_it_only_drains() {
+    let bench = Bench::new();
+    let agent = bench.start();
+    let options = || Options { socket: Some(bench.socket()), group: None, program: "db".into() };
+    let session = Session::connect(options()).unwrap();
+    let region = session.protect(bench.pool("a.pool", 4096).as_fd(), 0, true).unwrap().region;
+    agent.stand_still();
+
+    let begun = Instant::now();
+    for _ in 0..1000 {
+        session.appender().append(Kind::Data, region, 0, &[1; 64]).unwrap();
+        session.appender().commit(session.appender().drain());
+    }
+    let drained = begun.elapsed();
+    assert!(drained < MOMENT, "a thousand drains took {drained:?}");
+    let protect = || session.protect(bench.pool("b.pool", 4096).as_fd(), 0, true).map(drop);
+    let connect = || Session::connect(options()).map(drop);
+    for ask in [&protect as &dyn Fn() -> Result<(), SessionError>, &connect, &|| session.goodbye(None)] {
+        let begun = Instant::now();
+        let refused = ask().unwrap_err().to_string();
+        assert!(begun.elapsed() < MOMENT, "{:?}: {refused}", begun.elapsed());
+        // Once it has waited in vain a session does not even ask for a while.
+        assert!(refused.contains("kill -CONT") || refused.contains("is gone"), "{refused}");
+    }
+
+    agent.go_on();
+    let back = Session::connect(options()).unwrap();
+    back.protect(bench.pool("b.pool", 4096).as_fd(), 0, true).unwrap();
+}
+
+/// Well under what a program waits for an agent that is slow.
+const MOMENT: Duration = Duration::from_millis(900);
 
 #[test]
 fn sessions_end_when_the_agent_does_and_their_clients_can_come_back() {
