@@ -87,7 +87,10 @@ pub unsafe extern "C" fn pmemha_open(
             group: group.map(str::to_owned),
             program: program_name(),
         };
-        let handle = SESSIONS.insert(Session::connect(options)?).ok_or_else(|| {
+        let live = Session::connect(options)?;
+        let handle = SESSIONS.insert(live.clone()).ok_or_else(|| {
+            // The agent counts it by now, and would take the end of this program for a death.
+            let _ = live.goodbye(None);
             Failure::new(PMEMHA_E_LIMIT, format!("{MAX_SESSIONS} sessions are open already: close one"))
         })?;
         // SAFETY: as above.

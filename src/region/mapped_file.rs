@@ -140,8 +140,9 @@ fn open_mapped(mapping: &Mapping) -> Result<File, MappingError> {
     let what = || format!("look at {}", mapping.path.display());
     let stat = fstat(&file).map_err(|e| MappingError::System { what: what(), source: e.into() })?;
     let device = (major(stat.st_dev), minor(stat.st_dev));
+    // By address a file is found that has no name any more: no other machine could open that.
     // Some file systems (btrfs, overlayfs) show another device in maps than in stat: the inode must do there.
-    if stat.st_ino != mapping.inode || (device != mapping.device && device.0 != 0) {
+    if stat.st_nlink == 0 || stat.st_ino != mapping.inode || (device != mapping.device && device.0 != 0) {
         return Err(gone());
     }
     Ok(file)

@@ -3,6 +3,9 @@
 //! The numbered examples are compiled with every warning an error, against an installed tree, and run against an
 //! agent inside the test: by themselves, then under valgrind. What the destination would hold is compared with the file.
 
+mod children;
+mod errors;
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
