@@ -23,7 +23,7 @@ pub mod tls;
 pub mod verbs;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,19 @@ pub struct RemoteKey {
     pub len: u64,
 }
 
+impl RemoteKey {
+    /// Refuses bytes that lie outside it; the peer's fabric looks again.
+    fn check(&self, offset: u64, len: usize) -> Result<(), FabricError> {
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(FabricError::Access(format!(
+                "remote bytes {offset}+{len} outside a registration of {} bytes",
+                self.len
+            ))),
+        }
+    }
+}
+
 /// Where an endpoint can be reached; opaque to everyone but the fabric that made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +85,20 @@ pub struct Local<'a> {
     pub offset: usize,
     /// Number of bytes.
     pub len: usize,
+}
+
+impl Local<'_> {
+    /// Refuses bytes that lie outside `memory`, which is what the registration stands for.
+    fn check(&self, memory: &SharedMem) -> Result<(), FabricError> {
+        let &Local { offset, len, .. } = self;
+        if memory.contains(offset, len) {
+            return Ok(());
+        }
+        Err(FabricError::Access(format!(
+            "local bytes {offset}+{len} outside memory of {} bytes",
+            memory.len()
+        )))
+    }
 }
 
 /// A write into the peer's memory.
@@ -249,9 +276,4 @@ fn random<const N: usize>() -> Result<[u8; N], FabricError> {
         }
     })?;
     Ok(bytes)
-}
-
-/// A panic elsewhere does not make the data wrong: each critical section leaves it whole.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::End;
-use crate::fabric::locked;
+use crate::locks::lock;
 
 /// What the rooms above gave to [`crate::fabric::Endpoint::on_event`].
 pub type Notify = Box<dyn Fn() + Send + Sync>;
@@ -45,13 +45,13 @@ impl<R: Clone> Signals<R> {
 
     /// Has the engine end the connection; the first reason stays.
     pub fn doom(&self, end: End<R>) {
-        locked(&self.doom).get_or_insert(end);
+        lock(&self.doom).get_or_insert(end);
         self.ring();
     }
 
     /// Why the engine is to end the connection.
     pub fn doomed(&self) -> Option<End<R>> {
-        locked(&self.doom).clone()
+        lock(&self.doom).clone()
     }
 
     /// Wakes the engine.
@@ -93,7 +93,7 @@ impl<R: Clone> Signals<R> {
 
     /// See [`crate::fabric::Endpoint::on_event`]. What happened before is told again, lest it be missed.
     pub fn on_event(&self, notify: Notify) {
-        *locked(&self.notify) = Some(Arc::new(notify));
+        *lock(&self.notify) = Some(Arc::new(notify));
         self.notify_anew.store(true, Ordering::Relaxed);
         self.ring();
     }
@@ -102,13 +102,13 @@ impl<R: Clone> Signals<R> {
     pub fn tell<T>(&self, state: &Mutex<T>, news: impl FnOnce(&mut T) -> bool) {
         let anew = self.notify_anew.swap(false, Ordering::Relaxed);
         {
-            let mut state = locked(state);
+            let mut state = lock(state);
             if !news(&mut state) && !anew {
                 return;
             }
             self.wake();
         }
-        let notify = locked(&self.notify).clone();
+        let notify = lock(&self.notify).clone();
         if let Some(notify) = notify {
             notify();
         }
@@ -149,7 +149,7 @@ mod tests {
         let (signals, state) = (Signals::<&str>::new().unwrap(), Mutex::new(false));
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| {
-                let mut come = locked(&state);
+                let mut come = lock(&state);
                 while !*come {
                     come = signals.sleep(come, Duration::from_secs(3600));
                 }

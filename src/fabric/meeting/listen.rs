@@ -20,7 +20,8 @@ use zerocopy::IntoBytes;
 use super::hello::{HELLO, Heard, Hello, TOKEN, Welcome, same_token};
 use super::wire::Wire;
 use crate::fabric::tls::{TlsIdentity, peer_node};
-use crate::fabric::{FabricError, locked, random};
+use crate::fabric::{FabricError, random};
+use crate::locks::lock;
 use crate::predecessor::listen_at;
 
 /// An offer that nobody took up by then is void.
@@ -90,7 +91,7 @@ impl Listener {
         let token = random()?;
         let expires = Instant::now() + OFFER_LIFETIME;
         let (taker, taken) = sync_channel(1);
-        let mut offers = locked(&self.shared.offers);
+        let mut offers = lock(&self.shared.offers);
         offers.retain(|offer| offer.expires > Instant::now());
         if offers.len() == MAX_OFFERS {
             return Err(FabricError::Busy { in_flight: MAX_OFFERS });
@@ -130,14 +131,14 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        locked(&self.shared.offers).retain(|offer| offer.token != self.token);
+        lock(&self.shared.offers).retain(|offer| offer.token != self.token);
     }
 }
 
 impl Shared {
     /// Takes the offer that `token` is for. All are compared, each in constant time.
     fn claim(&self, token: &[u8; TOKEN]) -> Option<OpenOffer> {
-        let mut offers = locked(&self.offers);
+        let mut offers = lock(&self.offers);
         let now = Instant::now();
         let mut found = None;
         for (i, offer) in offers.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use rustls::Connection;
 
-use crate::fabric::locked;
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 
 /// Plaintext taken per send inside TLS: eight records, so that the session's lock is passed often enough for
@@ -84,7 +84,7 @@ impl Wire {
     /// Goes on with the TLS handshake; whether it is over. At once for a plain socket.
     pub fn handshake(&self) -> io::Result<bool> {
         let Some(session) = &self.tls else { return Ok(true) };
-        let mut session = locked(session);
+        let mut session = lock(session);
         loop {
             match session.push(&self.socket) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -108,14 +108,14 @@ impl Wire {
 
     /// Looks at the TLS session, if there is one.
     pub fn with_session<T>(&self, look: impl FnOnce(&Connection) -> T) -> Option<T> {
-        self.tls.as_ref().map(|session| look(&locked(session).tls))
+        self.tls.as_ref().map(|session| look(&lock(session).tls))
     }
 
     /// Sends from `head` and then from `bulk`; returns how many bytes of both together were taken. What was
     /// taken may wait inside for [`Wire::flush`].
     pub fn send(&self, head: &[u8], bulk: Option<&Payload>) -> io::Result<usize> {
         match (&self.tls, bulk) {
-            (Some(session), _) => locked(session).send(&self.socket, head, bulk),
+            (Some(session), _) => lock(session).send(&self.socket, head, bulk),
             (None, Some(p)) => {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 retried(|| p.memory.send(self.socket.as_fd(), head, p.offset, p.len, flags))
@@ -126,14 +126,14 @@ impl Wire {
 
     /// Pushes out what was taken and not sent.
     pub fn flush(&self) -> io::Result<()> {
-        self.tls.as_ref().map_or(Ok(()), |session| locked(session).push(&self.socket))
+        self.tls.as_ref().map_or(Ok(()), |session| lock(session).push(&self.socket))
     }
 
     /// Receives into `into`; 0 is the end of the stream.
     pub fn recv(&self, into: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
             None => retried(|| (&self.socket).read(into)),
-            Some(session) => locked(session).recv(&self.socket, into),
+            Some(session) => lock(session).recv(&self.socket, into),
         }
     }
 
@@ -149,7 +149,7 @@ impl Wire {
     /// Says that nothing more will be sent.
     pub fn finish_sending(&self) {
         if let Some(session) = &self.tls {
-            let mut session = locked(session);
+            let mut session = lock(session);
             session.tls.send_close_notify();
             // Without it the peer sees the end of the socket all the same.
             let _ = session.push(&self.socket);

@@ -13,10 +13,11 @@ use super::requests::{NewWrite, Requests};
 use crate::fabric::connection::LIMIT;
 use crate::fabric::meeting::Payload;
 use crate::fabric::meeting::Wire;
+use crate::fabric::random;
 use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
-use crate::fabric::{locked, random};
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 
 /// One end of a tcp connection. Dropped, it closes the connection.
@@ -42,12 +43,7 @@ impl TcpEndpoint {
         if !self.link.registry.knows(local.memory.key().key, memory) {
             return Err(FabricError::Access("local memory is not registered on this endpoint".to_owned()));
         }
-        if !memory.contains(local.offset, local.len) {
-            let (from, len, size) = (local.offset, local.len, memory.len());
-            return Err(FabricError::Access(format!(
-                "local bytes {from}+{len} outside memory of {size} bytes"
-            )));
-        }
+        local.check(memory)?;
         Ok(Payload { memory: memory.clone(), offset: local.offset, len: local.len })
     }
 
@@ -59,7 +55,7 @@ impl TcpEndpoint {
         add: impl FnOnce(&mut Requests),
     ) -> Result<(), FabricError> {
         {
-            let mut exchange = locked(self.link.exchange());
+            let mut exchange = lock(self.link.exchange());
             if let Some(end) = exchange.requests.books.end() {
                 return Err(end.error(&self.link.peer));
             }
@@ -97,7 +93,7 @@ impl Endpoint for TcpEndpoint {
     fn write(&self, writes: &[Write<'_>]) -> Result<(), FabricError> {
         let mut checked = Vec::with_capacity(writes.len());
         for write in writes {
-            within(&write.remote, write.remote_offset, write.local.len)?;
+            write.remote.check(write.remote_offset, write.local.len)?;
             checked.push(NewWrite {
                 from: self.local(&write.local)?,
                 key: write.remote.key,
@@ -117,7 +113,7 @@ impl Endpoint for TcpEndpoint {
         remote_offset: u64,
         signal: u64,
     ) -> Result<(), FabricError> {
-        within(&remote, remote_offset, into.len)?;
+        remote.check(remote_offset, into.len)?;
         if into.len > MAX_READ as usize {
             return Err(FabricError::Access(format!(
                 "a read takes at most {MAX_READ} bytes, not {}",
@@ -129,11 +125,11 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn poll(&self, out: &mut Vec<Completion>) -> usize {
-        locked(self.link.exchange()).requests.books.poll(out)
+        lock(self.link.exchange()).requests.books.poll(out)
     }
 
     fn take_immediate(&self) -> Option<u32> {
-        locked(self.link.exchange()).requests.books.take_immediate()
+        lock(self.link.exchange()).requests.books.take_immediate()
     }
 
     fn wait(&self, timeout: Duration) -> Wake {
@@ -164,15 +160,5 @@ impl Drop for TcpEndpoint {
     fn drop(&mut self) {
         self.link.signals.doom(End::Closed);
         self.link.registry.close();
-    }
-}
-
-fn within(remote: &RemoteKey, offset: u64, len: usize) -> Result<(), FabricError> {
-    match offset.checked_add(len as u64) {
-        Some(end) if end <= remote.len => Ok(()),
-        _ => Err(FabricError::Access(format!(
-            "remote bytes {offset}+{len} outside a registration of {} bytes",
-            remote.len
-        ))),
     }
 }

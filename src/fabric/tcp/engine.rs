@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::exchange::{End, farewell};
 use super::lander::Lander;
 use super::link::Link;
-use crate::fabric::locked;
+use crate::locks::lock;
 
 /// Received through a buffer: headers, and payloads of small frames.
 const BUFFER: usize = 64 << 10;
@@ -38,7 +38,7 @@ pub fn run(link: Arc<Link>) {
     let end = engine.serve();
     // From here on nothing lands, whatever comes.
     engine.link.registry.close();
-    locked(engine.link.exchange()).finish(end.clone(), &engine.link.peer);
+    lock(engine.link.exchange()).finish(end.clone(), &engine.link.peer);
     engine.link.tell();
     tracing::debug!(peer = engine.link.peer, ?end, "fabric connection ended");
     engine.part(&end);

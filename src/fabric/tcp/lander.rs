@@ -10,8 +10,8 @@ use super::exchange::{End, Exchange, Refused};
 use super::frame::{Decoder, Frame, Item, Refusal};
 use super::registry::{Landing, Region, Registry, Wanted};
 use super::requests::Unasked;
-use crate::fabric::locked;
 use crate::fabric::meeting::Payload;
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 
 /// Where the stream stands.
@@ -118,13 +118,13 @@ impl Lander {
                 self.expect(seq)?;
                 let region = self.resolve(seq, key, offset, len, Wanted::Read)?;
                 self.done = seq;
-                locked(exchange).answers.read(seq, region, offset, len).map_err(broken)?;
+                lock(exchange).answers.read(seq, region, offset, len).map_err(broken)?;
             }
             Frame::Reply { seq, len, last } => {
-                let into = locked(exchange).requests.reply(seq, len, last).map_err(unasked)?;
+                let into = lock(exchange).requests.reply(seq, len, last).map_err(unasked)?;
                 self.place = Some(Place { kind: Kind::Reply { last }, memory: into.memory, at: into.offset });
             }
-            Frame::Ack { seq } => locked(exchange).requests.acknowledged(seq).map_err(unasked)?,
+            Frame::Ack { seq } => lock(exchange).requests.acknowledged(seq).map_err(unasked)?,
             Frame::Revoked => return Err(End::RevokedByPeer),
             Frame::Refused { seq, reason } => return Err(End::RefusedByPeer(Refused { seq, reason })),
         }
@@ -135,12 +135,12 @@ impl Lander {
         match self.place.take().map(|place| place.kind) {
             Some(Kind::Write { seq, last: true, immediate, .. }) => {
                 self.done = seq;
-                let mut exchange = locked(exchange);
+                let mut exchange = lock(exchange);
                 exchange.answers.landed(seq);
                 immediate.map_or(Ok(()), |value| exchange.requests.books.immediate(value)).map_err(broken)
             }
             Some(Kind::Reply { last: true }) => {
-                locked(exchange).requests.reply_landed();
+                lock(exchange).requests.reply_landed();
                 Ok(())
             }
             _ => Ok(()),
@@ -254,7 +254,7 @@ mod tests {
                 memory.read(0, &mut bytes);
                 bytes
             };
-            let mut exchange = locked(&self.exchange);
+            let mut exchange = lock(&self.exchange);
             let mut done: Vec<Completion> = Vec::new();
             exchange.requests.books.poll(&mut done);
             let done = done.into_iter().map(|c| (c.id, c.result.is_ok())).collect();

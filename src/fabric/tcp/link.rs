@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::exchange::{End, Exchange, Refused};
 use super::registry::Registry;
 use super::transmit::{Progress, Transmitter};
+use crate::fabric::Wake;
 use crate::fabric::connection::Signals;
 use crate::fabric::meeting::Wire;
-use crate::fabric::{Wake, locked};
+use crate::locks::lock;
 
 /// Bytes that a caller sends itself before it leaves the rest to the engine: more would make a post of bulk take as
 /// long as the network does.
@@ -86,7 +87,7 @@ impl Link {
             let was_blocked = self.blocked.swap(blocked, Ordering::Relaxed);
             drop(transmitter);
             match progress {
-                Ok(Progress::Idle) if locked(&self.exchange).has_output() => {}
+                Ok(Progress::Idle) if lock(&self.exchange).has_output() => {}
                 Ok(Progress::Idle) => return false,
                 Ok(Progress::Blocked) => return !was_blocked,
                 Ok(Progress::More) => return true,
@@ -100,7 +101,7 @@ impl Link {
 
     /// Runs `act` with the transmitter, waiting for whoever sends to let go of it.
     pub fn with_transmitter<T>(&self, act: impl FnOnce(&mut Transmitter) -> T) -> T {
-        act(&mut locked(&self.transmitter))
+        act(&mut lock(&self.transmitter))
     }
 
     /// Tells the rooms above what is new, from the engine's thread.
@@ -110,7 +111,7 @@ impl Link {
 
     /// See [`crate::fabric::Endpoint::interrupt`].
     pub fn interrupt(&self) {
-        let mut exchange = locked(&self.exchange);
+        let mut exchange = lock(&self.exchange);
         exchange.requests.books.interrupt();
         self.signals.wake();
     }
@@ -118,7 +119,7 @@ impl Link {
     /// See [`crate::fabric::Endpoint::wait`].
     pub fn wait(&self, timeout: Duration) -> Wake {
         let until = Instant::now().checked_add(timeout);
-        let mut exchange = locked(&self.exchange);
+        let mut exchange = lock(&self.exchange);
         loop {
             if let Some(wake) = exchange.requests.books.wake() {
                 return wake;

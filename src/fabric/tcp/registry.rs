@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::thread;
 
 use super::frame::Refusal;
-use crate::fabric::locked;
 use crate::fabric::{Registration, RemoteAccess, RemoteKey};
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 
 /// All registrations of one endpoint.
@@ -101,7 +101,7 @@ impl Registry {
         while self.wanting.load(Ordering::Relaxed) > 0 {
             thread::yield_now();
         }
-        let guard = locked(&self.gate);
+        let guard = lock(&self.gate);
         guard.open.then_some(Landing { _guard: guard })
     }
 
@@ -122,7 +122,7 @@ impl Registry {
     /// Holds the gate for `act`, ahead of the landing thread.
     fn pass(&self, act: impl FnOnce(&mut GateState)) {
         self.wanting.fetch_add(1, Ordering::Relaxed);
-        let mut gate = locked(&self.gate);
+        let mut gate = lock(&self.gate);
         self.wanting.fetch_sub(1, Ordering::Relaxed);
         act(&mut gate);
     }

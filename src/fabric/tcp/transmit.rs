@@ -8,9 +8,9 @@ use std::sync::Mutex;
 
 use super::exchange::Exchange;
 use super::frame::{Frame, HEADER};
-use crate::fabric::locked;
 use crate::fabric::meeting::Payload;
 use crate::fabric::meeting::Wire;
+use crate::locks::lock;
 
 /// Up to here copying is cheaper than another piece in a system call.
 const COPIED: usize = 4 << 10;
@@ -91,7 +91,7 @@ impl Transmitter {
     fn gather(&mut self, exchange: &Mutex<Exchange>) {
         self.clear();
         while self.gathered.len() < GATHERED - COPIED - HEADER {
-            let Some((frame, payload)) = locked(exchange).next_frame() else { break };
+            let Some((frame, payload)) = lock(exchange).next_frame() else { break };
             self.gathered.extend_from_slice(&frame.encode());
             match payload {
                 Some(p) if p.len > COPIED => {

@@ -38,24 +38,11 @@ impl VerbsEndpoint {
         signal: Option<u64>,
     ) -> Result<Post, FabricError> {
         let &Local { memory, offset, len } = local;
-        match remote_offset.checked_add(len as u64) {
-            Some(end) if end <= remote.len => {}
-            _ => {
-                return Err(FabricError::Access(format!(
-                    "remote bytes {remote_offset}+{len} outside a registration of {} bytes",
-                    remote.len
-                )));
-            }
-        }
+        remote.check(remote_offset, len)?;
         let region = self.link.pair().domain().find(&**memory).ok_or_else(|| {
             FabricError::Access("local memory is not registered on this endpoint".to_owned())
         })?;
-        if !region.memory().contains(offset, len) {
-            let size = region.memory().len();
-            return Err(FabricError::Access(format!(
-                "local bytes {offset}+{len} outside memory of {size} bytes"
-            )));
-        }
+        local.check(region.memory())?;
         // No adapter has keys of more bits, so what does not fit was forged, and no key has all of them set.
         let rkey = remote.key.try_into().unwrap_or(u32::MAX);
         let remote = remote.addr.wrapping_add(remote_offset);

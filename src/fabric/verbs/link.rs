@@ -20,7 +20,8 @@ use super::pair::{Pair, RECEIVE};
 use super::queue::Status;
 use crate::fabric::connection::Signals;
 use crate::fabric::meeting::Wire;
-use crate::fabric::{Completion, FabricError, Wake, locked};
+use crate::fabric::{Completion, FabricError, Wake};
+use crate::locks::lock;
 
 /// A caller that has not polled for so long is taken to sleep.
 pub const LULL: Duration = Duration::from_millis(1);
@@ -124,7 +125,7 @@ impl Link {
 
     /// Posts what `checked` gives, in order, or nothing of it.
     pub fn post(&self, checked: impl Iterator<Item = Result<Post, FabricError>>) -> Result<(), FabricError> {
-        let mut sender = locked(&self.sender);
+        let mut sender = lock(&self.sender);
         let Sender { chain, batch } = &mut *sender;
         let batch = Emptied(batch);
         for post in checked {
@@ -133,7 +134,7 @@ impl Link {
         let pieces = batch.0.iter().map(|p| self.pieces(p)).sum();
         let signalled = batch.0.iter().filter(|p| p.signal.is_some()).count();
         let (first, goes) = {
-            let mut state = locked(&self.state);
+            let mut state = lock(&self.state);
             if let Some(end) = state.ledger.books.end() {
                 return Err(end.error(&self.peer));
             }
@@ -159,7 +160,7 @@ impl Link {
             if let Err(e) = self.pair.post(chain, numbered) {
                 // Some of it may have been posted: all of it completes with the connection's end. Nothing may be posted behind
                 // it, since the completion of that would settle it.
-                locked(&self.state).ledger.halt();
+                lock(&self.state).ledger.halt();
                 self.signals.doom(End::Lost(format!("the adapter took no request: {e}")));
             }
         }
@@ -195,7 +196,7 @@ impl Link {
 
     /// See [`crate::fabric::Endpoint::poll`].
     pub fn poll(&self, out: &mut Vec<Completion>) -> usize {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         state.polls += 1;
         self.drain(&mut state);
         if state.ledger.books.has_news() {
@@ -206,14 +207,14 @@ impl Link {
 
     /// See [`crate::fabric::Endpoint::take_immediate`].
     pub fn take_immediate(&self) -> Option<u32> {
-        locked(&self.state).ledger.books.take_immediate()
+        lock(&self.state).ledger.books.take_immediate()
     }
 
     /// See [`crate::fabric::Endpoint::wait`].
     pub fn wait(&self, timeout: Duration) -> Wake {
         let start = Instant::now();
         let until = start.checked_add(timeout);
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         self.drain(&mut state);
         let spin = state.spin.min(timeout);
         let mut spun = false;
@@ -225,7 +226,7 @@ impl Link {
             spun = true;
             drop(state);
             std::hint::spin_loop();
-            state = locked(&self.state);
+            state = lock(&self.state);
             self.drain(&mut state);
         }
         if spun {
@@ -249,7 +250,7 @@ impl Link {
 
     /// See [`crate::fabric::Endpoint::interrupt`].
     pub fn interrupt(&self) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         state.ledger.books.interrupt();
         self.signals.wake();
     }
@@ -257,12 +258,12 @@ impl Link {
     /// After this nothing of the peer's lands, and the adapter touches no memory for this connection. Repeatable. Doom it
     /// first, so that what fails by this has its reason.
     pub fn silence(&self) -> Result<(), VerbsError> {
-        if locked(&self.state).silent {
+        if lock(&self.state).silent {
             return Ok(());
         }
         // At once; then, when nobody posts and nothing is landing any more, for certain.
         self.pair.refuse();
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         // What has completed by now has completed.
         self.drain(&mut state);
         state.ledger.halt();
@@ -277,19 +278,19 @@ impl Link {
 
     /// Ends the connection in the books. After [`Link::silence`].
     pub fn finish(&self, end: End) {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         self.drain(&mut state);
         state.ledger.finish(end, &self.peer);
     }
 
     /// Takes what the adapter has completed, for the engine.
     pub fn collect(&self) {
-        self.drain(&mut locked(&self.state));
+        self.drain(&mut lock(&self.state));
     }
 
     /// Why the queue pair failed, as far as it is known.
     pub fn suspicion(&self) -> Option<Suspicion> {
-        locked(&self.state).ledger.suspicion()
+        lock(&self.state).ledger.suspicion()
     }
 
     /// Tells the rooms above what is new, from the engine's thread.
@@ -300,7 +301,7 @@ impl Link {
     /// How long the engine may sleep: for ever if events will wake it; for a [`LULL`] while somebody polls, whose count
     /// `seen` remembers; not at all if something has come just now.
     pub fn rest(&self, seen: &mut u64) -> Option<Duration> {
-        let mut state = locked(&self.state);
+        let mut state = lock(&self.state);
         if state.armed {
             return None;
         }
@@ -313,7 +314,7 @@ impl Link {
 
     /// Events of the completion queue were taken.
     pub fn disarmed(&self) {
-        locked(&self.state).armed = false;
+        lock(&self.state).armed = false;
     }
 
     fn arm(&self, state: &mut State) {

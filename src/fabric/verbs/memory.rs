@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use super::VerbsError;
 use super::context::Context;
 use super::ffi::{ibv_access_flags, ibv_mr, ibv_pd, ibv_sge};
-use crate::fabric::{FabricError, Registration, RemoteAccess, RemoteKey, locked};
+use crate::fabric::{FabricError, Registration, RemoteAccess, RemoteKey};
+use crate::locks::lock;
 use crate::region::memory::SharedMem;
 
 /// A protection domain.
@@ -71,13 +72,13 @@ impl Domain {
         let key = RemoteKey { key: key.into(), addr: memory.addr(0) as u64, len: memory.len() as u64 };
         let raw = Mutex::new(Some(Raw(raw)));
         let region = Arc::new(Region { domain: self.clone(), raw, lkey, key, memory, access });
-        locked(&self.known).insert(name(&key, &region.memory), region.clone());
+        lock(&self.known).insert(name(&key, &region.memory), region.clone());
         Ok(VerbsRegistration(region))
     }
 
     /// Deregisters everything, whoever holds it.
     pub fn deregister_all(&self) -> Result<(), VerbsError> {
-        let known: Vec<_> = locked(&self.known).values().cloned().collect();
+        let known: Vec<_> = lock(&self.known).values().cloned().collect();
         for region in known {
             region.deregister().map_err(|source| VerbsError::System {
                 what: format!("{}: deregistering memory", self.context.device()),
@@ -89,7 +90,7 @@ impl Domain {
 
     /// What a local end of a request names, if it is registered here.
     pub fn find(&self, registration: &dyn Registration) -> Option<Arc<Region>> {
-        locked(&self.known).get(&name(&registration.key(), registration.memory())).cloned()
+        lock(&self.known).get(&name(&registration.key(), registration.memory())).cloned()
     }
 }
 
@@ -141,7 +142,7 @@ impl Region {
 
     /// No adapter touches the memory after this, unless it fails; then it may be tried again.
     fn deregister(&self) -> io::Result<()> {
-        let mut raw = locked(&self.raw);
+        let mut raw = lock(&self.raw);
         let Some(Raw(registered)) = &*raw else { return Ok(()) };
         // SAFETY: registered, and under the lock nobody else deregisters it; it stays as it is where the call refuses.
         match unsafe { (self.domain.context.library().ibv_dereg_mr)(registered.as_ptr()) } {
@@ -190,7 +191,7 @@ impl Drop for VerbsRegistration {
             // Still known, so that a revocation tries again and does not take it for gone.
             return;
         }
-        locked(&self.0.domain.known).remove(&name(&self.0.key, &self.0.memory));
+        lock(&self.0.domain.known).remove(&name(&self.0.key, &self.0.memory));
     }
 }
 
