@@ -3,7 +3,7 @@
 
 use super::event::{Action, Alarm, Answer, Event, Note, Request};
 use super::machine::Turn;
-use super::state::{Life, Mandate, NodeName, Phase, Round, Stage, Standing, UNTRIGGERED};
+use super::state::{Life, Mains, Mandate, NodeName, Phase, Round, Stage, Standing, UNTRIGGERED};
 use crate::types::Generation;
 
 impl Turn<'_> {
@@ -183,6 +183,11 @@ impl Turn<'_> {
         self.next.log_lost = false;
         self.next.phase = Phase::Placing;
         self.report(Note::Promoted);
+        self.next.holds_out = self.next.mains == Mains::Lost;
+        if self.next.holds_out {
+            // Whoever handed it over is likely to be on battery as well: it would come back at once, and so on.
+            self.alarm(Alarm::TakenOverOnBattery);
+        }
         self.act(Action::PlaceFiles);
     }
 

@@ -313,6 +313,8 @@ pub enum Alarm {
     NoImage,
     /// The heir cannot promote its image.
     HeirUnable,
+    /// Promoted while external power is lost here as well.
+    TakenOverOnBattery,
     /// Regions of the image have no place here. Raised by the agent: the machine never hears of it.
     RegionsUnplaced,
     /// The other node has a group of this name that is another one. Raised by the agent: the machine never hears of it.
@@ -361,6 +363,9 @@ impl Alarm {
             }
             Alarm::HeirUnable => {
                 "the heir cannot promote its image; the group is taken back as soon as power allows"
+            }
+            Alarm::TakenOverOnBattery => {
+                "taken over while external power is lost here as well: the application runs here until the battery ends; `pmemha last-gasp` hands it on to a node that has power"
             }
             Alarm::RegionsUnplaced => {
                 "regions of the image have no place in `paths` of this replica and were put into its directory: move those that the application needs to where it opens them, and add their places to `paths`"

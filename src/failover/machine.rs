@@ -31,6 +31,7 @@ impl Machine {
             durable,
             application: Life::Gone,
             mains: Mains::Unknown,
+            holds_out: false,
             cause: Cause::Power,
             attempt: 0,
             log_lost: false,
@@ -133,8 +134,8 @@ impl Turn<'_> {
             Event::ApplicationDied | Event::ApplicationExited | Event::ApplicationFailedToStart => {
                 next.application = Life::Gone
             }
-            Event::PowerLost => next.mains = Mains::Lost,
-            Event::PowerBack => next.mains = Mains::Online,
+            Event::PowerLost => (next.mains, next.holds_out) = (Mains::Lost, false),
+            Event::PowerBack => (next.mains, next.holds_out) = (Mains::Online, false),
             _ => {}
         }
     }

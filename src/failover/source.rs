@@ -28,6 +28,7 @@ impl Turn<'_> {
                 if self.next.cause == Cause::Power {
                     self.next.cause = Cause::Operator;
                 }
+                self.next.holds_out = self.next.mains == Mains::Lost;
                 self.call_off();
             }
             Event::OperatorPromote { force } => self.operator_wants_ownership(*force),
@@ -107,6 +108,10 @@ impl Turn<'_> {
                 if self.next.phase != Phase::Running {
                     self.next.phase = Phase::Running;
                     self.report(Note::ApplicationRuns);
+                    // Power that was lost before there was anything to freeze is told of only once.
+                    if self.is_to_leave() {
+                        self.begin_gasp(Cause::Power);
+                    }
                 }
             }
             Phase::Freezing | Phase::Refreezing => {}
@@ -290,15 +295,18 @@ impl Turn<'_> {
 
     /// The group is ours: let the application go on, unless power is still away.
     fn resume(&mut self) {
-        if self.next.mains == Mains::Lost && self.next.cause != Cause::Operator {
-            self.begin_gasp(Cause::Power);
-        } else if self.next.application != Life::Gone {
-            self.run_on();
-        } else if self.next.cause == Cause::Operator {
-            self.stopped();
-        } else {
-            self.start_application();
+        let gone = self.next.application == Life::Gone;
+        match self.next.cause {
+            Cause::Operator if gone => self.stopped(),
+            _ if self.is_to_leave() => self.begin_gasp(Cause::Power),
+            _ if gone => self.start_application(),
+            _ => self.run_on(),
         }
+    }
+
+    /// Whether external power, as last heard, is a reason not to run here.
+    fn is_to_leave(&self) -> bool {
+        self.next.mains == Mains::Lost && !self.next.holds_out
     }
 
     /// Ended as somebody wanted it; the next life of the agent is to know.

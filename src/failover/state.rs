@@ -281,6 +281,8 @@ pub struct State {
     pub application: Life,
     /// External power.
     pub mains: Mains,
+    /// The group stays here for as long as power is lost: it was taken over so, or the operator said so.
+    pub holds_out: bool,
     /// What the present attempt is for; meaningful from [`Phase::Freezing`] to [`Phase::Cancelling`].
     pub cause: Cause,
     /// The present or last attempt; never behind the durable one.

@@ -34,9 +34,11 @@ pub enum Bug {
     CancelAfterPromotion,
     /// A new life of the agent takes an application that has ended for one that died.
     EndForgotten,
+    /// Power that was lost while the application did not run is not thought of when it does.
+    PowerForgotten,
 }
 
-pub const ALL: [Bug; 13] = [
+pub const ALL: [Bug; 14] = [
     Bug::ThawsWithoutCancelled,
     Bug::CancelledNotDurable,
     Bug::ForgetsCancelled,
@@ -50,6 +52,7 @@ pub const ALL: [Bug; 13] = [
     Bug::LateTailCounts,
     Bug::CancelAfterPromotion,
     Bug::EndForgotten,
+    Bug::PowerForgotten,
 ];
 
 impl Bug {
@@ -66,6 +69,7 @@ impl Bug {
             }
             Bug::LateTailCounts => Budget { flips: 3, ..none },
             Bug::EndForgotten => Budget { agent_crashes: 1, exits: 1, ..none },
+            Bug::PowerForgotten => Budget { flips: 1, exits: 1, starts: 1, ..none },
             Bug::IgnoresGeneration
             | Bug::ReturnedStartsAtOnce
             | Bug::RebootedHeirGoesOn
@@ -98,6 +102,7 @@ impl Bug {
                     actions.rotate_left(1);
                 }
             }
+            Bug::PowerForgotten => next.holds_out = false,
             Bug::NotHeld => actions.retain(|a| *a != Action::HoldFrozen),
             Bug::CancelAfterPromotion => {
                 if let Event::Request(Request::Cancel { round }) = &event
@@ -174,6 +179,7 @@ impl Bug {
                     *round = state.round();
                 }
             }
+            Bug::PowerForgotten if *event == Event::ApplicationStarted => state.holds_out = true,
             _ => {}
         }
     }

@@ -7,7 +7,9 @@ mod explore;
 mod table;
 mod world;
 
-use pmemha::failover::{Action, Answer, Cause, Event, OnDeath, Phase, Saved, Trigger, step};
+use pmemha::failover::{
+    Action, Alarm, Answer, Cause, Event, Note, OnDeath, Phase, Round, Saved, State, Trigger, step,
+};
 use pmemha::types::Lsn;
 
 use explore::explore;
@@ -78,7 +80,23 @@ fn settings() -> Vec<(&'static str, Setting)> {
         ),
         (
             "there and back again",
-            setting(Trigger::Saved, OnDeath::None, Budget { flips: 1, flips_second: 1, syncs: 1, ..none }),
+            setting(
+                Trigger::Saved,
+                OnDeath::None,
+                Budget { flips: 1, flips_second: 1, syncs: 1, ..none.clone() },
+            ),
+        ),
+        (
+            "power is lost while nothing runs",
+            setting(
+                Trigger::Saved,
+                OnDeath::Failover,
+                Budget { flips: 1, flips_second: 1, exits: 1, starts: 1, ..none.clone() },
+            ),
+        ),
+        (
+            "power is lost while the operator hands over",
+            setting(Trigger::Saved, OnDeath::None, Budget { flips: 1, operator: 2, bad_images: 1, ..none }),
         ),
     ]
 }
@@ -127,6 +145,45 @@ fn an_operators_order_stands_when_the_program_ends_by_itself_meanwhile() {
     let (next, _) = step(&policy, &next, &Event::OperatorCancel);
     let (next, _) = step(&policy, &next, &Event::Answer(Answer::Cancelled { round: state.round() }));
     assert_eq!(next.phase, Phase::Stopped);
+}
+
+#[test]
+fn power_lost_before_the_application_runs_counts_when_it_does() {
+    for phase in [Phase::Starting, Phase::Stopped] {
+        let (next, _) = step(&table::policy(), &table::state(phase), &Event::ApplicationStarted);
+        assert_eq!(next.phase, Phase::Running, "{phase}");
+    }
+    for phase in [Phase::Returned, Phase::Placing, Phase::Stopped] {
+        let (state, _) = step(&table::policy(), &table::state(phase), &Event::PowerLost);
+        let started = match phase {
+            Phase::Returned => run(state, &[Event::Answer(Answer::Follows { life: 9 })]),
+            Phase::Placing => run(state, &[Event::FilesPlaced]),
+            _ => state,
+        };
+        let (next, actions) = step(&table::policy(), &started, &Event::ApplicationStarted);
+        assert_eq!(next.phase, Phase::Freezing, "{phase}");
+        assert!(actions.contains(&Action::Report(Note::GaspBegan(Cause::Power))), "{phase}: {actions:?}");
+    }
+}
+
+/// Two nodes on one mains would hand it to each other until the batteries end.
+#[test]
+fn a_group_taken_over_on_battery_stays_until_power_comes_and_goes() {
+    let verifying = run(table::state(Phase::Verifying), &[Event::PowerLost]);
+    let round = verifying.round();
+    let (placing, actions) =
+        step(&table::policy(), &verifying, &Event::ImageVerified { round: Round { attempt: 3, ..round } });
+    assert!(actions.contains(&Action::Alarm(Alarm::TakenOverOnBattery)), "{actions:?}");
+    let running = run(placing, &[Event::FilesPlaced, Event::ApplicationStarted]);
+    assert_eq!(running.phase, Phase::Running);
+    // Nor does a program that ends and is started again go.
+    let again = run(running, &[Event::ApplicationExited, Event::ApplicationStarted]);
+    assert_eq!(again.phase, Phase::Running);
+    assert_eq!(run(again, &[Event::PowerBack, Event::PowerLost]).phase, Phase::Freezing);
+}
+
+fn run(state: State, events: &[Event]) -> State {
+    events.iter().fold(state, |state, event| step(&table::policy(), &state, event).0)
 }
 
 /// `PMEMHA_UPDATE_DOCS=1` rewrites the tables.

@@ -67,6 +67,7 @@ fn states() -> Vec<(Phase, State)> {
             phase,
             application,
             mains,
+            holds_out: false,
             cause: Cause::Power,
             attempt: if gasp { 3 } else { 2 },
             log_lost: false,
@@ -136,29 +137,37 @@ fn events() -> Vec<(&'static str, Event)> {
     ]
 }
 
-/// One table a role: phase, event, next phase, actions; rows where nothing changes are left out.
+/// One table a role: phase, event, next phase, actions; rows where nothing changes are left out. A row follows where it
+/// matters that power is lost.
 pub fn tables() -> BTreeMap<&'static str, String> {
     let mut tables = BTreeMap::new();
     for (phase, state) in states() {
         let table = tables
             .entry(state.role())
             .or_insert_with(|| "| in | on | becomes | does |\n| --- | --- | --- | --- |\n".to_string());
+        let without = State { mains: Mains::Lost, ..state.clone() };
         for (name, event) in events() {
-            let (next, actions) = step(&policy(), &state, &event);
-            if actions.is_empty() && next.phase == phase {
-                continue;
+            let row = outcome(&state, &event);
+            if let Some(row) = &row {
+                _ = writeln!(table, "| {} | {name} | {row} |", word(&format!("{phase:?}")));
             }
-            let becomes = if next.phase == phase { "·".into() } else { word(&format!("{:?}", next.phase)) };
-            let does: Vec<String> = actions.iter().map(describe).collect();
-            _ = writeln!(
-                table,
-                "| {} | {name} | {becomes} | {} |",
-                word(&format!("{phase:?}")),
-                does.join(", ")
-            );
+            if let Some(other) = outcome(&without, &event).filter(|other| Some(other) != row.as_ref()) {
+                _ = writeln!(table, "| {}, power lost | {name} | {other} |", word(&format!("{phase:?}")));
+            }
         }
     }
     tables
+}
+
+/// What becomes of `state` and what is done; none if nothing changes.
+fn outcome(state: &State, event: &Event) -> Option<String> {
+    let (next, actions) = step(&policy(), state, event);
+    if actions.is_empty() && next.phase == state.phase {
+        return None;
+    }
+    let becomes = if next.phase == state.phase { "·".into() } else { word(&format!("{:?}", next.phase)) };
+    let does: Vec<String> = actions.iter().map(describe).collect();
+    Some(format!("{becomes} | {}", does.join(", ")))
 }
 
 fn describe(action: &Action) -> String {

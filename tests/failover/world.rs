@@ -30,6 +30,8 @@ pub struct Budget {
     pub deaths: u8,
     /// Its clean ends.
     pub exits: u8,
+    /// Its starts by hand, where it has ended.
+    pub starts: u8,
     /// Operator's commands.
     pub operator: u8,
     /// Promotions by force, given only while the other machine is off.
@@ -235,6 +237,9 @@ impl World {
         if patient(state.phase) {
             events.push(Event::Timeout);
         }
+        if self.budget.starts > 0 && state.phase == Phase::Stopped {
+            events.push(Event::ApplicationStarted);
+        }
         if self.budget.operator > 0 {
             events.push(Event::OperatorLastGasp);
             events.push(Event::OperatorCancel);
@@ -430,7 +435,12 @@ impl World {
                 node.pending.remove(&Pending::Verify(*round));
             }
             Event::FilesPlaced => _ = node.pending.remove(&Pending::Place),
-            Event::ApplicationStarted => _ = node.pending.remove(&Pending::Start),
+            // A start of our own runs from its order on; this one is somebody's by hand.
+            Event::ApplicationStarted if !node.pending.remove(&Pending::Start) => {
+                self.budget.starts -= 1;
+                node.ended = false;
+                node.run();
+            }
             _ => {}
         }
     }
@@ -533,6 +543,10 @@ impl World {
         }
         if self.nodes.iter().all(|n| n.state.as_ref().is_some_and(State::admits_application)) {
             return Some("both nodes admit the application");
+        }
+        let forgets = |s: &State| s.phase == Phase::Running && s.mains == Mains::Lost && !s.holds_out;
+        if self.nodes.iter().any(|n| n.state.as_ref().is_some_and(forgets)) {
+            return Some("power is lost, and the application runs on as if it were not");
         }
         let away = |n: &Node| !matches!(n.stored.standing, Standing::Owner { .. });
         if self.nodes.iter().any(|n| n.ended && (n.application == Life::Running || away(n))) {
