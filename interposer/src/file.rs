@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pmemha::log::appender::{Ahead, AppendError};
-use pmemha::log::format::Kind;
+use pmemha::log::format::{Kind, MAX_REGION_BYTES};
 use pmemha::region::identity::{Facts, Identity};
 use pmemha::session::Session;
 use pmemha::types::RegionId;
@@ -188,6 +188,10 @@ impl File {
                 self.not_recorded(&format_args!("its size: {e}"));
                 0
             }
+            Err(AppendError::TooLarge) => {
+                self.outgrown();
+                0
+            }
         };
         self.logged.shrinks.store(shrinks, Ordering::Relaxed);
         // Pairs with `size_is_logged`.
@@ -277,6 +281,10 @@ impl File {
             return;
         }
         let _errno = guard::KeepErrno::new();
+        if end > MAX_REGION_BYTES {
+            guard::slow(|| self.outgrown());
+            return;
+        }
         if !self.size_is_logged(session, end) {
             self.record_size(fd);
         }
@@ -390,6 +398,13 @@ impl File {
             self.record(Kind::RegionUnlink, 0, &[]);
             self.let_go();
         }
+    }
+
+    /// The file has become larger than any destination takes: it ceases to be a region. Only within [`guard::slow`].
+    fn outgrown(&self) {
+        let limit = MAX_REGION_BYTES >> 40;
+        error!("region {} is not replicated any more: it is larger than {limit} TiB", self.region);
+        self.record_unlink();
     }
 
     /// Nothing further is recorded for this region, which the agent may then give to another file.

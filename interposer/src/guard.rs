@@ -81,7 +81,15 @@ pub fn together<P>(
         result
     };
     let done = slow(|| match prepare() {
-        Some(prepared) => act(prepared, &noting),
+        Some(prepared) => {
+            let result = act(prepared, &noting);
+            // A refusal, instead of the call.
+            if result != 0 {
+                let refused = KeepErrno::new();
+                failure.set(Some(failure.take().unwrap_or(refused)));
+            }
+            result
+        }
         None => noting(),
     });
     // After `slow` has put back the errno from before the call.

@@ -9,12 +9,13 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use pmemha::log::format::region_path;
 use pmemha::region::identity::{Facts, Sort, open_again, path_of};
 use rustix::fs::OFlags;
 
 use crate::file::{self, File};
 use crate::real::hook;
-use crate::report::error;
+use crate::report::refuse;
 use crate::{fds, guard, state};
 
 hook!(Libc, [rename], (old: *const c_char, new: *const c_char) -> c_int, rename_body);
@@ -149,6 +150,8 @@ fn absolute(dir: c_int, path: *const c_char) -> Option<PathBuf> {
 /// A rename that may concern protected files, before it happens.
 struct Renaming {
     target: PathBuf,
+    /// Whether a record can have that name.
+    nameable: bool,
     moved: Option<&'static File>,
     replaced: Option<&'static File>,
 }
@@ -158,13 +161,22 @@ impl Renaming {
     fn prepare(old_dir: c_int, old: *const c_char, new_dir: c_int, new: *const c_char) -> Option<Renaming> {
         let session = state::session_or_attach()?;
         let (source, target) = (absolute(old_dir, old)?, absolute(new_dir, new)?);
-        let moved = look(&source, session.protects(&target));
+        // A file with a name that no record can have is not protected, as when it is made under such a name.
+        let nameable = region_path(target.as_os_str().as_bytes()).is_some();
+        let moved = look(&source, nameable && session.protects(&target));
         let replaced = look(&target, false).filter(|r| moved.is_none_or(|m| m.region != r.region));
-        (moved.is_some() || replaced.is_some()).then_some(Renaming { target, moved, replaced })
+        (moved.is_some() || replaced.is_some()).then_some(Renaming { target, nameable, moved, replaced })
     }
 
     fn carry_out(self, call: &dyn Fn() -> c_int) -> c_int {
         match (self.moved, self.replaced) {
+            (Some(_), _) if !self.nameable => {
+                let name = self.target.display();
+                refuse(
+                    libc::EINVAL,
+                    format_args!("a protected file cannot be called {name}, too long or not UTF-8"),
+                )
+            }
             (Some(moved), replaced) => {
                 moved.rename_within(self.target.as_os_str().as_bytes(), replaced, call)
             }
@@ -219,12 +231,8 @@ unsafe fn renameat2_body(
     if flags & libc::RENAME_EXCHANGE != 0
         && (find(old_dir, old, false).is_some() || find(new_dir, new, false).is_some())
     {
-        error!(
-            "exchanging two names of which one is protected cannot be replicated: refused as not supported"
-        );
-        // SAFETY: the thread's errno is always there.
-        unsafe { *libc::__errno_location() = libc::EINVAL };
-        return -1;
+        let what = "exchanging two names of which one is protected cannot be replicated";
+        return refuse(libc::EINVAL, format_args!("{what}"));
     }
     // SAFETY: see `rename_body`.
     renaming(old_dir, old, new_dir, new, || unsafe { real(old_dir, old, new_dir, new, flags) })

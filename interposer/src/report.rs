@@ -2,7 +2,7 @@
 //!
 //! `PMEMHA_LOG_LEVEL` = `off`, `error`, `warn` (default), `info`; `PMEMHA_LOG_FILE` names a file to append to instead.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, OsStr, c_int};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -54,6 +54,14 @@ pub fn say(level: Level, what: fmt::Arguments<'_>) {
         Some(Ok(file)) => rustix::io::write(file.as_fd(), line.as_bytes()),
         _ => rustix::io::write(rustix::stdio::stderr(), line.as_bytes()),
     };
+}
+
+/// Says `what` and fails the program's call with `errno`: a change that no record can say is not made at all.
+pub fn refuse(errno: c_int, what: fmt::Arguments<'_>) -> c_int {
+    say(Level::Error, format_args!("{what}: refused"));
+    // SAFETY: the thread's errno is always there.
+    unsafe { *libc::__errno_location() = errno };
+    -1
 }
 
 /// A function that was called does not exist anywhere: as the dynamic linker would, this ends the program.

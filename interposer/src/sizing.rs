@@ -7,10 +7,11 @@ use std::ffi::{c_char, c_int};
 use std::os::fd::BorrowedFd;
 
 use libc::off_t;
+use pmemha::log::format::MAX_REGION_BYTES;
 
 use crate::file::File;
 use crate::real::hook;
-use crate::report::error;
+use crate::report::refuse;
 use crate::{fds, guard, names};
 
 hook!(Libc, [ftruncate, ftruncate64], (fd: c_int, size: off_t) -> c_int, ftruncate_body);
@@ -28,10 +29,21 @@ fn protected(fd: c_int) -> Option<(&'static File, BorrowedFd<'static>)> {
     fds::file(fd).map(|(file, fd, _)| (file, fd))
 }
 
+/// Whether no destination would take a file of that size.
+fn is_too_large(size: off_t) -> bool {
+    u64::try_from(size).is_ok_and(|size| size > MAX_REGION_BYTES)
+}
+
+fn refuse_size() -> c_int {
+    let limit = MAX_REGION_BYTES >> 40;
+    refuse(libc::EFBIG, format_args!("a protected file larger than {limit} TiB cannot be replicated"))
+}
+
 unsafe fn ftruncate_body(real: unsafe extern "C" fn(c_int, off_t) -> c_int, fd: c_int, size: off_t) -> c_int {
     // SAFETY: the program's own call, as everywhere in this file.
     let call = || unsafe { real(fd, size) };
     match protected(fd) {
+        Some(_) if is_too_large(size) => refuse_size(),
         Some((file, fd)) if size >= 0 => {
             let record_size = || {
                 file.record_size_locked(fd);
@@ -54,6 +66,7 @@ unsafe fn truncate_body(
     // SAFETY: see `ftruncate_body`.
     let call = || unsafe { real(path, size) };
     match names::find(libc::AT_FDCWD, path, true) {
+        Some(_) if is_too_large(size) => refuse_size(),
         Some(file) if size >= 0 => names::resizing(file, libc::AT_FDCWD, path, size as u64, call),
         _ => call(),
     }
@@ -72,10 +85,11 @@ unsafe fn fallocate_body(
     };
     if mode & (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) != 0 {
         // No sequence of records says it at one instant, as the file system does it.
-        error!("taking bytes out of the middle of a protected file, or putting them in, is refused");
-        // SAFETY: the thread's errno is always there.
-        unsafe { *libc::__errno_location() = libc::EOPNOTSUPP };
-        return -1;
+        let what = "taking bytes out of the middle of a protected file, or putting them in";
+        return refuse(libc::EOPNOTSUPP, format_args!("{what}"));
+    }
+    if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && is_too_large(at.saturating_add(len)) {
+        return refuse_size();
     }
     let (start, count) = (at as u64, len as u64);
     // SAFETY: see `ftruncate_body`.
@@ -106,6 +120,10 @@ unsafe fn posix_fallocate_body(
     // SAFETY: see `ftruncate_body`.
     let call = || unsafe { real(fd, at, len) };
     let Some((file, borrowed)) = protected(fd) else { return call() };
+    if is_too_large(at.saturating_add(len)) {
+        refuse_size();
+        return libc::EFBIG; // This one returns it.
+    }
     let act = |file: &File, call: &dyn Fn() -> c_int| {
         let result = call();
         if result == 0 {

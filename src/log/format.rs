@@ -21,6 +21,9 @@ pub const RECORD_HEADER: u64 = 32;
 /// A record's offset in its region has this many bits: 256 TiB.
 pub const OFFSET_BITS: u32 = 48;
 
+/// Largest region: the largest file of ext4. A source protects nothing larger, so that a record of more is damaged or hostile.
+pub const MAX_REGION_BYTES: u64 = 16 << 40;
+
 /// Smallest ring: four times the largest record that a single page capture can need, with room to spare.
 pub const MIN_RING: u64 = 64 << 10;
 
@@ -168,6 +171,18 @@ pub const MAX_NAME: usize = 4096;
 
 /// Suffix of a region's name until its content is whole: a promotion leaves such a region out.
 pub const ARRIVING: &str = ".pmemha-arriving";
+
+/// A region's name as a record may have it; `None` if it is no UTF-8, empty or longer than [`MAX_NAME`]. Sources refuse what
+/// destinations would.
+pub fn region_name(bytes: &[u8]) -> Option<&str> {
+    let fits = !bytes.is_empty() && bytes.len() <= MAX_NAME;
+    fits.then(|| str::from_utf8(bytes).ok()).flatten()
+}
+
+/// As [`region_name`] of a file's path, which has to leave room for [`ARRIVING`].
+pub fn region_path(path: &[u8]) -> Option<&str> {
+    region_name(path).filter(|path| path.len() + ARRIVING.len() <= MAX_NAME)
+}
 
 /// The fixed head of a log region: written once, never changed, copied out at attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

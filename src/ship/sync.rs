@@ -380,6 +380,7 @@ impl Shared {
                 Ok(_) => {}
                 Err(AppendError::Ahead(ahead)) => return Err(ahead.into()),
                 Err(AppendError::Read(e)) => return Err(read(e)),
+                Err(e @ AppendError::TooLarge) => return Err(read(io::Error::other(e))),
             }
             copied += len as u64;
         }

@@ -149,8 +149,17 @@ fn what_cannot_be_replicated_is_refused_with_a_word() {
     let output = rig.command(rig::steps()).arg("refused").arg(rig.path("file")).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
-    assert_eq!(said.lines().filter(|line| line.contains("refused")).count(), 4, "{said}");
+    assert_eq!(said.lines().filter(|line| line.contains("refused")).count(), 9, "{said}");
     rig.assert_same("file");
+}
+
+#[test]
+fn a_file_that_outgrows_every_destination_ceases_to_be_a_region() {
+    let rig = Rig::new();
+    let output = rig.command(rig::steps()).arg("outgrown").arg(rig.path("file")).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("not replicated any more"), "{said}");
+    assert!(rig.agent.names().is_empty() && !rig.agent.log().is_ahead(), "{said}");
 }
 
 #[test]

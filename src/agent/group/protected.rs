@@ -14,7 +14,7 @@ use super::region::ProtectError;
 use super::rest::Rest;
 use crate::agent::state::RegionState;
 use crate::locks::lock;
-use crate::log::format::{ARRIVING, RegionPayload};
+use crate::log::format::{ARRIVING, MAX_REGION_BYTES, RegionPayload, region_path};
 use crate::types::{Lsn, RegionId};
 
 /// A protected file.
@@ -43,7 +43,7 @@ enum Whereabouts {
     At(PathBuf),
     /// It has no name any more.
     Gone,
-    /// The name cannot be looked up from here.
+    /// The name cannot be looked up from here, or no record can have it.
     Unknown,
 }
 
@@ -147,7 +147,8 @@ impl Region {
         }
     }
 
-    /// Follows the file to its present name and size. Whether it still has a name, and whether anything was new.
+    /// Follows the file to its present name and size. Whether it still has a name and can be a region, and whether anything was
+    /// new.
     pub(super) fn follow(&self) -> (bool, bool) {
         let mut new = false;
         match self.whereabouts() {
@@ -159,6 +160,12 @@ impl Region {
             Whereabouts::At(_) | Whereabouts::Unknown => {}
         }
         let len = self.len_now();
+        if len > MAX_REGION_BYTES {
+            // No destination takes it, so no copy would ever end.
+            let (path, limit) = (self.path(), MAX_REGION_BYTES >> 40);
+            tracing::error!(path = %path.display(), len, "not protected any more: larger than {limit} TiB");
+            return (false, true);
+        }
         new |= len != self.len();
         self.set_len(len);
         (true, new)
@@ -181,7 +188,15 @@ impl Region {
         };
         let itself = |m: &fs::Metadata| (m.dev(), m.ino()) == (self.dev, self.ino);
         match fs::metadata(&path) {
-            Ok(found) if itself(&found) => Whereabouts::At(path),
+            Ok(found) if itself(&found) => match region_path(path.as_os_str().as_encoded_bytes()) {
+                Some(_) => Whereabouts::At(path),
+                None => {
+                    let known = self.path();
+                    let (known, path) = (known.display(), path.display());
+                    tracing::warn!(%known, %path, "replicated under its former name: the new one is too long or not UTF-8");
+                    Whereabouts::Unknown
+                }
+            },
             _ if path.as_os_str().as_encoded_bytes().ends_with(DELETED) => Whereabouts::Gone,
             _ => Whereabouts::Unknown,
         }

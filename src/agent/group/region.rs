@@ -12,7 +12,7 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 
 use super::{Group, GroupError, Inner, Notice, Region};
 use crate::log::appender::AppendError;
-use crate::log::format::{Kind, MAX_NAME, OFFSET_BITS};
+use crate::log::format::{Kind, MAX_REGION_BYTES, region_path};
 use crate::log::{Debt, RegionEntry};
 use crate::region::content::device_size;
 use crate::types::{Lsn, PAGE, RegionId};
@@ -74,8 +74,8 @@ impl Group {
         }
         let len = if len == 0 { candidate.size } else { len };
         let unfit = |why: String| candidate.unfit(why);
-        if len > 1 << OFFSET_BITS {
-            return Err(unfit(format!("{len} bytes; the limit is {} TiB", (1u64 << OFFSET_BITS) >> 40)));
+        if len > MAX_REGION_BYTES {
+            return Err(unfit(format!("{len} bytes; the limit is {} TiB", MAX_REGION_BYTES >> 40)));
         }
         let mut inner = self.lock();
         let same = |r: &&Arc<Region>| (r.dev, r.ino) == (candidate.dev, candidate.ino);
@@ -275,8 +275,8 @@ impl Candidate {
         if !candidate.path.is_absolute() || stat.st_nlink == 0 {
             return unfit("it has no name in the file system, so it could not be found again");
         }
-        if candidate.path.as_os_str().len() > MAX_NAME || candidate.path.to_str().is_none() {
-            return unfit("its path is longer than 4096 bytes or not UTF-8");
+        if region_path(candidate.path.as_os_str().as_encoded_bytes()).is_none() {
+            return unfit("its path is longer than 4080 bytes or not UTF-8: give it another name");
         }
         if !fs::metadata(&candidate.path).is_ok_and(|m| (m.dev(), m.ino()) == (candidate.dev, candidate.ino))
         {

@@ -1,10 +1,12 @@
 use super::*;
 use crate::agent::config::Config;
 use crate::agent::holder::{FdKeeper, KeeperError};
-use crate::log::format::Kind;
+use crate::log::format::{Kind, MAX_REGION_BYTES};
 use crate::log::{self, Consumer, Debt};
 use rustix::fs::{Mode, OFlags};
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
@@ -253,6 +255,33 @@ fn only_files_with_a_name_and_devices_of_persistent_memory_are_protected() {
     let zero = File::options().write(true).open("/dev/zero").unwrap();
     assert!(why(group.protect(zero.as_fd(), 4096, true)).contains("no DAX device"));
     assert!(group.regions().is_empty());
+}
+
+#[test]
+fn what_no_destination_takes_is_not_protected() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let file = bench.file("a.pool", 4096);
+    assert!(why(group.protect(file.as_fd(), MAX_REGION_BYTES + 1, true)).contains("the limit is 16 TiB"));
+    let odd = bench.path("").join(OsStr::from_bytes(b"\xff.pool"));
+    std::fs::rename(bench.path("a.pool"), &odd).unwrap();
+    assert!(why(group.protect(file.as_fd(), 0, true)).contains("not UTF-8"));
+    assert!(group.regions().is_empty());
+}
+
+#[test]
+fn a_copy_leaves_out_what_no_destination_takes_and_keeps_a_name_that_one_does() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, true).unwrap();
+    let large = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    group.protect(large.as_file().as_fd(), 0, true).unwrap();
+    // By means that no record tells of.
+    std::fs::rename(bench.path("a.pool"), bench.path("").join(OsStr::from_bytes(b"\xff.pool"))).unwrap();
+    large.as_file().set_len(MAX_REGION_BYTES + 1).unwrap();
+    group.follow_files().unwrap();
+    let named: Vec<_> = group.regions().iter().map(|r| r.path()).collect();
+    assert_eq!(named, [bench.path("a.pool")]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::agent::group::{Group, Region};
 use crate::log::Appender;
-use crate::log::format::{Kind, MAX_NAME, RECORD_HEADER, RecordHeader};
+use crate::log::format::{Kind, MAX_NAME, RECORD_HEADER, RecordHeader, region_name};
 use crate::ship::sync::{SyncRegion, SyncSource};
 
 /// Keeps the group's table up with what the log says of its regions.
@@ -24,10 +24,7 @@ pub(super) fn observe(group: &Group, header: &RecordHeader) {
             let mut name = vec![0; header.len as usize];
             let at = (header.lsn & (log.spec().ring_bytes - 1)) as usize + RECORD_HEADER as usize;
             log.ring().read(at, &mut name);
-            match String::from_utf8(name) {
-                Ok(name) => group.region_renamed(id, &name),
-                Err(_) => Ok(()),
-            }
+            region_name(&name).map_or(Ok(()), |name| group.region_renamed(id, name))
         }
         _ => Ok(()),
     };

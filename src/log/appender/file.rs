@@ -7,7 +7,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::{Ahead, Appender, MAX_ATTEMPTS, Slot};
-use crate::log::format::{Kind, OFFSET_BITS, RecordHeader};
+use crate::log::format::{Kind, MAX_REGION_BYTES, OFFSET_BITS, RecordHeader};
 use crate::log::protocol;
 use crate::region::content::Content;
 use crate::types::{LINE, Lsn, PAGE, RegionId};
@@ -27,6 +27,9 @@ pub enum AppendError {
     /// The file could not be read; its place in the log became a filler.
     #[error("reading back what was written: {0}")]
     Read(#[from] io::Error),
+    /// The file has grown larger than a region may be; its size is in no record.
+    #[error("it is larger than {} TiB", MAX_REGION_BYTES >> 40)]
+    TooLarge,
 }
 
 impl Appender {

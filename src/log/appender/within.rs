@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use rustix::fs::{FileType, fstat};
 
 use super::{Ahead, AppendError, Appender};
-use crate::log::format::{Kind, OFFSET_BITS, SHRINKS, cell};
+use crate::log::format::{Kind, MAX_REGION_BYTES, OFFSET_BITS, SHRINKS, cell};
 use crate::log::region::LogRegion;
 use crate::types::RegionId;
 
@@ -61,11 +61,10 @@ impl Appender {
         }
         let slot = self.reserve(0)?;
         let size = match size_of(file) {
-            Ok(Some(size)) if size >> OFFSET_BITS == 0 => size,
+            Ok(Some(size)) if size <= MAX_REGION_BYTES => size,
             other => {
                 self.give_up(&slot);
-                let too_large = || io::Error::from(io::ErrorKind::FileTooLarge);
-                return Err(other.err().unwrap_or_else(too_large).into());
+                return Err(other.map_or_else(AppendError::Read, |_| AppendError::TooLarge));
             }
         };
         let (header, _) = self.slot_addr(&slot);

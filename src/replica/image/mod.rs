@@ -14,9 +14,6 @@ use std::path::{Path, PathBuf};
 
 use crate::types::{Generation, Lsn};
 
-/// Largest region: the largest file of ext4. A larger one can only be a damaged or hostile record.
-pub const MAX_REGION_BYTES: u64 = 16 << 40;
-
 /// Why an image could not be opened or a record not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {

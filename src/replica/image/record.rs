@@ -1,7 +1,7 @@
 //! What a record asks of an image: decoded and bounds-checked, before anything is touched.
 
-use super::{ImageError, MAX_REGION_BYTES};
-use crate::log::format::{Kind, MAX_NAME, RecordHeader, RegionPayload};
+use super::ImageError;
+use crate::log::format::{Kind, MAX_NAME, MAX_REGION_BYTES, RecordHeader, RegionPayload, region_name};
 use crate::replica::store::Bytes;
 use crate::types::{Lsn, RegionId};
 use zerocopy::FromBytes;
@@ -74,10 +74,11 @@ pub(super) fn decode<'a>(header: &RecordHeader, payload: Bytes<'a>) -> Result<Ch
 }
 
 fn name(bytes: Bytes<'_>) -> Option<String> {
-    if bytes.is_empty() || bytes.len() > MAX_NAME {
+    // Before memory is taken for it.
+    if bytes.len() > MAX_NAME {
         return None;
     }
     let mut name = vec![0; bytes.len()];
     bytes.copy_to(&mut name);
-    String::from_utf8(name).ok()
+    region_name(&name).map(str::to_owned)
 }

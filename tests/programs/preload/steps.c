@@ -305,7 +305,7 @@ static void reopened(void)
 
 static void refused(void)
 {
-	char other[4096];
+	char other[4096], name[4096];
 	snprintf(other, sizeof(other), "%s.tmp", path);
 	int fd = create(8 * PAGE);
 	CHECK(close(open(other, O_RDWR | O_CREAT, 0600)) == 0);
@@ -313,6 +313,22 @@ static void refused(void)
 	CHECK(renameat2(AT_FDCWD, other, AT_FDCWD, path, RENAME_EXCHANGE) == -1 && errno == EINVAL);
 	CHECK(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, PAGE) == -1 && errno == EOPNOTSUPP);
 	CHECK(fallocate(fd, FALLOC_FL_INSERT_RANGE, 0, PAGE) == -1 && errno == EOPNOTSUPP);
+	const off_t too_large = ((off_t)16 << 40) + 1;
+	CHECK(ftruncate(fd, too_large) == -1 && errno == EFBIG);
+	CHECK(truncate(path, too_large) == -1 && errno == EFBIG);
+	CHECK(fallocate(fd, 0, too_large, 1) == -1 && errno == EFBIG);
+	CHECK(posix_fallocate(fd, too_large, 1) == EFBIG);
+	snprintf(name, sizeof(name), "%s\xff", path);
+	CHECK(rename(path, name) == -1 && errno == EINVAL);
+	CHECK(rename(other, name) == 0); /* what is not protected may be called anything */
+}
+
+/* A write makes the file larger than any destination takes; what comes after is another file. */
+static void outgrown(void)
+{
+	int fd = create(PAGE);
+	CHECK(pwrite(fd, "far out", 7, (off_t)20 << 40) == 7 && fsync(fd) == 0);
+	CHECK(pwrite(fd, "near", 4, 0) == 4 && fsync(fd) == 0);
 }
 
 static void lock(int fd)
@@ -710,7 +726,7 @@ int main(int argc, char **argv)
 		{ "dsync", dsync },
 		{ "execl", execs_list }, { "execlp", execs_list_in_path }, { "execle", execs_list_with_environment },
 		{ "quick_exit", left_at_quick_exit }, { "covered", covered }, { "straddle", straddle },
-		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "locked", locked },
+		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "outgrown", outgrown }, { "locked", locked },
 		{ "adopted", adopted }, { "daemon", daemons },
 		{ "ftruncated", emptied_by_ftruncate }, { "truncated", emptied_by_truncate },
 		{ "opened", emptied_by_open }, { "fopened", emptied_by_stream },
