@@ -14,6 +14,8 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use pmemha::log::appender::wait_later;
+
 use crate::report::error;
 
 struct Marks {
@@ -49,6 +51,13 @@ pub fn slow<R>(work: impl FnOnce() -> R) -> Option<R> {
         return None;
     }
     let _errno = KeepErrno::new();
+    let result = locked(work);
+    // As a capture would: with the program's signals, and with nothing of ours held.
+    await_noted();
+    result.map_err(|_| error!("an internal error was survived; what it was about may not be replicated")).ok()
+}
+
+fn locked<R>(work: impl FnOnce() -> R) -> std::thread::Result<R> {
     let _signals = BlockedSignals::new();
     let _inside = Inside::enter();
     let forking = MARKS.with(|m| m.forking.get());
@@ -56,13 +65,34 @@ pub fn slow<R>(work: impl FnOnce() -> R) -> Option<R> {
         // A handler of the program's runs between ours, and the lock is this thread's.
         crate::process::settle_in_child();
     } else {
-        LOCK.lock();
+        lock();
     }
     let result = catch_unwind(AssertUnwindSafe(work));
     if !forking {
-        LOCK.unlock();
+        unlock();
     }
-    result.map_err(|_| error!("an internal error was survived; what it was about may not be replicated")).ok()
+    result
+}
+
+/// Takes the lock. Its holder never waits for another thread's slot, which that thread may be kept from filling by a handler
+/// that waits for the lock: it does so after [`unlock`].
+fn lock() {
+    LOCK.lock();
+    wait_later(true);
+}
+
+fn unlock() {
+    wait_later(false);
+    LOCK.unlock();
+}
+
+/// What was appended under the lock counts as captured once everything below is complete.
+fn await_noted() {
+    if !MARKS.with(|m| m.forking.get())
+        && let Some(session) = crate::state::session()
+    {
+        session.appender().await_noted();
+    }
 }
 
 /// Prepares, and has `act` do the call and record it, or does the call where there was nothing to prepare: in one step, under
@@ -107,17 +137,18 @@ pub fn capturing<R>(work: impl FnOnce() -> R, owed: impl FnOnce()) -> R {
     });
     let result = work();
     MARKS.with(|m| m.capturing.set(m.capturing.get() - 1));
-    if outermost && MARKS.with(|m| m.owed.replace(false)) {
+    if outermost && MARKS.with(|m| !m.forking.get() && m.owed.replace(false)) {
         owed();
     }
     result
 }
 
-/// Whether a drain must be left to the code that this signal handler interrupted; notes that it is wanted.
+/// Whether a drain must be left to the code that this signal handler interrupted, or to the end of a fork, during which this
+/// thread holds the lock; notes that it is wanted.
 #[inline]
 pub fn drain_is_owed() -> bool {
     MARKS.with(|m| {
-        let busy = m.capturing.get() != 0;
+        let busy = m.capturing.get() != 0 || m.forking.get();
         if busy {
             m.owed.set(true);
         }
@@ -150,14 +181,18 @@ impl Drop for LinesRecorded {
 /// Takes the lock for the duration of a fork, so that the child does not inherit it from another thread. Handlers of the
 /// program's that run meanwhile, on this thread, go through [`slow`] with it.
 pub fn before_fork() {
-    LOCK.lock();
+    lock();
     MARKS.with(|m| m.forking.set(true));
 }
 
 /// The fork is over, in either process.
 pub fn after_fork() {
     MARKS.with(|m| m.forking.set(false));
-    LOCK.unlock();
+    unlock();
+    await_noted();
+    if MARKS.with(|m| m.capturing.get() == 0 && m.owed.replace(false)) {
+        crate::state::drain();
+    }
 }
 
 static LOCK: Lock = Lock(AtomicU32::new(0));

@@ -26,9 +26,11 @@ use super::wait::{SleepDepth, WaitError};
 use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
 
 mod file;
+mod later;
 mod within;
 
 pub use file::AppendError;
+pub use later::wait_later;
 
 /// Looks at an incomplete slot before the processor is given away: longer than a copy of a page takes.
 const SPINS: u32 = 1000;
@@ -379,7 +381,8 @@ impl Appender {
         FILLING.set(FILLING.get() - 1);
     }
 
-    /// Waits until every slot below `lsn` is complete; `end` is what is complete then. See [`protocol::walk`].
+    /// Waits until every slot below `lsn` is complete, or notes it ([`wait_later`]); `end` is what is complete then. See
+    /// [`protocol::walk`].
     #[inline]
     fn await_lower(&self, lsn: u64, end: u64) {
         if !self.waits {
@@ -396,7 +399,10 @@ impl Appender {
     fn walk_to(&self, from: u64, upto: u64) -> u64 {
         let mut patience = Patience::new();
         let from = from.max(self.log.published().0);
-        protocol::walk(&*self.log, from, upto, |_, claim| self.blocked(&mut patience, claim))
+        protocol::walk(&*self.log, from, upto, |_, claim| match later::noted(upto) {
+            true => Blocked::Stop,
+            false => self.blocked(&mut patience, claim),
+        })
     }
 
     /// Notes in the dirty bitmap what could not be recorded, if the application is (still) ahead. Whether that is all

@@ -82,6 +82,14 @@ fn shared_memory_is_a_file_like_any_other() {
 }
 
 #[test]
+fn a_handler_may_change_files_while_another_thread_does() {
+    let rig = Rig::new();
+    let mut within_reason = rig.command("timeout");
+    let steps = within_reason.args(["--signal=KILL", "60"]).arg(rig::steps());
+    rig.finish(steps.arg("interrupted").arg(rig.path("file")));
+}
+
+#[test]
 fn fork_handlers_of_the_program_may_write_and_sync() {
     let rig = Rig::new();
     // A program that waits for itself has its signals blocked.

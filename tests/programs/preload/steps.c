@@ -331,6 +331,53 @@ static void outgrown(void)
 	CHECK(pwrite(fd, "near", 4, 0) == 4 && fsync(fd) == 0);
 }
 
+static char first_name[4096], second_name[4096];
+
+static void on_signal_rename(int sig)
+{
+	(void)sig;
+	CHECK(rename(first_name, second_name) == 0 && rename(second_name, first_name) == 0);
+}
+
+static void *resize_on(void *fd)
+{
+	for (int i = 0;; i++)
+		CHECK(ftruncate((int)(intptr_t)fd, PAGE * (1 + i % 2)) == 0);
+	return fd;
+}
+
+static pthread_t writer;
+
+static void *interrupt(void *unused)
+{
+	for (int i = 0; i < 2000; i++) {
+		CHECK(pthread_kill(writer, SIGUSR1) == 0);
+		usleep(100);
+	}
+	_exit(0);
+	return unused;
+}
+
+/* While one thread resizes a file, the one that writes is interrupted by a handler that renames a third. */
+static void interrupted(void)
+{
+	static char buf[256 * PAGE];
+	char resized[4096];
+	snprintf(first_name, sizeof(first_name), "%s.first", path);
+	snprintf(second_name, sizeof(second_name), "%s.second", path);
+	snprintf(resized, sizeof(resized), "%s.resized", path);
+	int fd = create(sizeof(buf)), second = open(resized, O_RDWR | O_CREAT, 0600);
+	int third = open(first_name, O_RDWR | O_CREAT, 0600);
+	pthread_t thread;
+	struct sigaction action = { .sa_handler = on_signal_rename, .sa_flags = SA_RESTART };
+	writer = pthread_self();
+	CHECK(second >= 0 && third >= 0 && sigaction(SIGUSR1, &action, NULL) == 0);
+	CHECK(pthread_create(&thread, NULL, resize_on, (void *)(intptr_t)second) == 0);
+	CHECK(pthread_create(&thread, NULL, interrupt, NULL) == 0);
+	for (;;)
+		CHECK(pwrite(fd, buf, sizeof(buf), 0) == sizeof(buf));
+}
+
 static void lock(int fd)
 {
 	struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
@@ -726,7 +773,7 @@ int main(int argc, char **argv)
 		{ "dsync", dsync },
 		{ "execl", execs_list }, { "execlp", execs_list_in_path }, { "execle", execs_list_with_environment },
 		{ "quick_exit", left_at_quick_exit }, { "covered", covered }, { "straddle", straddle },
-		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "outgrown", outgrown }, { "locked", locked },
+		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "outgrown", outgrown }, { "interrupted", interrupted }, { "locked", locked },
 		{ "adopted", adopted }, { "daemon", daemons },
 		{ "ftruncated", emptied_by_ftruncate }, { "truncated", emptied_by_truncate },
 		{ "opened", emptied_by_open }, { "fopened", emptied_by_stream },
