@@ -65,7 +65,7 @@ struct Keeper {
     due: Option<Instant>,
     /// Frozen by order, or about to be: nothing is started.
     frozen: bool,
-    look: Look,
+    look: Box<dyn Look>,
     input: Sender<Input>,
     /// Counts starts and ends: what was heard of an earlier run says nothing of the present one.
     run: u64,
@@ -83,7 +83,7 @@ impl Application {
         config: &config::Group,
         owner: Option<(u32, u32)>,
         restarts: Option<Restarts>,
-        look: Look,
+        look: Box<dyn Look>,
         hear: Hear,
     ) -> Result<Application, SuperviseError> {
         let name = &config.name;
@@ -107,7 +107,7 @@ impl Application {
         command: Option<StartCommand>,
         freeze_within: Duration,
         restarts: Option<Restarts>,
-        look: Look,
+        look: Box<dyn Look>,
         hear: Hear,
     ) -> io::Result<Application> {
         let (input, received) = mpsc::channel();
@@ -171,7 +171,7 @@ impl Keeper {
                 Ok(Input::Order(order)) => (order.word(), self.carry_out(order)),
                 Ok(Input::Ended(run, exit)) if run == self.run => ("see the end", self.command_ended(exit)),
                 Ok(Input::Gone(run, rest)) if run == self.run => {
-                    if !(self.look)().attached {
+                    if !self.look.present().attached {
                         let _ = self.input.send(Input::Silent(run, rest));
                     }
                     continue;
@@ -189,7 +189,7 @@ impl Keeper {
     fn carry_out(&mut self, order: Order) -> Result<(), SuperviseError> {
         tracing::debug!(group = self.name, what = order.word(), "application");
         match order {
-            Order::Adopt(pid) => self.means.add(pid),
+            Order::Adopt(pid) => self.take_in(pid),
             Order::Freeze(round, halfway) => self.freeze(round, &halfway),
             Order::Thaw => {
                 (self.frozen, self.unheld) = (false, false);
@@ -256,8 +256,8 @@ impl Keeper {
         // A process that is a stranger to the means, such as an orphan of a tree, may have been forked into writing.
         let members = self.means.members()?;
         for pid in self.left(Rest::Writers)?.into_iter().filter(|pid| !members.contains(pid)) {
-            if let Err(error) = self.means.add(pid) {
-                tracing::warn!(group = self.name, pid, %error, "not taken in; it has ended, if all is well");
+            if let Err(error) = self.take_in(pid) {
+                tracing::error!(group = self.name, pid, %error, "a process of the application is not killed");
             }
         }
         if let Err(error) = self.means.kill() {
@@ -309,7 +309,8 @@ impl Keeper {
     }
 
     fn found(&mut self, pids: &[u32]) -> Result<Life, SuperviseError> {
-        let frozen = self.means.found(pids)?;
+        let pids: Vec<u32> = pids.iter().copied().filter(|pid| self.look.owns(*pid)).collect();
+        let frozen = self.means.found(&pids)?;
         let members = self.left(Rest::All { clean: false })?;
         if members.is_empty() {
             // What is started next must not join a group that has been left frozen.
@@ -362,7 +363,7 @@ impl Keeper {
 
     /// What is left of the application; never this process, which an application in the same process may have brought in.
     fn left(&self, rest: Rest) -> Result<Vec<u32>, SuperviseError> {
-        let mut left = (self.look)().writers;
+        let mut left = self.look.present().writers;
         if !matches!(rest, Rest::Writers) {
             left.extend(self.means.members()?);
         }
@@ -370,6 +371,19 @@ impl Keeper {
         left.sort_unstable();
         left.dedup();
         Ok(left)
+    }
+
+    /// Takes in a process, if it is still the application's.
+    fn take_in(&mut self, pid: u32) -> Result<(), SuperviseError> {
+        if !self.look.owns(pid) {
+            tracing::debug!(group = self.name, pid, "not of the application, or not any more");
+            return Ok(());
+        }
+        match self.means.add(pid) {
+            // It has ended meanwhile.
+            Err(_) if !self.look.owns(pid) => Ok(()),
+            added => added,
+        }
     }
 
     /// Looks again when `pids` have ended.

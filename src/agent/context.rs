@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::access::Access;
 use super::config::Config;
 use super::events::Events;
 use super::holder::FdKeeper;
@@ -14,6 +15,8 @@ use crate::fabric::tls::TlsIdentity;
 pub struct Context {
     /// The checked configuration.
     pub config: Config,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// What must outlive the agent.
     pub states: Arc<StateDir>,
     /// Who keeps log regions.

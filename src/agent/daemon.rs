@@ -14,6 +14,7 @@ use std::{fs, io, thread};
 use sd_notify::NotifyState;
 use serde_json::json;
 
+use super::access::Access;
 use super::clock::WallTime;
 use super::config::{self, Config};
 use super::context::Context;
@@ -25,7 +26,7 @@ use super::holder::{FdKeeper, Holder, KeeperError};
 use super::local::Local;
 use super::power_watch::PowerWatch;
 use super::roles::{Roles, RolesError};
-use super::sessions::{Access, Node, Sessions};
+use super::sessions::{Node, Sessions};
 use super::state::{StateDir, StateError};
 use super::status::{NodeStatus, Status};
 use crate::fabric::tls::{TlsError, TlsIdentity};
@@ -107,7 +108,6 @@ pub struct Daemon {
 /// What sessions see of the agent.
 struct Parts {
     context: Arc<Context>,
-    access: Access,
     controllers: Vec<Arc<dyn Controller>>,
     power: Option<PowerWatch>,
     /// Keeps listening for other agents.
@@ -126,6 +126,7 @@ impl Daemon {
         let context = Arc::new(Context {
             keeper: keeper(&config, program)?,
             states,
+            access: Arc::new(access),
             events: Events::new(),
             tls,
             program: program.into(),
@@ -143,8 +144,7 @@ impl Daemon {
             })
         });
         let power = power.transpose()?;
-        let parts =
-            Arc::new(Parts { context, access, controllers, power, _roles: roles, stop: Mutex::new(stop) });
+        let parts = Arc::new(Parts { context, controllers, power, _roles: roles, stop: Mutex::new(stop) });
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
@@ -190,7 +190,7 @@ impl Daemon {
 
 impl Node for Parts {
     fn access(&self) -> &Access {
-        &self.access
+        &self.context.access
     }
 
     fn controllers(&self) -> &[Arc<dyn Controller>] {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::application::{Application, Order, Present};
+use super::application::{Application, Look, Order, Present};
 use super::config::{self, OnDeath};
 use super::context::Context;
 use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
@@ -48,6 +48,9 @@ enum Tender {
     Source(Source),
 }
 
+/// The group, once it is open.
+type Opened = Arc<OnceLock<Weak<Group>>>;
+
 /// Asks for copies of the regions once there is a source to make them. A lock of its own, since notices come under the group's.
 type Copies = Arc<Mutex<Option<Requester>>>;
 
@@ -57,11 +60,13 @@ impl Local {
         let (name, events) = (config.name.clone(), context.clone());
         let copies = Copies::default();
         let for_notices = copies.clone();
+        let opened = Opened::default();
         let care = Arc::new(Care { restart: config.on_death == OnDeath::Restart, ..Care::default() });
-        let (cares, application) = (care.clone(), start_application(context, config, &care)?);
+        let (cares, application) = (care.clone(), start_application(context, config, &care, &opened)?);
         let group = Group::open(OpenGroup {
             config,
             states: &context.states,
+            access: &context.access,
             keeper: &*context.keeper,
             generation: Generation(1),
             id: None,
@@ -76,6 +81,7 @@ impl Local {
                 cares.notice(&notice);
             }),
         })?;
+        opened.get_or_init(|| Arc::downgrade(&group));
         let stop = Arc::new(AtomicBool::new(false));
         let tender = if config.archive.is_some() {
             start_source(context, &group).map(Tender::Source)
@@ -205,6 +211,7 @@ fn start_application(
     context: &Arc<Context>,
     config: &config::Group,
     care: &Arc<Care>,
+    group: &Opened,
 ) -> Result<Option<Arc<Application>>, GroupError> {
     if config.command.is_empty() {
         return Ok(None);
@@ -224,11 +231,24 @@ fn start_application(
         }
     };
     let owner = owner.map(|u| (u.uid, u.gid));
-    // No second writer is to be feared where nothing is handed over: the means' view is enough.
-    let look = Box::new(Present::default);
+    let look = Box::new(LocalLook(group.clone()));
     let application =
         Application::of_group(context, config, owner, Some(Restarts::default()), look, Arc::new(hear))?;
     Ok(Some(Arc::new(application)))
+}
+
+/// What the application's thread sees of the group once that is open.
+struct LocalLook(Opened);
+
+impl Look for LocalLook {
+    /// No second writer is to be feared where nothing is handed over: the means' view is enough.
+    fn present(&self) -> Present {
+        Present::default()
+    }
+
+    fn owns(&self, pid: u32) -> bool {
+        self.0.get().and_then(Weak::upgrade).is_some_and(|group| group.owns(pid))
+    }
 }
 
 fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source> {

@@ -2,6 +2,7 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`access`] | who may do what on this node's socket |
 //! | [`clock`] | wall-clock times for people and machines |
 //! | [`config`] | the TOML file, checked as a whole, with messages that name line, key and remedy |
 //! | [`context`] | what every part of the agent shares |
@@ -25,6 +26,7 @@
 //! | [`status`] | the document of `pmemha status`, and its text |
 //! | [`users`] | users of the configuration as the numbers that the kernel knows |
 
+pub mod access;
 pub mod application;
 pub mod clock;
 pub mod config;

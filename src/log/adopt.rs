@@ -4,13 +4,12 @@
 //! new agent must not take it for lost: it would copy files that are being written to unseen, and might start a second
 //! writer. Called by `agent::group` when the keeper has no log.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
+use super::mapped::{directory, maps_of, processes};
 use super::region::{LogRegion, MEMFD_NAME};
 use crate::types::{Generation, GroupId};
 
@@ -34,20 +33,13 @@ pub fn from_writers(
     generation: Generation,
     may: &dyn Fn(u32) -> bool,
 ) -> Result<Option<(OwnedFd, Arc<LogRegion>)>, Unreachable> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Ok(None) };
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    for pid in pids {
-        let dir = Path::new("/proc").join(pid.to_string());
-        // One that ends meanwhile writes no more; one that may not be looked at belongs to somebody else.
-        let Ok(owner) = fs::metadata(&dir).map(|m| m.uid()) else { continue };
-        let Ok(maps) = fs::read_to_string(dir.join("maps")) else { continue };
-        if !may(owner) {
-            continue;
-        }
+    for pid in processes() {
+        let Some(maps) = maps_of(pid, may) else { continue };
         let mappings =
             maps.lines().filter(|line| line.contains(&*mapped_name())).filter_map(|l| l.split(' ').next());
         for range in mappings {
-            match File::options().read(true).write(true).open(dir.join("map_files").join(range)) {
+            let mapping = directory(pid).join("map_files").join(range);
+            match File::options().read(true).write(true).open(mapping) {
                 Ok(file) => {
                     let fd = OwnedFd::from(file);
                     // Another group's, or something that only bears the name.

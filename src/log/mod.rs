@@ -24,6 +24,8 @@ mod forked;
 pub mod format;
 mod layout;
 mod lines;
+#[cfg(feature = "agent")]
+pub mod mapped;
 pub mod owner;
 mod pace;
 mod protocol;

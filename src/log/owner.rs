@@ -211,6 +211,14 @@ impl LogRegion {
 
 #[cfg(test)]
 impl LogRegion {
+    /// Writes into a free cell that process `pid` of our namespace has it, as anyone can who has the log mapped.
+    pub(crate) fn forge_cell(&self, pid: u32, session: u32) {
+        let index =
+            (0..self.spec().appenders as u16).find(|i| self.owner(*i).is_none()).expect("a free cell");
+        self.owner_word(index, NAMESPACE).store(pid_namespace(), Release);
+        self.owner_word(index, ID).store(identity_word(pid, session), Release);
+    }
+
     /// Makes the owner of session `session` one that has died since, or that lives in another pid namespace.
     pub(crate) fn forge_owner(&self, session: u32, namespace: Option<u64>) {
         let cells = 0..self.spec().appenders as u16;

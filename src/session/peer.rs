@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -20,7 +21,7 @@ pub struct Peer {
     /// Its effective group.
     pub gid: u32,
     /// Readable once the process has died; none when there is no pid, or the process is gone already.
-    pub pidfd: Option<OwnedFd>,
+    pub pidfd: Option<Arc<OwnedFd>>,
 }
 
 impl Peer {
@@ -29,10 +30,12 @@ impl Peer {
         let cred = sockopt::peer_credentials(socket.as_fd())?;
         let pid = u32::try_from(cred.pid).ok().filter(|pid| *pid != 0);
         let pidfd = match sockopt::peer_pidfd(socket.as_fd()) {
-            Ok(pidfd) => Some(pidfd),
+            Ok(pidfd) => Some(Arc::new(pidfd)),
             Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {
                 // Before Linux 6.5: by number. A pid that was given out anew since the connect is the price.
-                Pid::from_raw(cred.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+                Pid::from_raw(cred.pid)
+                    .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+                    .map(Arc::new)
             }
             Err(_) => None,
         };

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pmemha::agent::access::Access;
 use pmemha::agent::config::Config;
 use pmemha::agent::context::Context;
 use pmemha::agent::events::Events;
@@ -152,6 +153,7 @@ impl Node {
     pub fn start(&mut self) {
         let config = Config::parse(&self.config, Path::new("test.toml")).unwrap();
         let context = Arc::new(Context {
+            access: Arc::new(Access::new(&config, 0).unwrap()),
             states: Arc::new(StateDir::open(&config.node.state_dir).unwrap()),
             keeper: Box::new(self.keeper.clone()),
             events: Events::new(),
@@ -245,8 +247,14 @@ impl App {
         let path = node.files().join("data");
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
         file.set_len(FILE_BYTES).unwrap();
-        let id =
-            group.attach(Process { pid: None, uid: 0, program: "test".into(), tracks: None, indoors: None });
+        let id = group.attach(Process {
+            pid: None,
+            uid: 0,
+            program: "test".into(),
+            tracks: None,
+            indoors: None,
+            pidfd: None,
+        });
         let (region, _) = group.protect(file.as_fd(), 0, false).unwrap();
         let appender = Appender::attach(group.log().clone(), id.0).unwrap();
         App { file, appender, region, next }

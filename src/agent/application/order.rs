@@ -39,8 +39,15 @@ pub struct Present {
     pub writers: Vec<u32>,
 }
 
-/// Looks at [`Present`]; called on the application's thread.
-pub type Look = Box<dyn Fn() -> Present + Send>;
+/// Looks at the application's processes; called on the application's thread.
+pub trait Look: Send {
+    /// What there is of them.
+    fn present(&self) -> Present;
+
+    /// Whether process `pid` is the application's at this instant, by the kernel's word. Nothing is done to one that is not, even
+    /// if it was a moment ago: its number may have been given out anew.
+    fn owns(&self, pid: u32) -> bool;
+}
 
 /// See [`Order::Then`].
 pub struct Deed(pub Box<dyn FnOnce() + Send>);

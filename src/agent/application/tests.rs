@@ -16,6 +16,23 @@ const HELPER: &str = r#"
     if [ "$1" = watchdog ]; then exec cat >/dev/null; fi
     echo $$ > "$2"; shift 4; exec "$@""#;
 
+/// Whatever it sees is the application's.
+struct Sees<F>(F);
+
+impl<F: Fn() -> Present + Send> Look for Sees<F> {
+    fn present(&self) -> Present {
+        (self.0)()
+    }
+
+    fn owns(&self, pid: u32) -> bool {
+        self.present().writers.contains(&pid)
+    }
+}
+
+fn nothing() -> Box<dyn Look> {
+    Box::new(Sees(Present::default))
+}
+
 struct Bench {
     dir: tempfile::TempDir,
     inbox: Inbox,
@@ -31,7 +48,7 @@ impl Bench {
     }
 
     /// A shell with a child that runs until the file `end` exists; both leave their numbers. `then` is what the shell goes on with.
-    fn start(&self, hierarchy: Option<&Hierarchy>, then: &str, look: Look) -> Application {
+    fn start(&self, hierarchy: Option<&Hierarchy>, then: &str, look: Box<dyn Look>) -> Application {
         let script = format!(
             "(while [ ! -e end ]; do sleep 0.01; done) & echo $! > child.new; mv child.new child; \
              echo $$ > main.new; mv main.new main; {then}"
@@ -48,7 +65,7 @@ impl Bench {
         &self,
         hierarchy: Option<&Hierarchy>,
         command: Option<StartCommand>,
-        look: Look,
+        look: Box<dyn Look>,
     ) -> Application {
         let unit = format!("test{}", self.dir.path().file_name().unwrap().to_str().unwrap().replace('.', ""));
         let argv = ["/bin/sh", "-c", HELPER, "helper"].map(Into::into).to_vec();
@@ -96,19 +113,19 @@ fn kill(pid: u32) {
 }
 
 /// The child may append; nothing is attached.
-fn child_appends(bench: &Bench) -> Look {
+fn child_appends(bench: &Bench) -> Box<dyn Look> {
     let child = bench.path("child");
-    Box::new(move || Present {
+    Box::new(Sees(move || Present {
         attached: false,
         writers: number(&child).into_iter().filter(|pid| alive(*pid)).collect(),
-    })
+    }))
 }
 
 #[test]
 fn a_command_that_is_killed_has_died_only_when_nothing_of_it_is_left() {
     for means in all_means() {
         let bench = Bench::new();
-        let look = if means.is_some() { Box::new(Present::default) } else { child_appends(&bench) };
+        let look = if means.is_some() { nothing() } else { child_appends(&bench) };
         let application = bench.start(means.as_ref(), "wait", look);
         application.order(Order::Start);
         assert_eq!(bench.told(), Event::ApplicationStarted);
@@ -123,7 +140,7 @@ fn a_command_that_is_killed_has_died_only_when_nothing_of_it_is_left() {
 fn a_command_that_ends_cleanly_goes_on_in_what_it_leaves_behind() {
     for means in all_means() {
         let bench = Bench::new();
-        let look = if means.is_some() { Box::new(Present::default) } else { child_appends(&bench) };
+        let look = if means.is_some() { nothing() } else { child_appends(&bench) };
         let application = bench.start(means.as_ref(), "exit 0", look);
         application.order(Order::Start);
         assert_eq!(bench.told(), Event::ApplicationStarted);
@@ -156,15 +173,44 @@ fn an_application_that_nobody_is_attached_for_is_over_only_without_writers() {
 }
 
 #[test]
+fn a_process_that_is_not_the_applications_any_more_is_neither_taken_in_nor_killed() {
+    /// The number was the application's when it was looked at.
+    struct Late(u32);
+    impl Look for Late {
+        fn present(&self) -> Present {
+            Present { attached: false, writers: vec![self.0] }
+        }
+        fn owns(&self, _: u32) -> bool {
+            false
+        }
+    }
+    for means in all_means() {
+        let bench = Bench::new();
+        let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = stranger.id();
+        let application = bench.application(means.as_ref(), None, Box::new(Late(pid)));
+        let (answer, life) = mpsc::channel();
+        application.order(Order::Adopt(pid));
+        application.order(Order::Found(vec![pid], answer));
+        life.recv_timeout(PATIENCE).unwrap();
+        application.order(Order::Kill);
+        assert_eq!(bench.told(), Event::ApplicationDied);
+        assert!(alive(pid), "{means:?}");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+    }
+}
+
+#[test]
 fn a_new_agent_finds_what_has_started_and_never_attached() {
     let Some(means) = all_means().remove(0) else { return };
     let bench = Bench::new();
-    let first = bench.start(Some(&means), "wait", Box::new(Present::default));
+    let first = bench.start(Some(&means), "wait", nothing());
     first.order(Order::Start);
     assert_eq!(bench.told(), Event::ApplicationStarted);
     let (main, child) = (bench.number("main"), bench.number("child"));
     for frozen in [false, true] {
-        let next = bench.application(Some(&means), None, Box::new(Present::default));
+        let next = bench.application(Some(&means), None, nothing());
         if frozen {
             first.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
             assert_eq!(bench.told(), Event::FreezeDone { round: round() });

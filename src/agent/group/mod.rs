@@ -9,6 +9,7 @@
 //! a region's creation, so that the table and the log agree on the order.
 
 mod controller;
+mod members;
 mod namespaces;
 mod numbers;
 mod open;
@@ -31,9 +32,11 @@ pub use rest::Rest;
 
 use numbers::Numbers;
 
+use super::access::Access;
 use super::config;
 use super::state::{GroupState, RegionState, StateDir, VERSION};
 use super::status::{LogStatus, RegionStatus, SessionStatus};
+use crate::log::mapped::LogFile;
 use crate::log::{Appender, LogRegion};
 use crate::session::patterns::Patterns;
 use crate::types::{Generation, GroupId, Level, Lsn, RegionId};
@@ -53,6 +56,8 @@ pub struct Group {
     id: GroupId,
     generation: Generation,
     log_fd: OwnedFd,
+    log_file: LogFile,
+    access: Arc<Access>,
     appender: Appender,
     patterns: Patterns,
     states: Arc<StateDir>,

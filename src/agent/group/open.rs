@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use super::numbers::Numbers;
 use super::region::share;
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
+use crate::agent::access::Access;
 use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, RegionState, StateDir, StateError, VERSION};
-use crate::agent::users;
+use crate::log::mapped::LogFile;
 use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Policy, adopt};
 use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
@@ -24,6 +25,8 @@ pub struct OpenGroup<'a> {
     pub config: &'a config::Group,
     /// Where the group's durable state is.
     pub states: &'a Arc<StateDir>,
+    /// Who may write to its log.
+    pub access: &'a Arc<Access>,
     /// Who keeps its log.
     pub keeper: &'a dyn FdKeeper,
     /// The lowest generation that will do: what the group's state machine owns.
@@ -88,10 +91,10 @@ impl Group {
     /// placed: a destination's image must have every file of the group, not only those that the application opens first.
     /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
     pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
-        let OpenGroup { config, states, keeper, generation, id, placed, notify } = open;
+        let OpenGroup { config, states, access, keeper, generation, id, placed, notify } = open;
         let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
         let found = match &known {
-            Some(state) if state.generation >= generation => find_log(config, keeper, state)?,
+            Some(state) if state.generation >= generation => find_log(config, access, keeper, state)?,
             _ => None,
         };
         let resumed = found.is_some();
@@ -104,11 +107,15 @@ impl Group {
         log.set_policy(policy(config));
         // An agent that was killed in the middle of a record is ours to bury: a program in a container cannot see its death.
         log.reclaim_others(AGENT_SESSION);
+        let log_file = LogFile::of(log_fd.as_fd())
+            .map_err(|source| GroupError::System { what: "looking at the log", source })?;
         let group = Group {
             config: config.clone(),
             id: state.id,
             generation: state.generation,
             log_fd,
+            log_file,
+            access: access.clone(),
             appender: Appender::for_agent(log, AGENT_SESSION)?,
             patterns: Patterns::new(&config.protect)?,
             states: states.clone(),
@@ -137,10 +144,11 @@ impl Group {
     /// Whether [`Group::open`] would resume the log that `state` names, rather than make one in a new generation.
     pub fn resumes(
         config: &config::Group,
+        access: &Access,
         keeper: &dyn FdKeeper,
         state: &GroupState,
     ) -> Result<bool, GroupError> {
-        Ok(find_log(config, keeper, state)?.is_some())
+        Ok(find_log(config, access, keeper, state)?.is_some())
     }
 
     fn carry_over(&self, regions: &[RegionState]) {
@@ -202,6 +210,7 @@ type FoundLog = Option<(OwnedFd, Arc<LogRegion>)>;
 
 fn find_log(
     config: &config::Group,
+    access: &Access,
     keeper: &dyn FdKeeper,
     state: &GroupState,
 ) -> Result<FoundLog, GroupError> {
@@ -212,7 +221,10 @@ fn find_log(
             (fd, log)
         }
         None => {
-            let Some((fd, log)) = from_writers(config, state)? else { return Ok(None) };
+            let may = |uid| access.may_attach(uid, &config.name);
+            let Some((fd, log)) = adopt::from_writers(state.id, state.generation, &may)? else {
+                return Ok(None);
+            };
             tracing::warn!(group = config.name, "the log's keeper was lost: its programs still have it");
             keeper.put(&name, fd.as_fd())?;
             (fd, log)
@@ -229,15 +241,6 @@ fn find_log(
         "the log that is kept is not of this configuration"
     );
     Ok(None)
-}
-
-/// The log, if its keeper is gone and programs live on that write to it.
-fn from_writers(config: &config::Group, state: &GroupState) -> Result<FoundLog, GroupError> {
-    let users: BTreeSet<u32> =
-        config.users.iter().filter_map(|user| users::resolve(user).ok()).map(|user| user.uid).collect();
-    let own = rustix::process::geteuid().as_raw();
-    let may = |uid: u32| uid == 0 || uid == own || users.contains(&uid);
-    Ok(adopt::from_writers(state.id, state.generation, &may)?)
 }
 
 /// Whether an application still writes to the log: it knows no other one, so another size has to wait until it has ended.

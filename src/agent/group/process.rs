@@ -1,5 +1,6 @@
 //! The application's processes: who is attached, and how each one ended.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub struct Process {
     pub tracks: Option<Kind>,
     /// What it is in its own pid namespace; none unless its death is seen for certain.
     pub indoors: Option<Indoors>,
+    /// The process itself, by the kernel's credentials of its session.
+    pub pidfd: Option<Arc<OwnedFd>>,
 }
 
 /// A process that holds an appender cell and is not known to be dead.
@@ -34,7 +37,7 @@ pub struct Process {
 pub struct Writer {
     /// As the cell has it.
     pub owner: Owner,
-    /// Its number here, if it can be seen from here.
+    /// Its number here, if it can be seen from here and is one of the application for certain ([`Group::owns`]).
     pub pid: Option<u32>,
 }
 
@@ -126,16 +129,16 @@ impl Group {
     /// Processes that hold appender cells and are not known to be dead: after an agent's restart, those that were attached
     /// to its predecessor and may go on writing before they attach anew.
     pub fn appending(&self) -> Vec<Writer> {
-        let living: Vec<Owner> =
-            self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead()).collect();
+        let living: Vec<Owner> = self.living_owners().collect();
         let abroad = living.iter().any(|owner| !owner.is_of_our_namespace());
         let everyone = abroad.then(Everyone::look).flatten();
-        let writer = |owner: Owner| match owner.is_of_our_namespace() {
-            true => Writer { owner, pid: Some(owner.pid) },
+        let number = |owner: Owner| match owner.is_of_our_namespace() {
+            true => Some(owner.pid),
             // The number of a process of another namespace means another one here.
-            false => Writer { owner, pid: everyone.as_ref().and_then(|all| all.find(&owner)) },
+            false => everyone.as_ref().and_then(|all| all.find(&owner)),
         };
-        living.into_iter().map(writer).collect()
+        let believed = |owner| Writer { owner, pid: number(owner).filter(|pid| self.owns(*pid)) };
+        living.into_iter().map(believed).collect()
     }
 
     /// Whether a process is attached, or counted among the attached.
@@ -155,6 +158,7 @@ impl Group {
                 program: fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().into(),
                 tracks: None,
                 indoors: Indoors::of(pid),
+                pidfd: None,
             };
             let mut inner = self.lock();
             inner.processes.insert(owner.session, process);
@@ -191,6 +195,10 @@ impl Group {
             self.appender().run_ahead();
             self.log().settle(Debt::Remains);
         }
+    }
+
+    pub(super) fn living_owners(&self) -> impl Iterator<Item = Owner> {
+        self.owners().map(|(_, owner)| owner).filter(|owner| !owner.confirmed_dead())
     }
 
     fn owners(&self) -> impl Iterator<Item = (u16, Owner)> {

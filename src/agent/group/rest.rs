@@ -34,7 +34,7 @@ impl Group {
     pub fn come_to_rest(&self) {
         let inner = self.lock();
         // What a fork's child still does before it attaches is no foreigner's doing.
-        if !inner.processes.is_empty() || !self.appending().is_empty() {
+        if !inner.processes.is_empty() || self.living_owners().next().is_some() {
             return;
         }
         for region in inner.regions.values() {

@@ -36,6 +36,7 @@ pub(in crate::agent) struct Bench {
     dir: tempfile::TempDir,
     config: config::Group,
     keeper: Kept,
+    access: Arc<Access>,
     given: Option<GroupId>,
     placed: Vec<std::path::PathBuf>,
 }
@@ -49,7 +50,14 @@ impl Bench {
         );
         std::fs::create_dir(dir.path().join("pm")).unwrap();
         let config = Config::parse(&text, Path::new("t")).unwrap().groups.remove(0);
-        Bench { dir, config, keeper: Kept::default(), given: None, placed: Vec::new() }
+        Bench {
+            dir,
+            config,
+            keeper: Kept::default(),
+            access: Arc::default(),
+            given: None,
+            placed: Vec::new(),
+        }
     }
 
     /// An agent's life begins. The one before must have ended, as its lock on the directory would show.
@@ -59,6 +67,7 @@ impl Bench {
         let group = Group::open(OpenGroup {
             config: &self.config,
             states: &states,
+            access: &self.access,
             keeper: &self.keeper,
             generation: Generation(lowest),
             id: self.given,
@@ -384,7 +393,7 @@ fn writer(group: &Group, id: ProcessId) -> std::mem::ManuallyDrop<Appender> {
 }
 
 fn process(pid: u32) -> Process {
-    Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None, indoors: None }
+    Process { pid: Some(pid), uid: 0, program: "db".into(), tracks: None, indoors: None, pidfd: None }
 }
 
 #[test]

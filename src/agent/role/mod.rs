@@ -6,6 +6,7 @@
 
 mod control;
 mod deeds;
+mod look;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::application::{Application, Order, Present};
+use super::application::{Application, Order};
 use super::config;
 use super::context::Context;
 use super::control::message::Refusal;
@@ -32,6 +33,7 @@ use crate::replica::ImageHealth;
 use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
 pub(super) use deeds::RoleDeeds;
+pub(super) use look::RoleLook;
 
 /// How often a destination's image is looked at for a completed sync.
 const LOOK: Duration = Duration::from_millis(50);
@@ -92,6 +94,7 @@ impl Role {
         let group = Group::open(OpenGroup {
             config: &self.config,
             states: &self.context.states,
+            access: &self.context.access,
             keeper: &*self.context.keeper,
             generation,
             id,
@@ -156,14 +159,6 @@ impl Role {
         self.application.order(Order::Found(processes.iter().filter_map(|p| p.pid).collect(), answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
         (life.recv().unwrap_or(Life::Running), processes)
-    }
-
-    /// What the open group knows of the application's processes.
-    pub(super) fn present(&self) -> Present {
-        let open = self.open().as_ref().map(|o| o.group.clone());
-        let Some(group) = open else { return Present::default() };
-        let writers = group.appending().into_iter().filter_map(|writer| writer.pid).collect();
-        Present { attached: group.has_processes(), writers }
     }
 
     /// What happened in the open group. Called under the group's lock.

@@ -15,7 +15,7 @@ use crate::agent::fabrics::Fabrics;
 use crate::agent::group::{Group, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
-use crate::agent::role::{Role, RoleDeeds};
+use crate::agent::role::{Role, RoleDeeds, RoleLook};
 use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
@@ -59,9 +59,7 @@ pub(super) fn start_role(
     };
     let policy = policy(identity.node(), &config, heir.as_ref(), boot);
     let made: Arc<OnceLock<Weak<Role>>> = Arc::default();
-    let present = made.clone();
-    let look =
-        Box::new(move || present.get().and_then(Weak::upgrade).map(|r| r.present()).unwrap_or_default());
+    let look = Box::new(RoleLook(made.clone()));
     let hears = inbox.teller();
     let hear = Arc::new(move |event| hears.tell(event));
     let application = Application::of_group(context, &config, owner, None, look, hear)?;
@@ -167,7 +165,7 @@ fn left_log(role: &Role, durable: &Durable, known: Option<&GroupState>) -> Resul
     let began = !matches!(durable.standing, Standing::Owner { stage: Stage::Placed | Stage::Promoted, .. });
     Ok(match known {
         Some(known) if known.generation == durable.generation => {
-            match Group::resumes(&role.config, &*role.context.keeper, known)? {
+            match Group::resumes(&role.config, &role.context.access, &*role.context.keeper, known)? {
                 true => LeftLog::Usable,
                 false => LeftLog::Lost,
             }

@@ -5,7 +5,6 @@
 //! sends: garbage ends it, silence before the first request and a full receive queue end it after a time limit. A client passes descriptors,
 //! never paths. Used by the daemon.
 
-mod access;
 mod events;
 mod launcher;
 mod session;
@@ -20,9 +19,9 @@ use std::{io, mem};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-pub use access::Access;
 pub use launcher::LAUNCHER;
 
+use super::access::Access;
 use super::events::Events;
 use super::group::Controller;
 use super::status::Status;

@@ -153,7 +153,8 @@ impl Session<'_> {
             // Without a pidfd the end of the session is not for certain that of the process.
             let indoors = self.peer.pidfd.as_ref().and(self.peer.pid).and_then(Indoors::of);
             let (pid, uid) = (self.peer.pid, self.peer.uid);
-            let process = Process { pid, uid, program, tracks: None, indoors };
+            let process =
+                Process { pid, uid, program, tracks: None, indoors, pidfd: self.peer.pidfd.clone() };
             let id = group.attach_after(process, after);
             self.part = Part::Process { group: group.clone(), controller, id };
             id.0

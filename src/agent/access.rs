@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::agent::config::Config;
-use crate::agent::users;
+use super::config::Config;
+use super::users;
 
 /// Who may do what.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,108 @@
+//! Which processes have a log mapped, by the kernel's word: nobody else can write to it.
+//!
+//! The log's own cells are the application's to write, so a pid in them proves nothing. `agent::group` asks here before anything
+//! is done to a process.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Timespec, fstat, major, minor};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// A log's file as `/proc/PID/maps` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    device: String,
+    inode: String,
+}
+
+impl LogFile {
+    /// That of an open log.
+    pub fn of(log: BorrowedFd<'_>) -> io::Result<LogFile> {
+        let stat = fstat(log)?;
+        let device = format!("{:02x}:{:02x}", major(stat.st_dev), minor(stat.st_dev));
+        Ok(LogFile { device, inode: stat.st_ino.to_string() })
+    }
+
+    /// Whether process `pid` runs as a user that `may` write to the log, and has it mapped.
+    pub fn is_mapped_by(&self, pid: u32, may: &dyn Fn(u32) -> bool) -> bool {
+        let process = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let Some(process) = process else { return false };
+        let mapped = maps_of(pid, may).is_some_and(|maps| maps.lines().any(|line| self.is_in(line)));
+        // The descriptor holds on to whatever process had the number first. If that lives, all of this was said of it.
+        mapped && lives(process.as_fd())
+    }
+
+    /// Every process that can be seen from here of which [`LogFile::is_mapped_by`] is true.
+    pub fn mapped_by(&self, may: &dyn Fn(u32) -> bool) -> Vec<u32> {
+        processes().filter(|pid| self.is_mapped_by(*pid, may)).collect()
+    }
+
+    fn is_in(&self, line: &str) -> bool {
+        let mut fields = line.split_ascii_whitespace().skip(3);
+        fields.next() == Some(&self.device) && fields.next() == Some(&self.inode)
+    }
+}
+
+/// Whether the process of a pidfd has not ended.
+pub fn lives(pidfd: BorrowedFd<'_>) -> bool {
+    // Readable once every thread has exited, reaped or not.
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(0))
+}
+
+/// The processes that can be seen from here.
+pub(super) fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// What process `pid` has mapped, a line a mapping, if its user `may` write to the log.
+pub(super) fn maps_of(pid: u32, may: &dyn Fn(u32) -> bool) -> Option<String> {
+    let dir = directory(pid);
+    // One that ends meanwhile writes no more; one that may not be looked at belongs to somebody else.
+    let owner = fs::metadata(&dir).ok()?.uid();
+    let maps = if may(owner) { fs::read(dir.join("maps")).ok()? } else { return None };
+    // Names of files may be anything.
+    Some(String::from_utf8_lossy(&maps).into_owned())
+}
+
+pub(super) fn directory(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::{LogRegion, LogSpec};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_has_a_log_mapped_is_known_by_the_file_and_not_by_its_name() {
+        let (fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
+        let (other, _other_log) = LogRegion::create(&LogSpec::default()).unwrap();
+        let file = LogFile::of(fd.as_fd()).unwrap();
+        let me = std::process::id();
+        assert!(file.is_mapped_by(me, &|_| true) && file.mapped_by(&|_| true).contains(&me));
+        assert!(!file.is_mapped_by(me, &|_| false), "its user may not write to the log");
+        drop(log);
+        assert!(!file.is_mapped_by(me, &|_| true), "a log of the same name is mapped");
+        assert!(LogFile::of(other.as_fd()).unwrap().is_mapped_by(me, &|_| true));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_maps_nothing() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        assert!(lives(pidfd.as_fd()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!lives(pidfd.as_fd()));
+        let (fd, _log) = LogRegion::create(&LogSpec::default()).unwrap();
+        assert!(!LogFile::of(fd.as_fd()).unwrap().is_mapped_by(child.id(), &|_| true));
+    }
+}
