@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Role;
@@ -17,11 +18,20 @@ impl Controller for Arc<Role> {
     }
 
     fn attach(&self) -> Result<Arc<Group>, String> {
-        self.admitting()?;
-        let open = self.open();
-        open.as_ref()
-            .map(|o| o.group.clone())
-            .ok_or_else(|| format!("group `{}` is being opened: ask again in a moment", self.name))
+        let deadline = Instant::now() + OPENED_WITHIN;
+        loop {
+            // A program that is refused runs on unprotected, and may well have been started together with the agent.
+            if self.ownership.get().is_some() {
+                self.admitting()?;
+            }
+            if let Some(open) = self.open().as_ref() {
+                return Ok(open.group.clone());
+            }
+            if Instant::now() >= deadline {
+                return Err(self.opening());
+            }
+            thread::sleep(OPENING_LOOK);
+        }
     }
 
     fn report(&self) -> GroupStatus {
@@ -125,7 +135,11 @@ impl Role {
     /// Where the group stands, or that it is too early to say.
     fn known_state(&self) -> Result<State, String> {
         let state = self.ownership.get().map(Ownership::state);
-        state.ok_or_else(|| format!("group `{}` is being opened: ask again in a moment", self.name))
+        state.ok_or_else(|| self.opening())
+    }
+
+    fn opening(&self) -> String {
+        format!("group `{}` is being opened: ask again in a moment", self.name)
     }
 
     /// Why this node's machine does not answer at present, for a person who may sit at the other node.
@@ -147,6 +161,13 @@ impl Role {
         ))
     }
 }
+
+/// How long a program that attaches waits for its group: a log of many GiB is found and looked through well within it, and it is
+/// less than what the program waits for an answer.
+const OPENED_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether the group has been opened; programs attach once.
+const OPENING_LOOK: Duration = Duration::from_millis(5);
 
 /// How long an operator's order waits for what was told before it: several slow writes of the group's state.
 const SETTLED_WITHIN: Duration = Duration::from_secs(5);
