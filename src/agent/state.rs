@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::group::Rest;
 use crate::predecessor::outlast;
+use crate::replica::place::FileId;
 use crate::types::{Generation, GroupId, RegionId};
 
 /// Largest state file that is read: 65,536 regions with long paths stay below it.
@@ -72,6 +73,16 @@ pub struct RegionState {
     /// How the file was left by the last process that had it open.
     #[serde(default)]
     pub rest: Option<Rest>,
+}
+
+/// A file that a promotion put in place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlacedFile {
+    /// Where.
+    pub path: PathBuf,
+    /// Which: its directory's owner may put another one there.
+    pub file: FileId,
 }
 
 /// Why state could not be read or written.

@@ -54,6 +54,8 @@ pub struct Placed {
     pub name: String,
     /// Where it is now.
     pub path: PathBuf,
+    /// Which file that is.
+    pub file: FileId,
     /// Bytes.
     pub bytes: u64,
     /// How it got there.
@@ -66,9 +68,11 @@ pub struct Placed {
 
 /// A file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileId {
-    device: u64,
-    inode: u64,
+pub struct FileId {
+    /// Device of its file system.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
 }
 
 impl FileId {
@@ -131,7 +135,7 @@ pub(super) fn already(
     }
     let same = open_same(&spot.folder, &spot.name, *known);
     let pmdk = same.and_then(|file| clear(&file)).map_err(spot.fail("prepare"))?;
-    Ok(Some(placed(region, spot, How::Already, spot.newest_aside(), pmdk)))
+    Ok(Some(placed((region, *known), spot, How::Already, spot.newest_aside(), pmdk)))
 }
 
 /// Makes the file beside its place.
@@ -165,11 +169,11 @@ pub(super) fn put(
         .and_then(|()| check_same(identity(&spot.folder, &spot.name)?, part.id))
         .map_err(spot.fail("put in place"))?;
     step("sync").and_then(|()| spot.folder.sync()).map_err(spot.fail("make durable"))?;
-    Ok(placed(region, spot, part.how, aside, part.pmdk))
+    Ok(placed((region, part.id), spot, part.how, aside, part.pmdk))
 }
 
 fn placed(
-    region: &RegionFilePath,
+    (region, file): (&RegionFilePath, FileId),
     spot: &Spot,
     how: How,
     aside: Option<PathBuf>,
@@ -177,7 +181,7 @@ fn placed(
 ) -> Placed {
     let entry = &region.entry;
     let (name, path) = (entry.name.clone(), spot.folder.path_of(&spot.name));
-    Placed { region: entry.id, name, path, bytes: entry.size, how, aside, pmdk }
+    Placed { region: entry.id, name, path, file, bytes: entry.size, how, aside, pmdk }
 }
 
 fn link_or_copy(from: &Path, folder: &Folder, name: &OsStr) -> io::Result<(How, FileId)> {

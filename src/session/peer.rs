@@ -20,6 +20,8 @@ pub struct Peer {
     pub uid: u32,
     /// Its effective group.
     pub gid: u32,
+    /// Its further groups; none where the kernel does not tell.
+    pub groups: Vec<u32>,
     /// Readable once the process has died; none when there is no pid, or the process is gone already.
     pub pidfd: Option<Arc<OwnedFd>>,
 }
@@ -39,7 +41,8 @@ impl Peer {
             }
             Err(_) => None,
         };
-        Ok(Peer { pid, uid: cred.uid, gid: cred.gid, pidfd })
+        let groups = sockopt::peer_groups(socket.as_fd()).unwrap_or_default();
+        Ok(Peer { pid, uid: cred.uid, gid: cred.gid, groups, pidfd })
     }
 }
 
@@ -69,6 +72,9 @@ mod tests {
         assert_eq!(peer.pid, Some(std::process::id()));
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
         assert!(peer.pidfd.is_some());
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+        assert_eq!(peer.groups, own.split_whitespace().map(|g| g.parse().unwrap()).collect::<Vec<u32>>());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use pmemha::agent::group::Reader;
 use pmemha::agent::status::{DestinationState, Role};
 use pmemha::types::{Generation, Level};
 use pmemha_testkit::wait::eventually;
@@ -143,7 +144,7 @@ fn a_copy_that_was_asked_for_is_made_by_the_next_agent() {
     let (path, content) = (pair.alpha.files().join("old"), vec![7; FILE_BYTES as usize / 2]);
     fs::write(&path, &content).unwrap();
     let file = File::options().read(true).write(true).open(&path).unwrap();
-    pair.alpha.attach().unwrap().protect(file.as_fd(), 0, false).unwrap();
+    pair.alpha.attach().unwrap().protect_for(&Reader::root(), file.as_fd(), 0, false).unwrap();
     pair.alpha.stop();
 
     pair.alpha.start();

@@ -12,7 +12,7 @@ use pmemha::agent::access::Access;
 use pmemha::agent::config::Config;
 use pmemha::agent::context::Context;
 use pmemha::agent::events::Events;
-use pmemha::agent::group::{Controller, Group, Process, Region};
+use pmemha::agent::group::{Controller, Group, Process, Reader, Region};
 use pmemha::agent::holder::{FdKeeper, KeeperError};
 use pmemha::agent::roles::Roles;
 use pmemha::agent::state::StateDir;
@@ -255,7 +255,7 @@ impl App {
             indoors: None,
             pidfd: None,
         });
-        let (region, _) = group.protect(file.as_fd(), 0, false).unwrap();
+        let (region, _) = group.protect_for(&Reader::root(), file.as_fd(), 0, false).unwrap();
         let appender = Appender::attach(group.log().clone(), id.0).unwrap();
         App { file, appender, region, next }
     }

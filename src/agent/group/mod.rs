@@ -15,6 +15,7 @@ mod numbers;
 mod open;
 mod process;
 mod protected;
+mod reader;
 mod region;
 mod rest;
 
@@ -27,6 +28,7 @@ pub use namespaces::Indoors;
 pub use open::{GroupError, OpenGroup};
 pub use process::{Process, ProcessId, Stuck, Writer};
 pub use protected::Region;
+pub use reader::Reader;
 pub use region::ProtectError;
 pub use rest::Rest;
 

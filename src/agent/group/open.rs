@@ -1,18 +1,18 @@
 //! Opening a group: finding the log that an earlier agent left, or making a new one in a new generation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::numbers::Numbers;
-use super::region::share;
+use super::protected::open_itself;
+use super::region::{Candidate, share};
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::access::Access;
 use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
-use crate::agent::state::{GroupState, RegionState, StateDir, StateError, VERSION};
+use crate::agent::state::{GroupState, PlacedFile, RegionState, StateDir, StateError, VERSION};
 use crate::log::mapped::LogFile;
 use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Policy, adopt};
 use crate::replica::image::manifest::MAX_REGIONS;
@@ -34,7 +34,7 @@ pub struct OpenGroup<'a> {
     /// Identity that another node gave the group here, for a node that has never been its source.
     pub id: Option<GroupId>,
     /// Files that a promotion put in place. They are the group's from the first moment, whether or not anyone has opened them.
-    pub placed: &'a [PathBuf],
+    pub placed: &'a [PlacedFile],
     /// Hears what happens in the group.
     pub notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
@@ -136,7 +136,7 @@ impl Group {
         match resumed {
             true => {}
             false if ended == Some(group.generation) => group.carry_over(&before),
-            false => placed.iter().for_each(|path| group.protect_unopened(path, 0)),
+            false => placed.iter().for_each(|placed| group.protect_placed(placed)),
         }
         Ok(Arc::new(group))
     }
@@ -154,7 +154,10 @@ impl Group {
     fn carry_over(&self, regions: &[RegionState]) {
         for known in regions {
             match Region::reopen(known) {
-                Ok(_) => self.protect_unopened(&known.path, if known.partial { known.len } else { 0 }),
+                Ok(region) => {
+                    let len = if known.partial { known.len } else { 0 };
+                    self.protect_unopened(region.file(), &known.path, len);
+                }
                 Err(error) => {
                     tracing::warn!(group = self.name(), region = %known.region, %error, "region left out")
                 }
@@ -162,15 +165,25 @@ impl Group {
         }
     }
 
-    /// Protects a file that nobody has opened yet.
-    fn protect_unopened(&self, path: &Path, len: u64) {
-        let opened = File::options().read(true).write(true).open(path);
-        let done = opened
-            .map_err(|e| e.to_string())
-            .and_then(|file| self.protect_file(file.as_fd(), len, true, false).map_err(|e| e.to_string()));
-        if let Err(error) = done {
-            tracing::warn!(group = self.name(), path = %path.display(), error, "protected once it is opened");
+    fn protect_placed(&self, placed: &PlacedFile) {
+        let (path, id) = (&placed.path, (placed.file.device, placed.file.inode));
+        match open_itself(path, id) {
+            Ok((file, _)) => self.protect_unopened(file.as_fd(), path, 0),
+            Err(why) => self.left_for_later(path, &why),
         }
+    }
+
+    /// Protects a file that nobody has opened yet. No client vouches for it, so it is the one that was protected or placed before,
+    /// by the descriptor that was seen to be it.
+    fn protect_unopened(&self, file: BorrowedFd<'_>, path: &Path, len: u64) {
+        let candidate = Candidate::examine(file);
+        if let Err(error) = candidate.and_then(|found| self.protect_candidate(file, found, len, false)) {
+            self.left_for_later(path, &error.to_string());
+        }
+    }
+
+    fn left_for_later(&self, path: &Path, error: &str) {
+        tracing::warn!(group = self.name(), path = %path.display(), error, "protected once it is opened");
     }
 
     /// An agent before us ended while it entered a region: only a copy brings for certain all of it.

@@ -1,13 +1,13 @@
 //! A protected file: its number in the log, its present name and size, and where it is found again.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, open};
 use zerocopy::IntoBytes;
 
 use super::region::ProtectError;
@@ -205,18 +205,14 @@ impl Region {
     /// Finds the file of an earlier agent's region again; an error says what stands in its place.
     pub(super) fn reopen(state: &RegionState) -> Result<Region, ProtectError> {
         let unfit = |why: String| ProtectError::Unfit { what: state.path.display().to_string(), why };
-        let file = File::options().read(true).open(&state.path).map_err(|e| unfit(e.to_string()))?;
-        let stat = fstat(&file).map_err(|e| unfit(e.to_string()))?;
-        if (stat.st_dev, stat.st_ino) != (state.dev, state.ino) {
-            return Err(unfit("another file has taken its place".into()));
-        }
+        let (file, stat) = open_itself(&state.path, (state.dev, state.ino)).map_err(unfit)?;
         Ok(Region {
             id: state.region,
             dev: state.dev,
             ino: state.ino,
             since: AtomicU64::new(0),
             mode: stat.st_mode & 0o7777,
-            file: file.into(),
+            file,
             path: Mutex::new(state.path.clone()),
             len: AtomicU64::new(state.len),
             partial: AtomicBool::new(state.partial),
@@ -224,6 +220,17 @@ impl Region {
             rest: Mutex::new(state.rest),
         })
     }
+}
+
+/// Opens for reading what is at `path` if it is file `(dev, ino)`, else says what stands there. Its directory may be an
+/// application's, which could have put a link there to a file that only the agent may read.
+pub(super) fn open_itself(path: &Path, id: (u64, u64)) -> Result<(OwnedFd, Stat), String> {
+    // A pipe, which could be there too, must not keep us waiting for its other end.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty()).map_err(|e| e.to_string())?;
+    let stat = fstat(&file).map_err(|e| e.to_string())?;
+    let itself = (stat.st_dev, stat.st_ino) == id;
+    itself.then_some((file, stat)).ok_or_else(|| "another file has taken its place".into())
 }
 
 /// What the kernel adds to the name of a file that has none any more.

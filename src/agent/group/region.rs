@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fgetxattr, fstat, major, minor};
 
+use super::reader::{Owner, Reader};
 use super::{Group, GroupError, Inner, Notice, Region};
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, MAX_REGION_BYTES, region_path};
@@ -37,41 +38,46 @@ pub enum ProtectError {
 }
 
 /// What the kernel says of a descriptor that is to become a region.
-struct Candidate {
+pub(super) struct Candidate {
     path: PathBuf,
     dev: u64,
     ino: u64,
     mode: u32,
+    owner: Owner,
+    access: OFlags,
     size: u64,
 }
 
 impl Group {
-    /// Protects the file behind `fd`, which the caller got from a client: `len` bytes, or its size if 0. Returns the region
+    /// Protects the file behind `fd`, which the caller got from a `client`: `len` bytes, or its size if 0. Returns the region
     /// and the LSN just past its creation. A file that is protected already keeps its number.
     ///
-    /// `explicit`: also if no pattern names it. The client's right is its descriptor: it must be open for writing.
-    pub fn protect(
+    /// `explicit`: also if no pattern names it. The client's right is its descriptor, which must be open for writing; and it must
+    /// have the right to read, since the log, which it maps, gets the content.
+    pub fn protect_for(
         &self,
+        client: &Reader,
         fd: BorrowedFd<'_>,
         len: u64,
         explicit: bool,
-    ) -> Result<(Arc<Region>, Lsn), ProtectError> {
-        // Whoever names a file itself may have mapped it long ago.
-        self.protect_file(fd, len, explicit, explicit)
-    }
-
-    /// As [`Group::protect`]; `mapped`: a process that records what it does may have mapped it already.
-    pub(super) fn protect_file(
-        &self,
-        fd: BorrowedFd<'_>,
-        len: u64,
-        explicit: bool,
-        mapped: bool,
     ) -> Result<(Arc<Region>, Lsn), ProtectError> {
         let candidate = Candidate::examine(fd)?;
+        candidate.check_access(client, fd)?;
         if !explicit && !self.patterns().matches(&candidate.path) {
             return Err(ProtectError::NotNamed(candidate.path));
         }
+        // Whoever names a file itself may have mapped it long ago.
+        self.protect_candidate(fd, candidate, len, explicit)
+    }
+
+    /// `mapped`: a process that records what it does may have mapped it already.
+    pub(super) fn protect_candidate(
+        &self,
+        fd: BorrowedFd<'_>,
+        candidate: Candidate,
+        len: u64,
+        mapped: bool,
+    ) -> Result<(Arc<Region>, Lsn), ProtectError> {
         let len = if len == 0 { candidate.size } else { len };
         let unfit = |why: String| candidate.unfit(why);
         if len > MAX_REGION_BYTES {
@@ -255,7 +261,7 @@ impl Group {
 
 impl Candidate {
     /// Asks the kernel about a client's descriptor; nothing that the client says is believed.
-    fn examine(fd: BorrowedFd<'_>) -> Result<Candidate, ProtectError> {
+    pub(super) fn examine(fd: BorrowedFd<'_>) -> Result<Candidate, ProtectError> {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let bad = |e: io::Error| ProtectError::Unfit { what: "the descriptor".into(), why: e.to_string() };
         let path = fs::read_link(link).map_err(bad)?;
@@ -266,12 +272,11 @@ impl Candidate {
             dev: stat.st_dev,
             ino: stat.st_ino,
             mode: stat.st_mode,
+            owner: Owner { uid: stat.st_uid, gid: stat.st_gid },
+            access: flags & (OFlags::PATH | OFlags::RWMODE),
             size: stat.st_size as u64,
         };
         let unfit = |why: &str| Err(candidate.unfit(why.into()));
-        if flags.contains(OFlags::PATH) || !flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
-            return unfit("the descriptor is not open for writing");
-        }
         if !candidate.path.is_absolute() || stat.st_nlink == 0 {
             return unfit("it has no name in the file system, so it could not be found again");
         }
@@ -293,6 +298,26 @@ impl Candidate {
             _ => return unfit("it is neither a regular file nor a DAX device"),
         }
         Ok(candidate)
+    }
+
+    /// Whether the client may have its content in a log that it maps.
+    fn check_access(&self, client: &Reader, fd: BorrowedFd<'_>) -> Result<(), ProtectError> {
+        if self.access == OFlags::RDWR {
+            return Ok(());
+        }
+        if self.access != OFlags::WRONLY {
+            return Err(self.unfit("the descriptor is not open for writing".into()));
+        }
+        // An entry of a list may take away what the bits grant. Without lists, asking for one fails.
+        let listed = fgetxattr(fd, "system.posix_acl_access", &mut [0u8; 0]).is_ok_and(|len| len > 0);
+        if client.may_read(self.mode, self.owner, listed) {
+            return Ok(());
+        }
+        let who = client.uid;
+        Err(self.unfit(format!(
+            "user {who} may write it, but not read it, and the log shows its content: open it for reading as well, or \
+             give {who} the right to read it by its mode"
+        )))
     }
 
     fn unfit(&self, why: String) -> ProtectError {

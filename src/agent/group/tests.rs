@@ -1,13 +1,16 @@
 use super::*;
 use crate::agent::config::Config;
 use crate::agent::holder::{FdKeeper, KeeperError};
+use crate::agent::state::PlacedFile;
 use crate::log::format::{Kind, MAX_REGION_BYTES};
 use crate::log::{self, Consumer, Debt};
+use crate::replica::place::FileId;
+use crate::session::peer::Peer;
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -38,7 +41,7 @@ pub(in crate::agent) struct Bench {
     keeper: Kept,
     access: Arc<Access>,
     given: Option<GroupId>,
-    placed: Vec<std::path::PathBuf>,
+    placed: Vec<PlacedFile>,
 }
 
 impl Bench {
@@ -81,6 +84,11 @@ impl Bench {
         self.dir.path().join("pm").join(name)
     }
 
+    fn placed(&self, name: &str) -> PlacedFile {
+        let (path, meta) = (self.path(name), std::fs::metadata(self.path(name)).unwrap());
+        PlacedFile { path, file: FileId { device: meta.dev(), inode: meta.ino() } }
+    }
+
     pub(in crate::agent) fn file(&self, name: &str, len: u64) -> File {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(self.path(name));
         let file = file.unwrap();
@@ -95,6 +103,18 @@ fn records(group: &Group) -> Vec<(Kind, RegionId)> {
     let mut consumer = Consumer::new(log, group.log().spec().first_lsn);
     let batch = consumer.next_batch(u64::MAX).unwrap().expect("something is published");
     batch.headers.iter().map(|h| (Kind::from_byte(h.kind).unwrap(), h.place().0)).collect()
+}
+
+impl Group {
+    /// For a client that may read everything.
+    pub(in crate::agent) fn protect(
+        &self,
+        fd: BorrowedFd<'_>,
+        len: u64,
+        explicit: bool,
+    ) -> Result<(Arc<Region>, Lsn), ProtectError> {
+        self.protect_for(&Reader::root(), fd, len, explicit)
+    }
 }
 
 fn why(result: Result<(Arc<Region>, Lsn), ProtectError>) -> String {
@@ -250,6 +270,50 @@ fn who_may_not_write_a_file_cannot_protect_it() {
     assert!(why(group.protect(read_only.as_fd(), 0, true)).contains("not open for writing"));
     let path_only = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     assert!(why(group.protect(path_only.as_fd(), 0, true)).contains("not open for writing"));
+}
+
+#[test]
+fn who_may_only_write_a_file_does_not_get_its_content_into_a_log_that_it_reads() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let readable = bench.file("a.pool", 4096);
+    let write_only = File::options().write(true).open(bench.path("a.pool")).unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let client = Peer { uid: 4711, gid: 4711, groups: vec![], ..Peer::of(&socket).unwrap() };
+    let client = Reader::from(&client);
+    let mode = |bits| readable.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(bits)).unwrap();
+    mode(0o622);
+    let refused = why(group.protect_for(&client, write_only.as_fd(), 0, true));
+    assert!(refused.contains("user 4711 may write it, but not read it"), "{refused}");
+    assert!(group.regions().is_empty());
+    group.protect_for(&client, readable.as_fd(), 0, true).expect("it was given the right to read");
+    mode(0o626);
+    group.protect_for(&client, write_only.as_fd(), 0, true).expect("it may read");
+}
+
+#[test]
+fn what_was_put_in_the_place_of_an_unopened_file_is_not_read() {
+    let mut bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    for name in ["a.pool", "b.pool", "c.pool"] {
+        group.protect(bench.file(name, 4096).as_fd(), 0, false).unwrap();
+    }
+    bench.placed = ["a.pool", "b.pool", "c.pool"].map(|name| bench.placed(name)).into();
+    drop(group);
+    let secret = bench.dir.path().join("secret");
+    std::fs::write(&secret, b"secret").unwrap();
+    // A link even to the file itself could be turned to another one.
+    std::fs::rename(bench.path("b.pool"), bench.path("moved")).unwrap();
+    std::fs::remove_file(bench.path("c.pool")).unwrap();
+    symlink(bench.path("moved"), bench.path("b.pool")).unwrap();
+    symlink(&secret, bench.path("c.pool")).unwrap();
+    bench.keeper.0.lock().unwrap().clear();
+    // The log was lost; another node owned the group in between.
+    for generation in [2, 4] {
+        let (group, _notices) = bench.open(generation);
+        let paths: Vec<_> = group.regions().iter().map(|r| r.path()).collect();
+        assert_eq!(paths, [bench.path("a.pool")], "generation {generation}");
+    }
 }
 
 #[test]
@@ -644,7 +708,8 @@ fn a_new_log_has_every_file_of_the_group_whether_or_not_anyone_opens_it() {
     drop(group);
     // Another node owned the group in generation 3, and left it without b.
     drop(bench.file("c.pool", 4096));
-    bench.placed = vec![bench.path("a.pool"), bench.path("c.pool"), bench.path("gone.pool")];
+    let gone = PlacedFile { path: bench.path("gone.pool"), ..bench.placed("c.pool") };
+    bench.placed = vec![bench.placed("a.pool"), bench.placed("c.pool"), gone];
     let (group, _notices) = bench.open(4);
     assert_eq!(named(&group), [(bench.path("a.pool"), 12288), (bench.path("c.pool"), 4096)]);
 }

@@ -9,9 +9,11 @@ use serde_json::json;
 use super::{PLACED_FILE, Role};
 use crate::agent::application::{Deed, Halfway, Order};
 use crate::agent::ownership::Deeds;
+use crate::agent::state::PlacedFile;
 use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
 use crate::locks::lock;
 use crate::log::region::boottime;
+use crate::replica::place::Placed;
 use crate::ship::gasp::HeldUp;
 use crate::types::Generation;
 
@@ -143,8 +145,9 @@ impl Role {
         self.beside("place", |role| {
             let Some(standby) = &role.standby else { return role.teller.tell(Event::FilesPlaced) };
             let placed = standby.place(role.owner).map_err(|e| e.to_string()).and_then(|promoted| {
-                let paths: Vec<_> = promoted.files.iter().map(|f| f.path.clone()).collect();
-                role.context.states.save(&role.name, PLACED_FILE, &paths).map_err(|e| e.to_string())?;
+                let placed = |f: &Placed| PlacedFile { path: f.path.clone(), file: f.file };
+                let files: Vec<_> = promoted.files.iter().map(placed).collect();
+                role.context.states.save(&role.name, PLACED_FILE, &files).map_err(|e| e.to_string())?;
                 Ok(promoted)
             });
             role.teller.tell(match placed {

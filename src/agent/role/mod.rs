@@ -8,7 +8,6 @@ mod control;
 mod deeds;
 mod look;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread;
@@ -26,6 +25,7 @@ use super::messenger::Messenger;
 use super::ownership::{Ownership, Teller};
 use super::source::{Destination, Source, SourceSetup};
 use super::standby::Standby;
+use super::state::PlacedFile;
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::{Alarm, Answer, Event, Life, Standing};
 use crate::locks::lock;
@@ -90,7 +90,7 @@ impl Role {
         }
         let role = Arc::downgrade(self);
         let id = self.standby.as_ref().and_then(Standby::id);
-        let placed: Vec<PathBuf> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
+        let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
         let group = Group::open(OpenGroup {
             config: &self.config,
             states: &self.context.states,

@@ -1,12 +1,12 @@
 //! What the configuration says of the groups that this node shares: which they are, and how each one is to be run.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::agent::config;
 use crate::agent::context::Context;
 use crate::agent::role::PLACED_FILE;
-use crate::agent::state::StateError;
+use crate::agent::state::{PlacedFile, StateError};
 use crate::failover::{self, BootId, NodeName, Patience, Policy};
 
 /// What the configuration says of one group.
@@ -59,8 +59,8 @@ pub(super) fn policy(
 
 /// How a node runs a group that it inherited: by what its own configuration of the replica says.
 pub(super) fn as_owner(context: &Context, replica: &config::Replica) -> Result<config::Group, StateError> {
-    let placed: Vec<PathBuf> = context.states.load(&replica.group, PLACED_FILE)?.unwrap_or_default();
-    let mut protect: Vec<String> = placed.iter().map(|path| literal(path)).collect();
+    let placed: Vec<PlacedFile> = context.states.load(&replica.group, PLACED_FILE)?.unwrap_or_default();
+    let mut protect: Vec<String> = placed.iter().map(|placed| literal(&placed.path)).collect();
     for path in replica.paths.values() {
         protect.push(literal(path));
         protect.push(format!("{}/**", literal(path)));

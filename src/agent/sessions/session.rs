@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
-use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError};
+use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError, Reader};
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
 use crate::session::wire::{Reply, Request, VERSION};
@@ -226,7 +226,7 @@ impl Session<'_> {
         let Some(fd) = fd else {
             return error("Protect needs the file's descriptor beside it".into());
         };
-        match group.protect(fd.as_fd(), len, explicit) {
+        match group.protect_for(&Reader::from(self.peer), fd.as_fd(), len, explicit) {
             Ok((region, lsn)) => {
                 group.told(region.id(), *id);
                 Reply::Protected { region: region.id(), len: region.len(), lsn }
