@@ -2,6 +2,7 @@
 //! order of the orders, and says when it has ended: not before nothing of it is left. The rest of an application that died is
 //! ended; one that went to the background by a clean end of what was started goes on there.
 
+mod means;
 mod order;
 
 use std::io;
@@ -15,11 +16,9 @@ pub use order::{Deed, Halfway, Look, Order, Present};
 use super::config;
 use super::context::Context;
 use super::restarts::Restarts;
-use crate::failover::supervise::{
-    Exit, ExitWatch, Helper, StartCommand, SuperviseError, Supervisor, hierarchies,
-};
+use crate::failover::supervise::{Exit, ExitWatch, StartCommand, SuperviseError, Supervisor};
 use crate::failover::{Event, Life, Round};
-use crate::mounts;
+use means::{best_means, children, system};
 
 /// Hears what becomes of an application.
 pub type Hear = Arc<dyn Fn(Event) + Send + Sync>;
@@ -189,7 +188,7 @@ impl Keeper {
     fn carry_out(&mut self, order: Order) -> Result<(), SuperviseError> {
         tracing::debug!(group = self.name, what = order.word(), "application");
         match order {
-            Order::Adopt(pid) => self.take_in(pid),
+            Order::Adopt(pid) => self.adopt(pid),
             Order::Freeze(round, halfway) => self.freeze(round, &halfway),
             Order::Thaw => {
                 (self.frozen, self.unheld) = (false, false);
@@ -239,23 +238,44 @@ impl Keeper {
     /// moment and tries again. The state machine waits twice the deadline before it has the application killed.
     fn freeze_at_rest(&mut self, halfway: &Halfway) -> Result<(), SuperviseError> {
         let deadline = Instant::now() + self.freeze_within;
-        self.means.freeze(deadline)?;
+        self.freeze_everyone(deadline)?;
         let mut run = SHORTEST_RUN;
         while (halfway.0)() && Instant::now() + run < deadline {
             self.means.thaw()?;
             thread::sleep(run);
             run = (run * 2).min(LONGEST_RUN);
-            self.means.freeze(Instant::now() + self.freeze_within)?;
+            self.freeze_everyone(Instant::now() + self.freeze_within)?;
         }
         Ok(())
+    }
+
+    /// Freezes what the means hold, and takes in what they do not until there is no more of it: a worker that was forked before
+    /// its parent was taken in, for one.
+    fn freeze_everyone(&mut self, deadline: Instant) -> Result<(), SuperviseError> {
+        for _ in 0..FREEZE_ROUNDS {
+            self.means.freeze(deadline)?;
+            let outside = self.outside()?;
+            if outside.is_empty() {
+                return Ok(());
+            }
+            outside.into_iter().try_for_each(|pid| self.take_in(pid))?;
+        }
+        Err(SuperviseError::Deadline { name: self.name.clone(), pids: self.outside()? })
+    }
+
+    /// Processes of the application that the means do not hold; never this one.
+    fn outside(&self) -> Result<Vec<u32>, SuperviseError> {
+        let mut outside = self.look.everyone();
+        let members = self.means.members()?;
+        outside.retain(|pid| *pid != std::process::id() && !members.contains(pid));
+        Ok(outside)
     }
 
     /// Ends whatever is left, and says that the application died.
     fn kill(&mut self) -> Result<(), SuperviseError> {
         (self.due, self.frozen, self.unheld) = (None, false, false);
         // A process that is a stranger to the means, such as an orphan of a tree, may have been forked into writing.
-        let members = self.means.members()?;
-        for pid in self.left(Rest::Writers)?.into_iter().filter(|pid| !members.contains(pid)) {
+        for pid in self.outside()? {
             if let Err(error) = self.take_in(pid) {
                 tracing::error!(group = self.name, pid, %error, "a process of the application is not killed");
             }
@@ -373,6 +393,18 @@ impl Keeper {
         Ok(left)
     }
 
+    /// Takes in a process that has attached, and its descendants that have the log: whom it forked before is not in its control
+    /// group. Whoever is missed is found by a freeze.
+    fn adopt(&mut self, pid: u32) -> Result<(), SuperviseError> {
+        let mut family = vec![pid];
+        for _ in 0..LARGEST_FAMILY {
+            let Some(next) = family.pop() else { break };
+            self.take_in(next)?;
+            family.extend(children(next));
+        }
+        Ok(())
+    }
+
     /// Takes in a process, if it is still the application's.
     fn take_in(&mut self, pid: u32) -> Result<(), SuperviseError> {
         if !self.look.owns(pid) {
@@ -418,40 +450,21 @@ impl Keeper {
     }
 }
 
+/// Descendants of one process that are looked at when it attaches; the largest servers of our users have a few hundred.
+const LARGEST_FAMILY: usize = 4096;
+
+/// How often processes that are outside are taken in during one freeze. Each round stops those that fork, so the second finds what
+/// was forked in the first.
+const FREEZE_ROUNDS: u32 = 8;
+
 /// A wait for an end is taken up again after this time, which only keeps the sum of times within bounds.
 const LONG: Duration = Duration::from_secs(3600);
-
-/// A control group of its own where one can be made, else signals.
-fn best_means(context: &Context, name: &str) -> Result<Supervisor, SuperviseError> {
-    let mounts = mounts::read().map_err(|e| system("reading the mounts", e))?;
-    // Two agents of one machine (a demo, a test) must not freeze each other's applications.
-    let dir = context.config.node.state_dir.as_os_str().as_encoded_bytes();
-    let unit = format!("{name}-{:08x}", crc32c::crc32c(dir));
-    let group_dir = context.states.group_dir(name);
-    let lock =
-        group_dir.map_err(|e| system("the group's directory", io::Error::other(e)))?.join(WATCHDOG_FILE);
-    let helper = || Helper { argv: vec![context.program.clone().into()], lock: Some(lock.clone()) };
-    for hierarchy in hierarchies(&mounts) {
-        match Supervisor::new(&unit, Some(&hierarchy), helper()) {
-            Ok(means) => return Ok(means),
-            Err(error) => tracing::debug!(group = name, %error, "not supervised by this hierarchy"),
-        }
-    }
-    Supervisor::new(&unit, None, helper())
-}
-
-fn system(what: &str, source: io::Error) -> SuperviseError {
-    SuperviseError::System { what: what.into(), source }
-}
 
 /// How long an application that was halted in the middle of a record runs before it is frozen again: a record takes microseconds.
 const SHORTEST_RUN: Duration = Duration::from_micros(200);
 
 /// The same after several attempts: the halted thread may have to wait for a processor.
 const LONGEST_RUN: Duration = Duration::from_millis(20);
-
-/// File of the group's directory that the watchdog of its application locks.
-const WATCHDOG_FILE: &str = "watchdog";
 
 #[cfg(test)]
 mod tests;

@@ -246,6 +246,10 @@ impl Look for LocalLook {
         Present::default()
     }
 
+    fn everyone(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
     fn owns(&self, pid: u32) -> bool {
         self.0.get().and_then(Weak::upgrade).is_some_and(|group| group.owns(pid))
     }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use pmemha::agent::group::Reader;
 use pmemha::agent::status::{DestinationState, GroupStatus};
 use pmemha::types::Level;
 
@@ -23,7 +24,7 @@ fn protect_more(node: &Node) {
     let path = node.files().join("more");
     fs::write(&path, vec![7; 4 * FILE_BYTES as usize]).unwrap();
     let file = File::options().read(true).write(true).open(path).unwrap();
-    node.attach().unwrap().protect(file.as_fd(), 0, false).unwrap();
+    node.attach().unwrap().protect_for(&Reader::root(), file.as_fd(), 0, false).unwrap();
 }
 
 #[test]

@@ -44,6 +44,9 @@ pub trait Look: Send {
     /// What there is of them.
     fn present(&self) -> Present;
 
+    /// Every process that may write to the group's log, or has it mapped, which is what a fork's child has before it writes.
+    fn everyone(&self) -> Vec<u32>;
+
     /// Whether process `pid` is the application's at this instant, by the kernel's word. Nothing is done to one that is not, even
     /// if it was a moment ago: its number may have been given out anew.
     fn owns(&self, pid: u32) -> bool;

@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::*;
 use crate::agent::ownership::Inbox;
 use crate::failover::supervise::{Helper, Hierarchy, hierarchies};
+use crate::mounts;
 
 /// Long enough for any step on a loaded machine; nothing waits this long when all is well.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +23,10 @@ struct Sees<F>(F);
 impl<F: Fn() -> Present + Send> Look for Sees<F> {
     fn present(&self) -> Present {
         (self.0)()
+    }
+
+    fn everyone(&self) -> Vec<u32> {
+        self.present().writers
     }
 
     fn owns(&self, pid: u32) -> bool {
@@ -180,6 +185,9 @@ fn a_process_that_is_not_the_applications_any_more_is_neither_taken_in_nor_kille
         fn present(&self) -> Present {
             Present { attached: false, writers: vec![self.0] }
         }
+        fn everyone(&self) -> Vec<u32> {
+            vec![self.0]
+        }
         fn owns(&self, _: u32) -> bool {
             false
         }
@@ -200,6 +208,57 @@ fn a_process_that_is_not_the_applications_any_more_is_neither_taken_in_nor_kille
         stranger.wait().unwrap();
     }
 }
+
+#[test]
+fn a_freeze_takes_in_who_is_outside_or_has_failed() {
+    for means in all_means() {
+        let bench = Bench::new();
+        let mut worker = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = worker.id();
+        let present = move || Present { attached: true, writers: vec![pid] };
+        let application = bench.application(means.as_ref(), None, Box::new(Sees(present)));
+        application.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
+        assert_eq!(bench.told(), Event::FreezeDone { round: round() });
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(if means.is_some() { cgroup.contains("/pmemha/test") } else { stat.contains(") T ") });
+        application.order(Order::Kill);
+        assert_eq!(bench.told(), Event::ApplicationDied);
+        worker.wait().unwrap();
+    }
+    let Some(means) = all_means().remove(0) else { return };
+    let bench = Bench::new();
+    let present = || Present { attached: true, writers: vec![REFUSED] };
+    let application = bench.application(Some(&means), None, Box::new(Sees(present)));
+    application.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
+    assert_eq!(bench.told(), Event::FreezeFailed { round: round() });
+}
+
+#[test]
+fn whom_a_process_forked_before_it_attached_is_taken_in_with_it() {
+    for means in all_means() {
+        let bench = Bench::new();
+        let script = "(sh -c 'echo $$ >worker.new; mv worker.new worker; exec sleep 1000' & wait) & wait";
+        let mut command = Command::new("/bin/sh");
+        let mut parent = command.args(["-c", script]).current_dir(bench.dir.path()).spawn().unwrap();
+        let (worker, pid) = (bench.number("worker"), parent.id());
+        let present = move || Present { attached: true, writers: vec![pid, worker] };
+        let application = bench.application(means.as_ref(), None, Box::new(Sees(present)));
+        application.order(Order::Adopt(pid));
+        let (done, adopted) = mpsc::channel();
+        application.order(Order::Then(Deed(Box::new(move || done.send(()).unwrap()))));
+        adopted.recv_timeout(PATIENCE).unwrap();
+        let cgroup = fs::read_to_string(format!("/proc/{worker}/cgroup")).unwrap();
+        assert!(means.is_none() || cgroup.contains("/pmemha/test"), "{cgroup}");
+        application.order(Order::Kill);
+        assert_eq!(bench.told(), Event::ApplicationDied);
+        parent.wait().unwrap();
+        assert!(!alive(worker));
+    }
+}
+
+/// No control group takes it in: it is above all numbers of processes.
+const REFUSED: u32 = i32::MAX as u32;
 
 #[test]
 fn a_new_agent_finds_what_has_started_and_never_attached() {

@@ -19,6 +19,17 @@ impl Group {
             && !is_apart(pid)
     }
 
+    /// Every process that [`Group::owns`] is true of and that can be seen from here.
+    pub fn everyone(&self) -> Vec<u32> {
+        let attached: Vec<u32> = self.lock().processes.values().filter_map(|process| process.pid).collect();
+        let mut all = self.log_file.mapped_by(&|uid| self.may_attach(uid));
+        all.extend(attached.into_iter().filter(|pid| self.is_attached(*pid)));
+        all.retain(|pid| !is_apart(*pid));
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     fn is_attached(&self, pid: u32) -> bool {
         let inner = self.lock();
         let mut of_it = inner.processes.values().filter(|process| process.pid == Some(pid));
@@ -99,11 +110,14 @@ mod tests {
         let bench = Bench::new();
         let (group, _notices) = bench.open(1);
         let child = with_log(&group, 0, true);
-        assert!(believed(&group, child.0.id()), "a fork's child, say");
+        let pid = child.0.id();
+        assert!(group.everyone().contains(&pid), "also before it appends");
+        assert!(believed(&group, pid), "a fork's child, say");
         let passer_by = with_log(&group, 0, false);
         assert!(!believed(&group, passer_by.0.id()), "it cannot write to the log");
         let foreign = with_log(&group, NOBODY, true);
         assert!(!believed(&group, foreign.0.id()), "its user may not attach");
+        assert_eq!(group.everyone(), [pid]);
     }
 
     #[test]

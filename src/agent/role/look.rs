@@ -25,6 +25,10 @@ impl Look for RoleLook {
         Present { attached: group.has_processes(), writers }
     }
 
+    fn everyone(&self) -> Vec<u32> {
+        self.group().map(|group| group.everyone()).unwrap_or_default()
+    }
+
     fn owns(&self, pid: u32) -> bool {
         self.group().is_some_and(|group| group.owns(pid))
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
+use crate::agent::config;
 use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError, Reader};
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
@@ -144,6 +145,11 @@ impl Session<'_> {
             Ok(group) => group,
             Err(why) => return refuse(why),
         };
+        if program != LAUNCHER
+            && let Some(why) = out_of_reach(self.peer, group.config())
+        {
+            return refuse(why);
+        }
         let program: String = program.chars().filter(|c| !c.is_control()).take(MAX_PROGRAM).collect();
         let session = if program == LAUNCHER {
             self.shared.launchers.attached(group.name());
@@ -373,6 +379,17 @@ impl Session<'_> {
 /// A process that says goodbye exits within this time, or lives on.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
 
+/// Why a process could not be frozen before an heir takes its group over, if it could not.
+fn out_of_reach(peer: &Peer, group: &config::Group) -> Option<String> {
+    (peer.pid.is_none() && !group.destinations.is_empty()).then(|| {
+        format!(
+            "group `{}` is handed over to `{}`, and pmemhad cannot see this process's pid, so it could not freeze it before: \
+             start pmemhad in the machine's own pid namespace, not in another container than the program",
+            group.name, group.destinations[0]
+        )
+    })
+}
+
 fn done(result: Result<(), String>) -> Reply {
     result.map_or_else(error, |()| Reply::Ok {})
 }
@@ -400,3 +417,19 @@ const MAX_PROGRAM: usize = 64;
 
 /// Longest message about what a client did wrong.
 const MAX_BRIEF: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_cannot_be_seen_is_refused_by_a_group_with_an_heir() {
+        let peer = |pid| Peer { pid, uid: 0, gid: 0, groups: Vec::new(), pidfd: None };
+        let alone = config::Group::named("db");
+        let shipped = config::Group { destinations: vec!["beta".into()], ..alone.clone() };
+        assert_eq!(out_of_reach(&peer(None), &alone), None);
+        assert_eq!(out_of_reach(&peer(Some(7)), &shipped), None);
+        let why = out_of_reach(&peer(None), &shipped).unwrap();
+        assert!(why.contains("db") && why.contains("beta") && why.contains("pid namespace"), "{why}");
+    }
+}
