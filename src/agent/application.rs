@@ -7,11 +7,12 @@ mod order;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-pub use order::{Deed, Halfway, Look, Order, Present};
+pub use order::{Deed, Halfway, Look, Order, Present, Ticket};
 
 use super::config;
 use super::context::Context;
@@ -27,6 +28,8 @@ pub type Hear = Arc<dyn Fn(Event) + Send + Sync>;
 pub struct Application {
     means: &'static str,
     input: Sender<Input>,
+    /// Orders that halt it, so far. Relaxed: those and the tickets are of one thread, the state machine's.
+    halts: AtomicU64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -64,6 +67,10 @@ struct Keeper {
     due: Option<Instant>,
     /// Frozen by order, or about to be: nothing is started.
     frozen: bool,
+    /// Orders that halted it, so far.
+    halts: u64,
+    /// The same when it was last ended by order.
+    killed: u64,
     look: Box<dyn Look>,
     input: Sender<Input>,
     /// Counts starts and ends: what was heard of an earlier run says nothing of the present one.
@@ -120,6 +127,8 @@ impl Application {
             restarts,
             due: None,
             frozen: false,
+            halts: 0,
+            killed: 0,
             look,
             input: input.clone(),
             run: 0,
@@ -128,7 +137,7 @@ impl Application {
         };
         let thread =
             thread::Builder::new().name(format!("app-{name}")).spawn(move || keeper.run(&received))?;
-        Ok(Application { means: word, input, thread: Some(thread) })
+        Ok(Application { means: word, input, halts: AtomicU64::new(0), thread: Some(thread) })
     }
 
     /// What freezes it, a word for status.
@@ -136,8 +145,14 @@ impl Application {
         self.means
     }
 
+    /// For a start that is to be ordered later, perhaps from another thread.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.halts.load(Ordering::Relaxed))
+    }
+
     /// Orders are carried out one after the other.
     pub fn order(&self, order: Order) {
+        self.halts.fetch_add(u64::from(order.halts()), Ordering::Relaxed);
         // The thread ends only with us.
         let _ = self.input.send(Input::Order(order));
     }
@@ -187,6 +202,7 @@ impl Keeper {
 
     fn carry_out(&mut self, order: Order) -> Result<(), SuperviseError> {
         tracing::debug!(group = self.name, what = order.word(), "application");
+        self.halts += u64::from(order.halts());
         match order {
             Order::Adopt(pid) => self.adopt(pid),
             Order::Freeze(round, halfway) => self.freeze(round, &halfway),
@@ -194,10 +210,16 @@ impl Keeper {
                 (self.frozen, self.unheld) = (false, false);
                 self.means.thaw()
             }
-            Order::Hold => self.hold(),
-            Order::Kill => self.kill(),
-            Order::Start => {
-                self.plan_start();
+            Order::Hold => {
+                self.frozen = true;
+                self.hold()
+            }
+            Order::Kill => {
+                self.killed = self.halts;
+                self.kill()
+            }
+            Order::Start(ticket) => {
+                self.plan_start(ticket);
                 Ok(())
             }
             Order::Found(pids, answer) => self.found(&pids).map(|life| {
@@ -288,11 +310,12 @@ impl Keeper {
         Ok(())
     }
 
-    fn plan_start(&mut self) {
-        if self.command.is_none() {
+    fn plan_start(&mut self, ticket: Ticket) {
+        if self.command.is_none() || ticket.0 < self.killed {
             return;
         }
-        self.frozen = false;
+        // Overtaken by a freeze, it waits for the thaw.
+        self.frozen &= ticket.0 < self.halts;
         let now = Instant::now();
         self.due = self.restarts.as_mut().map_or(Some(now), |restarts| restarts.next(now));
         if self.due.is_none() {

@@ -192,7 +192,7 @@ impl Care {
     fn start(&self) {
         if let Some(application) = self.application.get().and_then(Weak::upgrade) {
             self.commanded.store(true, Ordering::Release);
-            application.order(Order::Start);
+            application.order(Order::Start(application.ticket()));
         }
     }
 

@@ -17,7 +17,8 @@ pub enum Order {
     /// End it.
     Kill,
     /// Start the command, if one is configured and nothing of it runs; after a pause if it keeps dying, and at last not any more.
-    Start,
+    /// Void if it was ended since the ticket was drawn; if it was only frozen, the start waits until it is thawed.
+    Start(Ticket),
     /// Take in what an earlier agent supervised, also what never attached; answered by what it is found to be.
     Found(Vec<u32>, Sender<Life>),
     /// Nothing is attached any more. The application has ended if nothing else is left of it, unless a command of ours is it,
@@ -29,6 +30,10 @@ pub enum Order {
     /// To be done once every order before has been carried out; not if it rests on an application being held frozen that is not.
     Then(Deed),
 }
+
+/// The moment at which a start was decided on: what is ordered later may reach the application before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket(pub(super) u64);
 
 /// What the group knows of the application.
 #[derive(Debug, Default)]
@@ -60,6 +65,11 @@ pub struct Deed(pub Box<dyn FnOnce() + Send>);
 pub struct Halfway(pub Box<dyn Fn() -> bool + Send>);
 
 impl Order {
+    /// Whether it forbids the starts that were decided on before it.
+    pub(super) fn halts(&self) -> bool {
+        matches!(self, Order::Freeze(..) | Order::Hold | Order::Kill)
+    }
+
     /// For messages.
     pub(super) fn word(&self) -> &'static str {
         match self {
@@ -68,7 +78,7 @@ impl Order {
             Order::Thaw => "thaw",
             Order::Hold => "hold frozen",
             Order::Kill => "kill",
-            Order::Start => "start",
+            Order::Start(_) => "start",
             Order::Found(..) => "find",
             Order::Over { .. } => "see the end",
             Order::Then(_) => "go on",

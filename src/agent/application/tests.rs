@@ -132,7 +132,7 @@ fn a_command_that_is_killed_has_died_only_when_nothing_of_it_is_left() {
         let bench = Bench::new();
         let look = if means.is_some() { nothing() } else { child_appends(&bench) };
         let application = bench.start(means.as_ref(), "wait", look);
-        application.order(Order::Start);
+        application.order(Order::Start(application.ticket()));
         assert_eq!(bench.told(), Event::ApplicationStarted);
         let (main, child) = (bench.number("main"), bench.number("child"));
         kill(main);
@@ -147,7 +147,7 @@ fn a_command_that_ends_cleanly_goes_on_in_what_it_leaves_behind() {
         let bench = Bench::new();
         let look = if means.is_some() { nothing() } else { child_appends(&bench) };
         let application = bench.start(means.as_ref(), "exit 0", look);
-        application.order(Order::Start);
+        application.order(Order::Start(application.ticket()));
         assert_eq!(bench.told(), Event::ApplicationStarted);
         let child = bench.number("child");
         assert_eq!(bench.inbox.next(Duration::from_millis(200)), None, "{means:?}");
@@ -265,7 +265,7 @@ fn a_new_agent_finds_what_has_started_and_never_attached() {
     let Some(means) = all_means().remove(0) else { return };
     let bench = Bench::new();
     let first = bench.start(Some(&means), "wait", nothing());
-    first.order(Order::Start);
+    first.order(Order::Start(first.ticket()));
     assert_eq!(bench.told(), Event::ApplicationStarted);
     let (main, child) = (bench.number("main"), bench.number("child"));
     for frozen in [false, true] {
@@ -290,6 +290,42 @@ fn a_new_agent_finds_what_has_started_and_never_attached() {
             return;
         }
     }
+}
+
+#[test]
+fn a_start_that_a_freeze_overtook_waits_for_the_thaw() {
+    for halted in [Order::Freeze(round(), Halfway(Box::new(|| false))), Order::Hold] {
+        let bench = Bench::new();
+        let application = bench.start(None, "wait", nothing());
+        let ticket = application.ticket();
+        let (what, frozen) = (halted.word(), matches!(halted, Order::Freeze(..)));
+        application.order(halted);
+        application.order(Order::Start(ticket));
+        if frozen {
+            assert_eq!(bench.told(), Event::FreezeDone { round: round() });
+        }
+        assert_eq!(bench.inbox.next(Duration::from_millis(200)), None, "{what}");
+        application.order(Order::Thaw);
+        assert_eq!(bench.told(), Event::ApplicationStarted, "{what}");
+        fs::write(bench.path("end"), "").unwrap();
+        assert_eq!(bench.told(), Event::ApplicationExited, "{what}");
+    }
+}
+
+#[test]
+fn a_start_that_a_kill_overtook_is_void() {
+    let bench = Bench::new();
+    let application = bench.start(None, "wait", nothing());
+    let ticket = application.ticket();
+    application.order(Order::Kill);
+    assert_eq!(bench.told(), Event::ApplicationDied);
+    application.order(Order::Start(ticket));
+    application.order(Order::Thaw);
+    assert_eq!(bench.inbox.next(Duration::from_millis(200)), None);
+    application.order(Order::Start(application.ticket()));
+    assert_eq!(bench.told(), Event::ApplicationStarted);
+    fs::write(bench.path("end"), "").unwrap();
+    assert_eq!(bench.told(), Event::ApplicationExited);
 }
 
 fn round() -> Round {

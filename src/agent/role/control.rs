@@ -120,7 +120,7 @@ impl Controller for Arc<Role> {
     fn finish(&self, deadline: Instant) -> Option<String> {
         self.stop.store(true, Ordering::Release);
         let left = self.source().and_then(|source| source.finish(deadline));
-        self.close_group();
+        self.close_group(self.door.shut());
         if let Some(standby) = &self.standby
             && let Err(error) = standby.revoke()
         {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{PLACED_FILE, Role};
+use super::{Entry, PLACED_FILE, Role};
 use crate::agent::application::{Deed, Halfway, Order};
+use crate::agent::group::GroupError;
 use crate::agent::ownership::Deeds;
 use crate::agent::state::PlacedFile;
 use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
@@ -45,7 +46,8 @@ impl Deeds for RoleDeeds {
                 role.event("milestone", json!({ "what": note, "boottime_us": boot_us }));
                 if note == Note::Demoted {
                     // Another node's stream is to be taken: ours ends.
-                    role.beside("close", |role| role.close_group());
+                    let shut = role.door.shut();
+                    role.beside("close", move |role| role.close_group(shut));
                 }
             }
             Action::Alarm(alarm) => {
@@ -89,8 +91,12 @@ impl Role {
     }
 
     fn ship_tail(self: &Arc<Self>, round: Round) {
-        let cancel = self.cancel_gasp();
+        let (cancel, entry) = (self.cancel_gasp(), self.door.entry());
         self.beside("gasp", move |role| {
+            // A gasp that overtakes the start of the application has to open the group itself.
+            if !role.opened(round.generation, entry) {
+                return;
+            }
             let Some(source) = role.source() else { return };
             match source.ship_tail(&cancel, Instant::now() + GASP_LIMIT) {
                 Ok(tail) => {
@@ -168,15 +174,26 @@ impl Role {
     }
 
     fn start_application(self: &Arc<Self>, generation: Generation) {
-        self.beside("start", move |role| {
-            if let Err(error) = role.open_group(generation) {
-                role.event("open_failed", json!({ "why": error.to_string() }));
-                return role.teller.tell(Event::ApplicationFailedToStart);
-            }
-            if !role.config.command.is_empty() {
-                role.application.order(Order::Start);
+        let (ticket, entry) = (self.application.ticket(), self.door.entry());
+        self.beside("start", move |role| match role.open_group(generation, entry) {
+            Ok(true) if !role.config.command.is_empty() => role.application.order(Order::Start(ticket)),
+            Ok(_) => {}
+            Err(error) => {
+                role.open_failed(&error);
+                role.teller.tell(Event::ApplicationFailedToStart);
             }
         });
+    }
+
+    fn opened(self: &Arc<Self>, generation: Generation, entry: Entry) -> bool {
+        self.open_group(generation, entry).unwrap_or_else(|error| {
+            self.open_failed(&error);
+            false
+        })
+    }
+
+    fn open_failed(&self, error: &GroupError) {
+        self.event("open_failed", json!({ "why": error.to_string() }));
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod control;
 mod deeds;
+mod door;
 mod look;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,7 @@ use crate::replica::ImageHealth;
 use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
 pub(super) use deeds::RoleDeeds;
+pub(super) use door::{Door, Entry};
 pub(super) use look::RoleLook;
 
 /// How often a destination's image is looked at for a completed sync.
@@ -60,6 +62,7 @@ pub struct Role {
     pub(super) application: Application,
     pub(super) ownership: OnceLock<Ownership>,
     pub(super) open: Mutex<Option<Open>>,
+    pub(super) door: Door,
     /// Asks for copies of the open group's regions. A lock of its own, since notices come under the group's.
     pub(super) copies: Mutex<Option<Requester>>,
     pub(super) gasp: Mutex<Arc<AtomicBool>>,
@@ -73,20 +76,26 @@ pub struct Role {
 pub(super) struct Open {
     pub(super) source: Arc<Source>,
     pub(super) group: Arc<Group>,
+    entry: Entry,
 }
 
 impl Role {
     /// Opens the group in `generation`, and ships it. Nothing happens if it is open in that generation. A log of another one is
-    /// refused: the machine's rounds and the stream would name different generations, and each fence off the other.
-    pub(super) fn open_group(self: &Arc<Self>, generation: Generation) -> Result<(), GroupError> {
+    /// refused: the machine's rounds and the stream would name different generations, and each fence off the other. False if
+    /// the group has been closed since `entry`: it stays so.
+    pub(super) fn open_group(
+        self: &Arc<Self>,
+        generation: Generation,
+        entry: Entry,
+    ) -> Result<bool, GroupError> {
         let mut open = self.open();
-        if open.as_ref().is_some_and(|o| o.group.generation() >= generation) {
-            return Ok(());
-        }
-        if let Some(old) = open.take() {
+        while let Some(old) = open.take_if(|o| o.group.generation() < generation) {
             drop(open);
             drop(old);
             open = self.open();
+        }
+        if open.is_some() || !self.door.admits(entry) {
+            return Ok(self.door.admits(entry));
         }
         let role = Arc::downgrade(self);
         let id = self.standby.as_ref().and_then(Standby::id);
@@ -130,12 +139,18 @@ impl Role {
         };
         let source = Source::start(setup)
             .map_err(|source| GroupError::System { what: "starting the group's threads", source })?;
+        if !self.door.admits(entry) {
+            // Given up meanwhile; and whoever closes it finds nothing.
+            drop(open);
+            drop(source);
+            return Ok(false);
+        }
         if group.resumed() {
             self.event("log_resumed", json!({ "generation": group.generation() }));
         }
         *lock(&self.copies) = Some(source.copies());
-        *open = Some(Open { source: Arc::new(source), group });
-        Ok(())
+        *open = Some(Open { source: Arc::new(source), group, entry });
+        Ok(true)
     }
 
     /// The group's identity, if it is known here.
@@ -237,10 +252,10 @@ impl Role {
         lock(&self.open)
     }
 
-    /// Ends the stream; the log stays with its keeper.
-    fn close_group(&self) {
+    /// Ends the stream of what was opened before the door was `shut`; the log stays with its keeper.
+    fn close_group(&self, shut: Entry) {
         // Not under the lock: the threads that end here may wait for the group's lock, whose holder waits for ours.
-        let open = self.open().take();
+        let open = self.open().take_if(|open| open.entry < shut);
         drop(open);
     }
 

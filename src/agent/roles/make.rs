@@ -15,7 +15,7 @@ use crate::agent::fabrics::Fabrics;
 use crate::agent::group::{Group, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
-use crate::agent::role::{Role, RoleDeeds, RoleLook};
+use crate::agent::role::{Door, Role, RoleDeeds, RoleLook};
 use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
@@ -91,6 +91,7 @@ pub(super) fn start_role(
             application,
             ownership: OnceLock::new(),
             open: Mutex::new(None),
+            door: Door::default(),
             copies: Mutex::new(None),
             gasp: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -125,7 +126,7 @@ fn recover(
         }
         if durable.boot == policy.boot {
             match left_log(role, &durable, known.as_ref())? {
-                LeftLog::Usable => role.open_group(durable.generation)?,
+                LeftLog::Usable => _ = role.open_group(durable.generation, role.door.entry())?,
                 // As lost as with a reboot: the next start makes a log in a generation that the machine knows of.
                 LeftLog::Lost => durable.boot = BootId::default(),
                 LeftLog::NeverMade => {}
