@@ -23,6 +23,13 @@ fn shell(node: &Node, script: &str) -> Command {
     command
 }
 
+/// `run`, by way of a program that becomes it.
+fn through(mut outer: Command, run: &Command) -> Command {
+    outer.arg(run.get_program()).args(run.get_args());
+    outer.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    outer
+}
+
 fn start() -> Node {
     let mut node = archiving(BINARIES, "");
     node.start();
@@ -61,7 +68,10 @@ fn signals_reach_the_program_and_its_end_is_what_counts() {
         (Signal::USR2, handles("USR2"), 42),
         (Signal::TERM, forever.clone(), 128 + 15),
     ] {
-        let mut run = shell(&node, &script).spawn().expect("pmemha runs");
+        // Whoever runs the tests in the background has an interrupt ignored, which would stay so.
+        let mut none_ignored = Command::new("env");
+        none_ignored.arg("--default-signal");
+        let mut run = through(none_ignored, &shell(&node, &script)).spawn().expect("pmemha runs");
         wait::eventually("the program to handle signals", SOON, || ready.exists());
         kill_process(Pid::from_child(&run), signal).expect("our own child");
         let ended = wait::until("pmemha to end", SOON, || run.try_wait().expect("our own child"));
@@ -75,9 +85,8 @@ fn what_is_ignored_stays_ignored_in_the_program() {
     let node = start();
     let run = shell(&node, "kill -HUP $$; exit 7");
     let mut outer = Command::new("/bin/sh");
-    outer.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(run.get_program()).args(run.get_args());
-    outer.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let out = outer.stdin(Stdio::null()).output().expect("pmemha runs");
+    outer.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    let out = through(outer, &run).output().expect("pmemha runs");
     assert_eq!(out.status.code(), Some(7), "{}", said(&out));
 }
 
