@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::time::Duration;
 
+use pmemha::log::region::boottime;
 use pmemha::region::identity::Facts;
 use pmemha::region::table::{MapTable, Span};
 use pmemha::session::{Options, Session, SessionError};
@@ -27,7 +28,7 @@ pub static TABLE: MapTable = MapTable::new();
 /// The session, once there is one; never freed.
 static SESSION: AtomicPtr<Session> = AtomicPtr::new(ptr::null_mut());
 
-/// When to look for the agent again, milliseconds of the monotonic clock.
+/// When to look for the agent again, milliseconds of [`boottime`].
 static NEXT_TRY: AtomicU64 = AtomicU64::new(0);
 /// When to ask for a file to be protected again, after the agent has failed to; as above.
 static NEXT_PROTECT: AtomicU64 = AtomicU64::new(0);
@@ -98,8 +99,7 @@ fn program() -> String {
 }
 
 fn now_ms() -> u64 {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    t.tv_sec as u64 * 1000 + t.tv_nsec as u64 / 1_000_000
+    boottime().as_millis() as u64
 }
 
 /// What came of asking for a file to be protected.

@@ -100,6 +100,16 @@ fn fork_handlers_of_the_program_may_write_and_sync() {
     rig.assert_same("file");
 }
 
+#[test]
+fn programs_under_valgrind_are_replicated() {
+    for way in ["flush", "copies", "msync", "writes", "stdio"] {
+        let rig = Rig::new();
+        let mut valgrind = rig.command("valgrind");
+        rig.finish(valgrind.arg("--quiet").arg(rig::steps()).arg(way).arg(rig.path("file")));
+        rig.assert_same("file");
+    }
+}
+
 fn same(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).filter(|(a, b)| a == b).count()
 }
