@@ -12,7 +12,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
 use pmemha::log::appender::wait_later;
 
@@ -131,16 +131,20 @@ pub fn together<P>(
 /// Runs `work`, which appends, and then `owed` if a signal handler wanted a drain meanwhile.
 #[inline]
 pub fn capturing<R>(work: impl FnOnce() -> R, owed: impl FnOnce()) -> R {
-    let outermost = MARKS.with(|m| {
-        m.capturing.set(m.capturing.get() + 1);
-        m.capturing.get() == 1
-    });
-    let result = work();
-    MARKS.with(|m| m.capturing.set(m.capturing.get() - 1));
-    if outermost && MARKS.with(|m| !m.forking.get() && m.owed.replace(false)) {
-        owed();
-    }
-    result
+    MARKS.with(|m| {
+        let before = m.capturing.get();
+        m.capturing.set(before + 1);
+        // A handler's drain may come from here on, and looks at the mark.
+        compiler_fence(Ordering::SeqCst);
+        let result = work();
+        compiler_fence(Ordering::SeqCst);
+        m.capturing.set(before);
+        if before == 0 && m.owed.get() && !m.forking.get() {
+            m.owed.set(false);
+            owed();
+        }
+        result
+    })
 }
 
 /// Whether a drain must be left to the code that this signal handler interrupted, or to the end of a fork, during which this

@@ -213,7 +213,9 @@ impl Appender {
     pub fn drain(&self) -> Lsn {
         let (tail, ahead) = protocol::tail(&*self.log);
         let mut patience = Patience::new();
-        let (_, moved) = protocol::publish(&*self.log, tail, |_, claim| self.blocked(&mut patience, claim));
+        let settled = self.settled.load(Acquire);
+        let (_, moved) =
+            protocol::publish(&*self.log, settled, tail, |_, claim| self.blocked(&mut patience, claim));
         if moved {
             self.log.wake_agent(SleepDepth::Deep);
         }
@@ -376,7 +378,7 @@ impl Appender {
             crc: 0,
         };
         // SAFETY: the slot is ours, in the ring, and aligned to the header's size.
-        unsafe { at.write_volatile(header) };
+        unsafe { at.write(header) };
         protocol::fill(&*self.log, slot.lsn, slot.span, slot.cell);
         FILLING.set(FILLING.get() - 1);
     }
@@ -449,7 +451,7 @@ impl Appender {
 
     fn publish_complete(&self) {
         let (tail, _) = protocol::tail(&*self.log);
-        protocol::publish(&*self.log, tail, |_, claim| {
+        protocol::publish(&*self.log, self.settled.load(Acquire), tail, |_, claim| {
             if self.fill_if_dead(claim) { Blocked::OwnerDead } else { Blocked::Stop }
         });
     }

@@ -72,36 +72,52 @@ pub(crate) fn tail<C: Cells>(c: &C) -> (u64, bool) {
 /// Claims a slot of `span` bytes, a multiple of [`RECORD_ALIGN`] and at most a quarter of the ring.
 #[inline]
 pub(crate) fn claim<C: Cells>(c: &C, span: u64, owner: u16) -> Claimed {
-    let mut tail = 0;
-    for _ in 0..MAX_ATTEMPTS {
-        tail = c.tail().load();
-        if tail & AHEAD != 0 {
-            return Claimed::Ahead(tail & !AHEAD);
-        }
-        let slot = c.slot(c.codec().index(tail));
-        let word = slot.load();
-        match c.codec().view(word, tail) {
-            View::Older => {
-                // One unit stays spare, so that the word at the tail is never that of a record in use: it is
-                // where going ahead is noted.
-                let free = c.free().load();
-                if free > tail {
-                    continue; // The tail that we read is long past.
-                }
-                if tail - free + span > c.ring_bytes() - RECORD_ALIGN {
-                    return Claimed::Full(tail);
-                }
-                let mine = c.codec().pack(tail, Claim { state: SlotState::Reserved, owner, span });
-                if slot.swap_if(word, mine) {
-                    c.tail().swap_if(tail, tail.wrapping_add(span));
-                    return Claimed::Slot(tail);
-                }
-            }
-            View::Current(claim) => help(c, tail, claim),
-            View::Newer => {}
-        }
+    try_claim(c, span, owner).unwrap_or_else(|| claim_again(c, span, owner))
+}
+
+#[cold]
+#[inline(never)]
+fn claim_again<C: Cells>(c: &C, span: u64, owner: u16) -> Claimed {
+    let attempts = (1..MAX_ATTEMPTS).find_map(|_| try_claim(c, span, owner));
+    attempts.unwrap_or_else(|| Claimed::Full(tail(c).0))
+}
+
+/// One attempt; `None` if others moved the tail meanwhile.
+#[inline]
+fn try_claim<C: Cells>(c: &C, span: u64, owner: u16) -> Option<Claimed> {
+    let tail = c.tail().load();
+    if tail & AHEAD != 0 {
+        return Some(Claimed::Ahead(tail & !AHEAD));
     }
-    Claimed::Full(tail)
+    let slot = c.slot(c.codec().index(tail));
+    let word = slot.load();
+    if !c.codec().is_older(word, tail) {
+        help_current(c, tail, word);
+        return None;
+    }
+    // One unit stays spare, so that the word at the tail is never that of a record in use: it is
+    // where going ahead is noted.
+    let free = c.free().load();
+    if free > tail {
+        return None; // The tail that we read is long past.
+    }
+    if tail - free + span > c.ring_bytes() - RECORD_ALIGN {
+        return Some(Claimed::Full(tail));
+    }
+    let mine = c.codec().pack(tail, Claim { state: SlotState::Reserved, owner, span });
+    if !slot.swap_if(word, mine) {
+        return None;
+    }
+    c.tail().swap_if(tail, tail.wrapping_add(span));
+    Some(Claimed::Slot(tail))
+}
+
+/// See [`help`]; does nothing where `word` is of a later lap.
+#[cold]
+fn help_current<C: Cells>(c: &C, tail: u64, word: u64) {
+    if let View::Current(claim) = c.codec().view(word, tail) {
+        help(c, tail, claim);
+    }
 }
 
 /// Moves the tail past a claim whose owner has not yet done so, or flags it where going ahead was noted.
@@ -129,10 +145,18 @@ pub(crate) fn abandon<C: Cells>(c: &C, lsn: u64, span: u64, owner: u16) {
     c.slot(c.codec().index(lsn)).store(word);
 }
 
-/// Publishes every complete slot below `upto`, which is a tail that the caller has read. `blocked` is asked
-/// about each slot that is not complete. Returns how far the log is published, and whether this call moved it.
-pub(crate) fn publish<C: Cells>(c: &C, upto: u64, blocked: impl FnMut(u64, Claim) -> Blocked) -> (u64, bool) {
-    let at = walk(c, c.published().load(), upto, blocked);
+/// Publishes every complete slot below `upto`, which is a tail that the caller has read. `complete`: every slot below is, as far
+/// as the caller knows. `blocked` is asked about each slot that is not. Returns how far the log is published, and whether
+/// this call moved it.
+#[inline]
+pub(crate) fn publish<C: Cells>(
+    c: &C,
+    complete: u64,
+    upto: u64,
+    blocked: impl FnMut(u64, Claim) -> Blocked,
+) -> (u64, bool) {
+    let from = complete.max(c.published().load());
+    let at = if from < upto { walk(c, from, upto, blocked) } else { from };
     let moved = c.published().raise(at);
     (at.max(c.published().load()), moved)
 }
@@ -189,9 +213,7 @@ pub(crate) fn go_ahead<C: Cells>(c: &C, tail: u64, owner: u16) -> bool {
         done = slot.swap_if(word, stop);
     }
     // Whoever put it there: if a stop stands there, the flag follows.
-    if let View::Current(claim) = c.codec().view(slot.load(), tail) {
-        help(c, tail, claim);
-    }
+    help_current(c, tail, slot.load());
     done
 }
 

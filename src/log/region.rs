@@ -18,7 +18,7 @@ use super::layout::{ENTRY, LogError, LogSpec};
 use super::owner::{INFLIGHT, Owner};
 use super::protocol::{self, Blocked, Cells, Word};
 use super::slot::SlotCodec;
-use crate::region::memory::{Access, SharedMem};
+use crate::region::memory::{Access, SharedMem, Words};
 use crate::types::{Level, Lsn};
 
 /// An agent that has not beaten for this long counts as dead: ten beats at the agent's 100 ms, so that a busy host
@@ -27,7 +27,8 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A log region, mapped.
 pub struct LogRegion {
-    control: SharedMem,
+    control: Arc<SharedMem>,
+    slots: Words,
     ring: Arc<SharedMem>,
     spec: LogSpec,
     header: StaticHeader,
@@ -175,7 +176,9 @@ impl LogRegion {
         let control = SharedMem::map(fd, 0, header.ring_off as usize, Access::ReadWrite).map_err(system)?;
         let ring = SharedMem::map_ring(fd, header.ring_off, spec.ring_bytes as usize, Access::ReadWrite)
             .map_err(system)?;
-        Ok(LogRegion { control, ring: Arc::new(ring), spec, header, codec: SlotCodec::new(spec.ring_bytes) })
+        let (control, codec) = (Arc::new(control), SlotCodec::new(spec.ring_bytes));
+        let slots = Words::new(&control, header.slots_off as usize, codec.slots());
+        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec })
     }
 
     /// What it was made from.
@@ -255,7 +258,7 @@ impl LogRegion {
     /// Publishes, without waiting, every complete slot up to the tail, turning slots of owners that `is_dead` confirms into fillers.
     /// Stops at the first slot of a living owner that is not complete. Returns how far the log is published.
     pub fn publish_filled(&self, is_dead: &dyn Fn(&Owner) -> bool) -> Lsn {
-        let (published, _) = protocol::publish(self, self.tail().0, |_, claim| {
+        let (published, _) = protocol::publish(self, 0, self.tail().0, |_, claim| {
             if self.owner(claim.owner).is_none_or(|owner| is_dead(&owner)) {
                 self.count(Counter::Fillers, 1);
                 Blocked::OwnerDead
@@ -438,7 +441,7 @@ impl Cells for LogRegion {
     }
     #[inline]
     fn slot(&self, index: usize) -> &AtomicU64 {
-        self.control.u64(self.header.slots_off as usize + 8 * index)
+        self.slots.at(index)
     }
     fn inflight(&self, owner: u16) -> &AtomicU64 {
         self.control.u64(self.appenders_off() + usize::from(owner) * ENTRY + INFLIGHT)

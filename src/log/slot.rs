@@ -16,6 +16,7 @@ use super::format::{RECORD_ALIGN, SlotState};
 
 const STATE_BITS: u32 = 2;
 const OWNER_BITS: u32 = 12;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 const SPAN_SHIFT: u32 = STATE_BITS + OWNER_BITS;
 
 /// Appender cells that a slot word can name.
@@ -60,6 +61,11 @@ impl SlotCodec {
         SlotCodec { ring, ring_shift: ring.ilog2(), lap_shift: SPAN_SHIFT + span_bits }
     }
 
+    /// How many words there are: a power of two.
+    pub(crate) fn slots(&self) -> usize {
+        (self.ring / RECORD_ALIGN) as usize
+    }
+
     /// Index of the word for `lsn`.
     #[inline]
     pub(crate) fn index(&self, lsn: u64) -> usize {
@@ -77,23 +83,33 @@ impl SlotCodec {
     /// What `word` says of `lsn`.
     #[inline]
     pub(crate) fn view(&self, word: u64, lsn: u64) -> View {
-        let state = match word & ((1 << STATE_BITS) - 1) {
-            1 => SlotState::Reserved,
-            2 => SlotState::Filled,
-            3 => SlotState::Filler,
-            _ => return View::Older,
-        };
-        // The distance between the laps, modulo the bits kept, as a signed number.
-        let ahead = ((word >> self.lap_shift).wrapping_sub(lsn >> self.ring_shift) << self.lap_shift) as i64;
-        match ahead {
-            0 => View::Current(Claim {
-                state,
-                owner: ((word >> STATE_BITS) & (MAX_OWNERS - 1)) as u16,
-                span: ((word & ((1 << self.lap_shift) - 1)) >> SPAN_SHIFT) * RECORD_ALIGN,
-            }),
-            1.. => View::Newer,
-            _ => View::Older,
+        if self.is_older(word, lsn) {
+            return View::Older;
         }
+        if self.laps_ahead(word, lsn) > 0 {
+            return View::Newer;
+        }
+        View::Current(Claim {
+            state: match word & STATE_MASK {
+                1 => SlotState::Reserved,
+                2 => SlotState::Filled,
+                _ => SlotState::Filler,
+            },
+            owner: ((word >> STATE_BITS) & (MAX_OWNERS - 1)) as u16,
+            span: ((word & ((1 << self.lap_shift) - 1)) >> SPAN_SHIFT) * RECORD_ALIGN,
+        })
+    }
+
+    /// Whether `word` is of an earlier lap than `lsn`, or was never used.
+    #[inline]
+    pub(crate) fn is_older(&self, word: u64, lsn: u64) -> bool {
+        word & STATE_MASK == 0 || self.laps_ahead(word, lsn) < 0
+    }
+
+    /// The distance between the laps of `word` and `lsn`, modulo the bits kept, as a signed number of some unit.
+    #[inline]
+    fn laps_ahead(&self, word: u64, lsn: u64) -> i64 {
+        ((word >> self.lap_shift).wrapping_sub(lsn >> self.ring_shift) << self.lap_shift) as i64
     }
 }
 

@@ -10,6 +10,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use std::{ptr, slice};
 
@@ -93,6 +94,7 @@ impl SharedMem {
     }
 
     /// Whether `len` bytes from `off` can be accessed.
+    #[inline]
     pub fn contains(&self, off: usize, len: usize) -> bool {
         off.checked_add(len).is_some_and(|end| end <= self.reach)
     }
@@ -100,13 +102,17 @@ impl SharedMem {
     /// The address of byte `off`, for registration with a device or a kernel call. Not to be dereferenced.
     #[inline]
     pub fn addr(&self, off: usize) -> *mut u8 {
-        assert!(off <= self.reach, "offset {off} past the end of a mapping of {}", self.reach);
+        if off > self.reach {
+            outside(off, 0, self.reach);
+        }
         self.base.wrapping_add(off)
     }
 
     #[inline]
     fn at(&self, off: usize, len: usize) -> *mut u8 {
-        assert!(self.contains(off, len), "bytes {off}+{len} outside a mapping of {}", self.reach);
+        if !self.contains(off, len) {
+            outside(off, len, self.reach);
+        }
         self.base.wrapping_add(off)
     }
 
@@ -267,10 +273,44 @@ impl SharedMem {
     }
 }
 
+/// Apart, and with its arguments by value: what a message borrows would be stored at each look.
+#[cold]
+#[inline(never)]
+fn outside(off: usize, len: usize, reach: usize) -> ! {
+    panic!("bytes {off}+{len} outside a mapping of {reach}");
+}
+
 impl Drop for SharedMem {
     fn drop(&mut self) {
         // SAFETY: the span was mapped by us and nothing borrows it.
         unsafe { libc::munmap(self.base.cast(), self.reach) };
+    }
+}
+
+/// A table of `u64`s in a mapping, looked up without a check: its length is a power of two, and indices are taken modulo that.
+pub struct Words {
+    first: *mut u64,
+    mask: usize,
+    _memory: Arc<SharedMem>,
+}
+
+// SAFETY: as for the mapping, which lives as long as the value.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// The `count` words from byte `off` of `memory`: a multiple of 8, and a power of two.
+    pub fn new(memory: &Arc<SharedMem>, off: usize, count: usize) -> Words {
+        assert!(off.is_multiple_of(8) && count.is_power_of_two(), "{count} words from {off}");
+        Words { first: memory.at(off, 8 * count).cast(), mask: count - 1, _memory: memory.clone() }
+    }
+
+    /// Word `index`, modulo their number.
+    #[inline]
+    pub fn at(&self, index: usize) -> &AtomicU64 {
+        // SAFETY: `new` checked the range and the alignment, the mask keeps within it, and the mapping is held.
+        unsafe { AtomicU64::from_ptr(self.first.add(index & self.mask)) }
     }
 }
 

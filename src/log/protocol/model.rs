@@ -173,7 +173,7 @@ impl Model {
                     return step(lives);
                 }
                 Claimed::Full(tail) => {
-                    publish(self, self.tail.load() & !AHEAD, |_, claim| match self.blocked(claim) {
+                    publish(self, 0, self.tail.load() & !AHEAD, |_, claim| match self.blocked(claim) {
                         Blocked::Retry => Blocked::Stop,
                         other => other,
                     });
@@ -236,7 +236,7 @@ impl Model {
         if self.bug == Bug::DrainDoesNotWait {
             self.published.raise(tail);
         } else {
-            publish(self, tail, |_, claim| self.blocked(claim));
+            publish(self, 0, tail, |_, claim| self.blocked(claim));
         }
         tail + u64::from(ahead && self.bug != Bug::TailInsteadOfTailPlusOne)
     }
@@ -422,7 +422,7 @@ fn scene(bug: Bug, dies_at: usize) {
     }
     // The last gasp; again, should it have closed a gap.
     for _ in 0..3 {
-        publish(&*model, model.tail.load() & !AHEAD, |_, claim| model.blocked(claim));
+        publish(&*model, 0, model.tail.load() & !AHEAD, |_, claim| model.blocked(claim));
         model.consume(&mut image);
     }
     assert_eq!(model.tail.load(), image.at, "everything was published and consumed");
