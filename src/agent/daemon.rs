@@ -24,6 +24,7 @@ use super::fdstore::FdStore;
 use super::group::{Controller, GroupError};
 use super::holder::{FdKeeper, Holder, KeeperError};
 use super::local::Local;
+use super::metrics::Metrics;
 use super::power_watch::PowerWatch;
 use super::roles::{Roles, RolesError};
 use super::sessions::{Node, Sessions};
@@ -101,7 +102,8 @@ impl Stop {
 /// A running agent.
 pub struct Daemon {
     parts: Arc<Parts>,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
+    metrics: Option<Metrics>,
     socket: PathBuf,
 }
 
@@ -148,9 +150,11 @@ impl Daemon {
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
+        let sessions = Arc::new(sessions);
+        let metrics = serve_metrics(&parts, &sessions)?;
         let node = &parts.context.config.node.name;
         parts.context.events.emit(None, "agent_started", json!({ "node": node, "pid": std::process::id() }));
-        Ok(Daemon { parts, sessions, socket })
+        Ok(Daemon { parts, sessions, metrics, socket })
     }
 
     /// Where applications and operators reach it.
@@ -169,6 +173,7 @@ impl Daemon {
 
     /// Stops accepting, has every group bring out what it can by `deadline`, and returns what is left, a sentence each.
     pub fn finish(self, deadline: Instant) -> Vec<String> {
+        drop(self.metrics);
         drop(self.sessions);
         // Whoever connects from here on finds no agent instead of one that does not answer.
         if let Err(error) = fs::remove_file(&self.socket) {
@@ -230,6 +235,20 @@ fn start_groups(context: &Arc<Context>) -> Result<Vec<Arc<dyn Controller>>, Daem
         Ok(Local::start(context, group).map_err(failed)?)
     };
     context.config.groups.iter().filter(|g| g.destinations.is_empty()).map(start).collect()
+}
+
+fn serve_metrics(parts: &Arc<Parts>, sessions: &Arc<Sessions>) -> Result<Option<Metrics>, DaemonError> {
+    let Some(config) = &parts.context.config.metrics else { return Ok(None) };
+    // Not held, so that whoever is slow to take an answer does not keep the agent from finishing.
+    let (parts, sessions) = (Arc::downgrade(parts), Arc::downgrade(sessions));
+    let status = move || Some(parts.upgrade()?.status(sessions.upgrade()?.count()));
+    let served = Metrics::serve(config.listen, status);
+    served.map(Some).map_err(|why| {
+        DaemonError::Machine(format!(
+            "cannot serve metrics at {}: {why}; `listen` in [metrics] must name a free port of this machine",
+            config.listen
+        ))
+    })
 }
 
 fn keeper(config: &Config, program: &Path) -> Result<Box<dyn FdKeeper>, KeeperError> {

@@ -41,6 +41,7 @@ pub mod group;
 pub mod holder;
 pub mod local;
 pub mod messenger;
+pub mod metrics;
 pub mod ownership;
 pub mod power_watch;
 pub mod restarts;

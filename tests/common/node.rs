@@ -227,7 +227,8 @@ impl Node {
         fs::write(self.config(), text).expect("own directory");
     }
 
-    fn configure_more(&self, rest: &str) {
+    /// Appends to the configuration.
+    pub fn configure_more(&self, rest: &str) {
         let text = fs::read_to_string(self.config()).expect("configured before");
         fs::write(self.config(), text + "\n" + rest).expect("own directory");
     }

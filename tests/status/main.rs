@@ -1,5 +1,6 @@
 //! Honest status: what `pmemha status --json` says is so at that instant, or says how old it is.
 
+mod metrics;
 mod unseen;
 
 use std::fs;

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 pub use message::{ConfigError, Problem};
 pub use model::{
-    Archive, DurabilityChoice, FabricKind, Group, Keeper, Node, OnDeath, OnFull, Peer, Power, PowerKind,
-    Rdma, Replica, Tls, Trigger, UserRef,
+    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, OnDeath, OnFull, Peer, Power,
+    PowerKind, Rdma, Replica, Tls, Trigger, UserRef,
 };
 pub use units::{format_bytes, parse_bytes, parse_duration};
 
@@ -37,6 +37,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Where power events come from.
     pub power: Option<Power>,
+    /// Where metrics are served; nowhere if absent.
+    pub metrics: Option<Metrics>,
     /// Which adapter the verbs fabric uses.
     #[serde(default)]
     pub rdma: Rdma,

@@ -73,6 +73,14 @@ pub struct Power {
     pub path: PathBuf,
 }
 
+/// `[metrics]`: what Prometheus fetches.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    /// Address that `GET /metrics` is answered at, by HTTP and to whoever can reach it.
+    pub listen: SocketAddr,
+}
+
 /// Kinds of power sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

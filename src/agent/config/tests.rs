@@ -22,6 +22,9 @@ key = "/etc/pmemha/alpha.key"
 source = "file"
 path = "/run/power/online"
 
+[metrics]
+listen = "127.0.0.1:9475"
+
 [rdma]
 device = "mlx5_0"
 port = 1

@@ -1,10 +1,13 @@
 //! What the agent knows of itself and its groups at an instant: the document of `pmemha status --json`.
 //!
 //! Plain data, gathered at the moment of the question. Every number that was not measured at that moment has
-//! its own `as_of`. [`text`] renders it for a person.
+//! its own `as_of`. [`text`] renders it for a person, [`metrics`] for Prometheus.
 
 #[cfg(test)]
 mod guide;
+pub mod metrics;
+#[cfg(test)]
+mod sample;
 pub mod text;
 
 use serde::{Deserialize, Serialize};

@@ -122,7 +122,9 @@ fn configuration(install: &Path, node: &Node, other: Option<&Node>) -> String {
          key = \"{install}/node.key\"\n\n\
          # [power]\n\
          # source = \"file\"\n\
-         # path = \"/run/power/online\"        # 1 on line power, 0 on battery\n"
+         # path = \"/run/power/online\"        # 1 on line power, 0 on battery\n\n\
+         # [metrics]\n\
+         # listen = \"127.0.0.1:9475\"         # for Prometheus; whoever reaches it may read it\n"
     );
     let Some(other) = other else {
         text.push_str(

@@ -1,0 +1,288 @@
+//! The status document as Prometheus reads it: OpenMetrics text, a gauge or counter for every number and a labelled 1 for every
+//! word. What is not known is absent, never 0. `docs/guide.md` lists the names.
+
+use std::sync::atomic::AtomicU64;
+use std::time::UNIX_EPOCH;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{DestinationStatus, GroupStatus, LogStatus, Role, Status};
+use crate::agent::clock::WallTime;
+
+/// `status` in the text format of OpenMetrics 1.0, which Prometheus reads as its own.
+pub fn render(status: &Status) -> String {
+    let mut page = Page(Registry::with_prefix("pmemha"));
+    page.node(status);
+    page.groups(&status.groups);
+    page.logs(&status.groups);
+    page.destinations(&status.groups);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = encode(&mut text, &page.0);
+    text
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// A number of a part of the document: its name, what it says, and where it is.
+type Reading<T, N> = (&'static str, &'static str, fn(&T) -> N);
+
+/// A row: its labels and the number.
+type Sample = (Labels, f64);
+
+struct Page(Registry);
+
+impl Page {
+    fn gauge(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
+        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+        let mut any = false;
+        for (labels, value) in samples {
+            family.get_or_create(&labels).set(value);
+            any = true;
+        }
+        if any {
+            self.0.register(name, help, family);
+        }
+    }
+
+    /// The name gets the suffix `_total`.
+    fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, u64)>) {
+        let family = Family::<Labels, Counter>::default();
+        let mut any = false;
+        for (labels, value) in samples {
+            family.get_or_create(&labels).inc_by(value);
+            any = true;
+        }
+        if any {
+            self.0.register(name, help, family);
+        }
+    }
+
+    fn node(&mut self, status: &Status) {
+        let node = &status.node;
+        let who = vec![("node", node.name.clone()), ("version", node.version.clone())];
+        self.gauge("agent", "The agent that answers", [(who, 1.0)]);
+        self.gauge("agent_uptime_seconds", "Since the agent started", [(vec![], node.uptime_s as f64)]);
+        self.gauge("sessions", "Open, of applications and operators", [(vec![], f64::from(node.sessions))]);
+        if node.rdma.wanted {
+            let on = node.rdma.off.is_none();
+            self.gauge("rdma_available", "Whether the verbs fabric has its adapter", [(vec![], flag(on))]);
+        }
+        let power = status.power.as_ref();
+        let known = |value: Option<f64>| value.map(|value| (vec![], value));
+        self.gauge(
+            "power_online",
+            "Whether there is external power",
+            known(power.and_then(|p| p.online).map(flag)),
+        );
+        self.gauge(
+            "power_runtime_seconds",
+            "How long the battery lasts at the present load",
+            known(power.and_then(|p| p.runtime_s).map(|s| s as f64)),
+        );
+        self.gauge(
+            "power_charge_ratio",
+            "Charge of the battery, 0 to 1",
+            known(power.and_then(|p| p.charge).map(f64::from)),
+        );
+    }
+
+    fn groups(&mut self, groups: &[GroupStatus]) {
+        let state = |g: &GroupStatus| (with(of(g), "state", &g.state), 1.0);
+        self.gauge("group_state", "1 for the group's present state", groups.iter().map(state));
+        let generation = |g: &GroupStatus| (of(g), f64::from(g.generation.0));
+        self.gauge("group_generation", "Generation known here", groups.iter().map(generation));
+        let attached = |g: &GroupStatus| (of(g), g.sessions.len() as f64);
+        self.gauge("group_processes", "Attached processes of the application", groups.iter().map(attached));
+        let regions = groups.iter().flat_map(|g| {
+            g.regions.iter().map(move |region| (with(of(g), "path", &region.path), region.len as f64))
+        });
+        self.gauge("region_bytes", "Size of a protected file", regions);
+        let archived = groups.iter().filter_map(|g| {
+            let archive = g.archive.as_ref()?;
+            Some((with(of(g), "dir", &archive.dir), archive.lsn_durable?.0 as f64))
+        });
+        self.gauge("archive_lsn_durable_bytes", "End of what is durable in the archive", archived);
+    }
+
+    fn logs(&mut self, groups: &[GroupStatus]) {
+        let logs: Vec<(Labels, &LogStatus)> =
+            groups.iter().filter_map(|g| Some((of(g), g.log.as_ref()?))).collect();
+        for (name, help, value) in LOG_GAUGES {
+            self.gauge(name, help, logs.iter().map(|(labels, log)| (labels.clone(), value(log))));
+        }
+        for (name, help, value) in LOG_COUNTERS {
+            self.counter(name, help, logs.iter().map(|(labels, log)| (labels.clone(), value(log))));
+        }
+    }
+
+    fn destinations(&mut self, groups: &[GroupStatus]) {
+        let rows: Vec<(Labels, &DestinationStatus)> = groups
+            .iter()
+            .flat_map(|g| g.destinations.iter().map(move |d| (with(of(g), "destination", &d.node), d)))
+            .collect();
+        let state =
+            |(labels, d): &(Labels, &DestinationStatus)| (with(labels.clone(), "state", d.state.word()), 1.0);
+        self.gauge("destination_state", "1 for the destination's present state", rows.iter().map(state));
+        let durability = rows.iter().filter_map(|(labels, d)| {
+            let labels = with(labels.clone(), "durability", d.durability.as_ref()?);
+            Some((with(labels, "fabric", d.fabric.as_deref().unwrap_or("")), 1.0))
+        });
+        self.gauge("destination_durability", "1 for what makes bytes survive at the destination", durability);
+        for (name, help, value) in DESTINATION_GAUGES {
+            let known = rows.iter().filter_map(|(labels, d)| Some((labels.clone(), value(d)?)));
+            self.gauge(&format!("destination_{name}"), help, known);
+        }
+        let unprotected = rows.iter().map(|(labels, d)| (labels.clone(), d.unprotected_writes));
+        self.counter("destination_unprotected_writes", "Pages found changed without a record", unprotected);
+    }
+}
+
+fn of(group: &GroupStatus) -> Labels {
+    let role = match group.role {
+        Role::Source => "source",
+        Role::Destination => "destination",
+    };
+    vec![("group", group.name.clone()), ("role", role.into())]
+}
+
+fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
+    labels.push((name, value.to_owned()));
+    labels
+}
+
+fn flag(is: bool) -> f64 {
+    f64::from(u8::from(is))
+}
+
+fn seconds(as_of: &str) -> Option<f64> {
+    let since = WallTime::parse(as_of)?.0.duration_since(UNIX_EPOCH).ok()?;
+    Some(since.as_secs_f64())
+}
+
+const LOG_GAUGES: [Reading<LogStatus, f64>; 6] = [
+    ("log_ring_bytes", "Size of the ring", |l| l.ring_bytes as f64),
+    ("log_used_bytes", "Of the ring, what some consumer still needs", |l| l.used_bytes as f64),
+    ("log_memory_bytes", "Memory that the log region takes at present", |l| l.memory_bytes as f64),
+    ("log_memory_limit_bytes", "Memory that it takes at most", |l| l.memory_limit_bytes as f64),
+    ("log_ahead", "Whether the application is ahead of the log", |l| flag(l.ahead)),
+    ("log_commits_wait", "Whether drains wait for the commit level at present", |l| flag(l.commits_wait)),
+];
+
+const LOG_COUNTERS: [Reading<LogStatus, u64>; 5] = [
+    ("log_times_ahead", "Times that the application outran the ring", |l| l.times_ahead),
+    ("log_fillers", "Slots whose writer died in the middle", |l| l.fillers),
+    ("log_torn_copies", "Lines whose writer never paused for a consistent reading", |l| l.torn_copies),
+    ("log_commits_given_up", "Drains that returned without their level", |l| l.commits_given_up),
+    ("log_unrecorded", "Captures of processes that found no place in the log", |l| l.unrecorded),
+];
+
+const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 10] = [
+    ("lsn_published_bytes", "End of what the application published", |d| Some(d.lsn_published.0 as f64)),
+    ("lsn_received_bytes", "End of what has landed at the destination", |d| Some(d.lsn_received.0 as f64)),
+    ("lsn_durable_bytes", "End of what survives the loss of the source", |d| Some(d.lsn_durable.0 as f64)),
+    ("lsn_applied_bytes", "End of what is in the image", |d| Some(d.lsn_applied.0 as f64)),
+    ("exposure_bytes", "What would be lost with the source at this instant", |d| {
+        Some(d.exposure_bytes as f64)
+    }),
+    ("drain_bytes_per_second", "Rate at which the tail was last seen to drain", |d| {
+        d.drain_bytes_per_s.map(|rate| rate as f64)
+    }),
+    ("encrypted", "Whether the data travels encrypted", |d| d.encrypted.map(flag)),
+    ("sync_done_bytes", "Of a copy that is under way, what was looked at", |d| {
+        d.sync.map(|s| s.done_bytes as f64)
+    }),
+    ("sync_total_bytes", "Of a copy that is under way, all", |d| d.sync.map(|s| s.total_bytes as f64)),
+    ("as_of_timestamp_seconds", "When the destination's row was true", |d| seconds(&d.as_of)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::status;
+    use super::super::{ArchiveStatus, LogStatus, PowerStatus, SyncStatus};
+    use super::*;
+    use crate::types::{Level, Lsn};
+
+    /// With everything that has a metric.
+    fn whole() -> Status {
+        let mut s = status();
+        s.node.rdma.wanted = true;
+        s.power = Some(PowerStatus {
+            source: "file".into(),
+            online: Some(false),
+            runtime_s: Some(900),
+            charge: Some(0.5),
+            error: None,
+            as_of: s.as_of.clone(),
+        });
+        let group = &mut s.groups[0];
+        group.destinations[0].sync = Some(SyncStatus { done_bytes: 1, total_bytes: 4 });
+        group.archive = Some(ArchiveStatus {
+            dir: "/srv/archive".into(),
+            lsn_durable: Some(Lsn(4096)),
+            last_error: None,
+            as_of: s.as_of.clone(),
+        });
+        group.log = Some(LogStatus {
+            memory_bytes: 2 << 20,
+            memory_limit_bytes: 9 << 20,
+            ring_bytes: 64 << 20,
+            used_bytes: 96,
+            times_ahead: 2,
+            fillers: 0,
+            torn_copies: 0,
+            commit: Level::Received,
+            commits_wait: true,
+            commits_given_up: 7,
+            unrecorded: 3,
+            ahead: false,
+        });
+        s
+    }
+
+    #[test]
+    fn numbers_are_told_with_their_group_and_destination() {
+        let text = render(&whole());
+        for line in [
+            "pmemha_power_online 0.0",
+            "pmemha_power_charge_ratio 0.5",
+            "pmemha_group_state{group=\"db\",role=\"source\",state=\"running\"} 1.0",
+            "pmemha_log_commits_given_up_total{group=\"db\",role=\"source\"} 7",
+            "pmemha_destination_exposure_bytes{group=\"db\",role=\"source\",destination=\"beta\"} 1024.0",
+            "pmemha_destination_as_of_timestamp_seconds{group=\"db\",role=\"source\",destination=\"beta\"} 1767225600.0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent() {
+        let mut s = whole();
+        s.power.as_mut().unwrap().online = None;
+        s.groups[0].destinations[0].encrypted = None;
+        let text = render(&s);
+        assert!(!text.contains("power_online") && !text.contains("destination_encrypted"), "{text}");
+    }
+
+    #[test]
+    fn a_path_cannot_forge_a_line() {
+        let mut s = whole();
+        s.groups[0].regions[0].path = "/a\"} 1\npmemha_forged 1".into();
+        assert!(!render(&s).lines().any(|l| l.starts_with("pmemha_forged")));
+    }
+
+    #[test]
+    fn the_guide_lists_every_metric() {
+        let guide = include_str!("../../../docs/guide.md");
+        let text = render(&whole());
+        let names: Vec<_> =
+            text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let missing: Vec<_> = names.iter().filter(|name| !guide.contains(&format!("`{name}"))).collect();
+        assert!(names.len() > 30 && missing.is_empty(), "docs/guide.md does not explain {missing:?}");
+    }
+}
