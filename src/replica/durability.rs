@@ -46,7 +46,7 @@ fn detect_in(mountinfo: &str, dir: &Path) -> Durability {
     // The longest mount point, and of equal ones the last mounted, is the one that is seen.
     let seen = mounts.enumerate().max_by_key(|(i, m)| (m.point.as_os_str().len(), *i));
     match seen.map(|(_, mount)| mount) {
-        Some(m) if matches!(m.kind, "tmpfs" | "ramfs" | "devtmpfs" | "hugetlbfs") => Durability::Battery,
+        Some(m) if matches!(m.kind, "tmpfs" | "ramfs" | "devtmpfs") => Durability::Battery,
         Some(m) if m.has_option("dax") || m.has_option("dax=always") => Durability::Pmem,
         _ => Durability::Disk,
     }

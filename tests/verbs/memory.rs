@@ -47,6 +47,37 @@ fn memfds_are_registered_as_they_are() {
     serves(&left, &right, memfd(), memfd());
 }
 
+/// Large pages that are reserved while it lives, besides those that were before.
+struct Reserved(u64);
+
+const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
+
+impl Reserved {
+    fn new(pages: u64) -> Reserved {
+        let before = fs::read_to_string(RESERVED).unwrap().trim().parse().unwrap();
+        fs::write(RESERVED, format!("{}", before + pages)).unwrap();
+        Reserved(before)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let _ = fs::write(RESERVED, self.0.to_string());
+    }
+}
+
+#[test]
+fn large_pages_of_hugetlbfs_are_registered_as_they_are() {
+    let _reserved = Reserved::new(2);
+    let (left, right) = verbs().pair();
+    let large = || {
+        let fd = memfd_create("m", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB).unwrap();
+        ftruncate(&fd, BYTES as u64).unwrap();
+        mapped(&File::from(fd))
+    };
+    serves(&left, &right, large(), large());
+}
+
 #[test]
 fn files_of_tmpfs_are_registered_as_they_are() {
     let (left, right) = verbs().pair();

@@ -40,7 +40,8 @@ fn huge_pages(host: &Host) -> Option<Finding> {
             "huge_pages",
             found,
             MEANS,
-            "echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled, or a replica's dir on hugetlbfs.",
+            "echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled, and a replica's dir on a tmpfs that is mounted \
+             huge=advise or huge=always.",
         ),
         _ => Finding::good("huge_pages", found, MEANS),
     })
