@@ -49,9 +49,23 @@ impl Folder {
         Ok(Folder { fd, path: root.join(below) })
     }
 
-    /// Whether [`Folder::make`] would find or could make `root`, as far as links in it decide.
-    pub fn check(root: &Path) -> io::Result<()> {
-        walk(root, Missing::Leave).map(drop)
+    /// Whether [`Folder::make`] would find or could make it, as far as what is there by now decides. Makes nothing.
+    pub fn check(root: &Path, below: &Path) -> io::Result<()> {
+        let Some(top) = walk(root, Missing::Leave)? else { return Ok(()) };
+        let mut at = top.try_clone()?;
+        let mut reached = PathBuf::new();
+        for step in below.components() {
+            reached.push(step);
+            at = match beneath(&top, &reached) {
+                // A link that leads nowhere is in the way of the directory.
+                Err(Errno::NOENT) => match statat(&at, step.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => return Ok(()),
+                    _ => Err(Errno::NOENT),
+                },
+                other => other,
+            }?;
+        }
+        Ok(())
     }
 
     /// The path of `name` in it, for messages.

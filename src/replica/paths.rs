@@ -84,19 +84,30 @@ pub fn place(paths: &BTreeMap<PathBuf, PathBuf>, name: &str) -> Result<Place, Pa
 impl Place {
     /// Makes the directories down to the file, and opens the last one; no link leads out of the configured one on the way.
     pub(super) fn prepare(&self) -> Result<Folder, PathError> {
-        let parent = self.path.parent().unwrap_or(Path::new("/"));
-        let below = parent.strip_prefix(&self.root).unwrap_or(Path::new(""));
-        Folder::make(&self.root, below).map_err(|source| match source.kind() {
+        Folder::make(&self.root, self.below()).map_err(|e| self.unreachable(e))
+    }
+
+    /// Whether what is there by now keeps [`Place::prepare`] from it; makes nothing.
+    pub(super) fn check(&self) -> Result<(), PathError> {
+        Folder::check(&self.root, self.below()).map_err(|e| self.unreachable(e))
+    }
+
+    fn parent(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// The file's directory, from the configured one.
+    fn below(&self) -> &Path {
+        self.parent().strip_prefix(&self.root).unwrap_or(Path::new(""))
+    }
+
+    fn unreachable(&self, source: io::Error) -> PathError {
+        match source.kind() {
             io::ErrorKind::CrossesDevices => {
                 PathError::Outside { path: self.path.clone(), root: self.root.clone() }
             }
-            _ => PathError::Io { path: parent.to_owned(), source },
-        })
-    }
-
-    /// Whether links keep [`Place::prepare`] from reaching the configured directory; makes nothing.
-    pub(super) fn check(&self) -> Result<(), PathError> {
-        Folder::check(&self.root).map_err(|source| PathError::Io { path: self.root.clone(), source })
+            _ => PathError::Io { path: self.parent().to_owned(), source },
+        }
     }
 }
 

@@ -175,11 +175,13 @@ pub fn verify(applier: &mut Applier, saved: Option<SavedMark>) -> Result<Promota
     }
 }
 
-/// Whether each region of the image that is to be promoted has a place of its own by `paths`, which no link keeps from being reached,
-/// or can be put beside the image. To be called before the group changes hands: afterwards nobody can take it back.
+/// Whether each region of the image that is to be promoted has a place of its own by `paths`, or beside the image, which no link keeps
+/// from being reached. To be called after [`verify`] and before the group changes hands: afterwards nobody can take it back.
 pub fn check_places(applier: &Applier, paths: &BTreeMap<PathBuf, PathBuf>) -> Result<(), PromoteError> {
-    let routes = routes(applier.images().regions(), paths, &applier.config().dir, Generation(0))?;
-    routes.placed.iter().try_for_each(|route| Ok(route.place.check()?))
+    let image = applier.images().promotable().ok_or(PromoteError::NothingConsistent)?;
+    let Routes { placed, unplaced } =
+        routes(applier.images().regions(), paths, &applier.config().dir, image.generation)?;
+    placed.iter().chain(&unplaced).try_for_each(|route| Ok(route.place.check()?))
 }
 
 /// Promotes what is there; what must be there is for [`verify`]. `step` is called before each durable step with its name; an error of its ends the attempt there.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pmemha::replica::applier::{Applier, ApplierConfig, ApplyError};
+use pmemha::replica::paths::PathError;
 use pmemha::replica::place::How;
 use pmemha::replica::promote::{PromoteError, Promoted, Request, SavedMark, check_places, promote, verify};
 use pmemha::replica::recover;
@@ -213,6 +214,7 @@ fn a_file_without_a_place_holds_up_nothing_and_is_kept() {
     stream.begin().create(1, "/src/one", 4096).create(2, "/data/one.tmp", 4096).data(2, 0, &[2; 4096]).end();
     stream.create(3, "/src/three.pmemha-arriving", 4096).data(3, 0, &[3; 64]);
     let mut applier = setup.receive(&stream);
+    verify(&mut applier, None).unwrap();
     check_places(&applier, &setup.paths).unwrap();
     let done = run(&mut applier, &setup.request()).unwrap();
     assert_eq!(done.files.iter().map(|f| &f.path).collect::<Vec<_>>(), [&setup.near("one")]);
@@ -364,4 +366,44 @@ fn a_link_of_the_applications_user_to_the_configured_directory_is_refused_before
     give(link);
     let refused = check_places(&applier, &setup.paths).unwrap_err().to_string();
     assert!(refused.contains("symbolic link of user 4242"), "{refused}");
+}
+
+#[test]
+fn a_link_below_the_configured_directory_that_leads_out_is_refused_before_anything_is_decided() {
+    let setup = Setup::new();
+    let link = &setup.near("deep");
+    let mut applier = setup.receive(&stream());
+    verify(&mut applier, None).unwrap();
+    check_places(&applier, &setup.paths).expect("what is not there is made");
+    fs::create_dir_all(setup.near("other")).unwrap();
+    let points = |to: &Path| {
+        let _ = fs::remove_file(link);
+        std::os::unix::fs::symlink(to, link).unwrap();
+        check_places(&applier, &setup.paths)
+    };
+    points(Path::new("other")).expect("a relative one stays below");
+    // Also where it leads to a directory below, for a rename of what is above would have it lead out.
+    for to in [&setup.near("other"), Path::new("../.."), Path::new("/dev/shm")] {
+        assert!(matches!(points(to), Err(PromoteError::Path(PathError::Outside { .. }))), "{to:?}");
+    }
+    assert!(points(Path::new("nowhere")).is_err(), "no directory can be made in its place");
+    fs::remove_file(link).unwrap();
+    check_places(&applier, &setup.paths).unwrap();
+    run(&mut applier, &setup.request()).unwrap();
+    check_files(&setup);
+}
+
+#[test]
+fn what_keeps_files_without_a_place_from_being_kept_is_refused_before_anything_is_decided() {
+    let setup = Setup::new();
+    let mut stream = Builder::new();
+    stream.begin().create(1, "/src/one", 4096).create(2, "/data/two", 4096).end();
+    let mut applier = setup.receive(&stream);
+    verify(&mut applier, None).unwrap();
+    check_places(&applier, &setup.paths).unwrap();
+    std::os::unix::fs::symlink("/dev/shm", setup.memory.path().join("replica/unplaced-3")).unwrap();
+    assert!(matches!(
+        check_places(&applier, &setup.paths),
+        Err(PromoteError::Path(PathError::Outside { .. }))
+    ));
 }
