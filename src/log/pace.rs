@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::time::{Duration, Instant};
 
 use super::format::cell;
-use super::region::LogRegion;
+use super::region::{LinkState, LogRegion, boottime};
 use super::wait::SleepDepth;
 use crate::types::Lsn;
 
@@ -61,10 +61,11 @@ impl LogRegion {
         self.tail().since(self.free()) <= self.spec().ring_bytes / 2
     }
 
-    /// Holds its caller while the log reaches too far, for at most `limit`.
+    /// Holds its caller while the log reaches too far, for at most `limit`, and as long as there is somebody who set the pace for a
+    /// destination: an agent may be killed while it holds everyone, and its successor may have none.
     pub(super) fn keep_pace(&self, limit: Duration) {
         let mut held: Option<(Instant, Lsn)> = None;
-        while self.is_too_far() {
+        while self.is_too_far() && self.link() != LinkState::None && self.agent_alive(boottime()) {
             let (since, free) = *held.get_or_insert_with(|| (Instant::now(), self.free()));
             let waited = since.elapsed();
             if waited >= limit {
@@ -99,6 +100,7 @@ mod tests {
     use super::super::{Appender, LogSpec};
     use super::*;
     use crate::log::format::{Kind, MIN_RING};
+    use crate::log::region::AGENT_TIMEOUT;
     use crate::types::RegionId;
     use std::sync::Arc;
 
@@ -113,7 +115,13 @@ mod tests {
             appender.append(Kind::Filler, RegionId(0), 0, &[0; MIN_RING as usize / 8]).unwrap();
         }
         appender.drain();
+        beat(&log, LinkState::Syncing);
         log
+    }
+
+    /// The agent lives and says this of its link.
+    fn beat(log: &LogRegion, link: LinkState) {
+        log.beat(boottime(), std::process::id(), link);
     }
 
     /// Whether a drain is held for as long as it may.
@@ -141,6 +149,18 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_has_left_behind_holds_nobody() {
+        let log = log();
+        log.set_pace(Pace::Room);
+        beat(&log, LinkState::None);
+        assert!(!holds(&log), "there is no destination any more");
+        log.beat(boottime() - AGENT_TIMEOUT, std::process::id(), LinkState::Syncing);
+        assert!(!holds(&log), "there is no agent");
+        beat(&log, LinkState::Syncing);
+        assert!(holds(&log));
+    }
+
+    #[test]
     fn a_destination_that_is_slow_goes_on_holding() {
         let log = log();
         log.set_pace(Pace::Room);
@@ -160,6 +180,7 @@ mod tests {
         for then in [Pace::Upto(log.tail()), Pace::Free] {
             log.set_pace(Pace::Room);
             std::thread::scope(|s| {
+                beat(&log, LinkState::Syncing);
                 let program = s.spawn(|| log.keep_pace(Duration::MAX));
                 log.set_pace(then);
                 program.join().unwrap();

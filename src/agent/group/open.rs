@@ -14,7 +14,7 @@ use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, PlacedFile, RegionState, StateDir, StateError, VERSION};
 use crate::log::mapped::LogFile;
-use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Policy, adopt};
+use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Pace, Policy, adopt};
 use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
 use crate::types::{Generation, GroupId};
@@ -105,6 +105,8 @@ impl Group {
             (_, known) => make_log(config, states, keeper, generation, known, id)?,
         };
         log.set_policy(policy(config));
+        // An agent that was killed while it copied may have held everyone up to there.
+        log.set_pace(Pace::Free);
         // An agent that was killed in the middle of a record is ours to bury: a program in a container cannot see its death.
         log.reclaim_others(AGENT_SESSION);
         let log_file = LogFile::of(log_fd.as_fd())

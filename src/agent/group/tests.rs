@@ -729,3 +729,14 @@ fn the_memory_of_a_log_is_stated_and_bounded() {
     let stated = before.ring_bytes * 5 / 4 + (1 << 20) + (256 << 10);
     assert!((stated..stated + (1 << 20)).contains(&after.memory_limit_bytes), "{after:?}, not {stated}");
 }
+
+#[test]
+fn a_program_is_not_held_by_what_an_earlier_agent_was_doing() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    group.log().set_pace(log::Pace::Room);
+    drop(group);
+    let (group, _notices) = bench.open(1);
+    assert!(group.resumed());
+    assert_eq!(group.log().pace(), log::Pace::Free);
+}
