@@ -26,6 +26,7 @@ use super::wait::{SleepDepth, WaitError};
 use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
 
 mod file;
+mod kept_back;
 mod later;
 mod within;
 
@@ -72,7 +73,7 @@ pub struct Appender {
     settled: AtomicU64,
     /// Whether captures and drains wait for slower appenders.
     waits: bool,
-    /// What the cell says, for the child of a fork, which inherits the mappings.
+    /// See [`Appender::keep_back`].
     kept_back: AtomicU64,
 }
 
@@ -237,24 +238,6 @@ impl Appender {
         self.log.commit(lsn)
     }
 
-    /// To be called before this process can store to `files` more (or fewer) of them what it finds out and records only later: a
-    /// mapping whose written pages it looks for at msync. Should it be killed before that, what it stored is in the
-    /// regions and in no record, which whoever buries it then knows ([`super::Debt::Remains`]).
-    pub fn keep_back(&self, files: i64) {
-        let now = self.kept_back.fetch_add(files as u64, AcqRel).wrapping_add(files as u64);
-        if let Some(cell) = self.cell() {
-            self.log.set_kept_back(cell, now);
-        }
-    }
-
-    /// Everything that was kept back has been recorded, and no more will be stored: the process ends of its own will.
-    pub fn keep_nothing_back(&self) {
-        self.kept_back.store(0, Release);
-        if let Some(cell) = self.cell() {
-            self.log.set_kept_back(cell, 0);
-        }
-    }
-
     /// Puts the application ahead of the log, as if that were full: what was stored up to now is in the regions and not in every
     /// record that it should be in. No drain that ends after this is acknowledged before a copy that begins after it.
     pub fn run_ahead(&self) {
@@ -295,7 +278,7 @@ impl Appender {
     fn cell_in_child(&self) -> Option<u16> {
         let index = self.log.acquire_cell(self.session);
         if let Some(index) = index {
-            self.log.set_kept_back(index, self.kept_back.load(Acquire));
+            self.tell_kept_back(index);
         }
         let word = index.map_or(NO_CELL, |index| u32::from(index) + 1);
         match self.cell.word().compare_exchange(0, word, AcqRel, Acquire) {

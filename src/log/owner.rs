@@ -7,7 +7,7 @@
 //! changes hands and set after, so that no living process is ever judged by another's.
 
 use std::str::FromStr;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, Timespec};
@@ -144,7 +144,8 @@ impl LogRegion {
     }
 
     pub(crate) fn set_kept_back(&self, index: u16, files: u64) {
-        self.owner_word(index, KEPT_BACK).store(files, Release);
+        // Before the owner looks whether that is still right.
+        self.owner_word(index, KEPT_BACK).store(files, SeqCst);
     }
 
     /// Gives up the cell of a process that appends no more.
