@@ -20,7 +20,7 @@ use super::format::{Kind, OFFSET_BITS, RECORD_HEADER, RecordHeader, SlotState, m
 use super::layout::LogError;
 use super::lines::{LineCopy, touch};
 use super::protocol::{self, Blocked, Claimed};
-use super::region::{Counter, LogRegion, OnFull};
+use super::region::{Counter, LogRegion};
 use super::slot::Claim;
 use super::wait::{SleepDepth, WaitError};
 use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
@@ -28,6 +28,7 @@ use crate::types::{ByteRange, LINE, Level, Lsn, RegionId};
 mod file;
 mod kept_back;
 mod later;
+mod room;
 mod within;
 
 pub use file::AppendError;
@@ -41,9 +42,6 @@ const YIELDS: u32 = 20;
 
 /// Sleep between looks after that, and the shortest between looks for room in a full ring.
 const NAP: Duration = Duration::from_micros(50);
-
-/// The longest between looks for room: what has been awaited for long is looked for seldom.
-const LONG_NAP: Duration = Duration::from_millis(5);
 
 /// An incomplete slot's owner is looked up after this long: a lookup takes system calls.
 const SUSPECT_AFTER: Duration = Duration::from_millis(2);
@@ -401,42 +399,6 @@ impl Appender {
         let tail = self.log.tail().0;
         self.await_lower(tail, tail);
         noted
-    }
-
-    /// No room: publishes what is complete, so that a capture larger than the ring never waits for itself, then does what the
-    /// policy says.
-    #[cold]
-    fn make_room(&self, span: u64, cell: u16) -> Claimed {
-        let started = Instant::now();
-        let mut attempts = 0;
-        loop {
-            self.publish_complete();
-            self.log.wake_agent(SleepDepth::Nap);
-            let tail = match protocol::claim(&*self.log, span, cell) {
-                Claimed::Full(tail) if attempts < MAX_ATTEMPTS => tail,
-                claimed => return claimed,
-            };
-            let policy = self.log.policy();
-            // Whatever the reason: an agent that shows no pulse may be slow on a busy machine, or about to be restarted.
-            let waited = started.elapsed();
-            if policy.on_full == OnFull::Block && waited < policy.block_limit {
-                std::thread::sleep((waited / 8).clamp(NAP, LONG_NAP));
-                self.log.count(Counter::BlockedNs, (started.elapsed() - waited).as_nanos() as u64);
-            } else {
-                attempts += 1;
-                if protocol::go_ahead(&*self.log, tail, cell) {
-                    self.log.count(Counter::Ahead, 1);
-                }
-                self.log.wake_agent(SleepDepth::Nap);
-            }
-        }
-    }
-
-    fn publish_complete(&self) {
-        let (tail, _) = protocol::tail(&*self.log);
-        protocol::publish(&*self.log, self.settled.load(Acquire), tail, |_, claim| {
-            if self.fill_if_dead(claim) { Blocked::OwnerDead } else { Blocked::Stop }
-        });
     }
 
     /// What a drain does about a slot that is not complete.

@@ -22,9 +22,14 @@ pub fn wait_later(later: bool) {
     LATER.set(later);
 }
 
+/// Whether this thread waits later.
+pub(super) fn waits_later() -> bool {
+    LATER.get()
+}
+
 /// Whether this thread waits later; notes that it has to, for all below `lsn`.
 pub(super) fn noted(lsn: u64) -> bool {
-    let later = LATER.get();
+    let later = waits_later();
     if later {
         NOTED.set(NOTED.get().max(lsn));
     }
