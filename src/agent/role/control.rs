@@ -27,6 +27,10 @@ impl Controller for Arc<Role> {
             if let Some(open) = self.open().as_ref() {
                 return Ok(open.group.clone());
             }
+            // Whoever attaches may hold up threads of its program for as long.
+            if let Some(why) = self.door.jammed() {
+                return Err(format!("group `{}` could not be opened: {why}", self.name));
+            }
             if Instant::now() >= deadline {
                 return Err(self.opening());
             }

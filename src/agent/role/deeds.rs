@@ -194,6 +194,7 @@ impl Role {
 
     fn open_failed(&self, error: &GroupError) {
         self.event("open_failed", json!({ "why": error.to_string() }));
+        self.door.jam(error.to_string());
     }
 }
 
