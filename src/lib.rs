@@ -31,6 +31,8 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("pmemha is for x86-64 Linux: its capture rules rest on that memory model");
 
+#[cfg(feature = "agent")]
+pub mod file_id;
 pub mod locks;
 pub mod log;
 #[cfg(feature = "agent")]

@@ -15,8 +15,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::group::Rest;
+use crate::file_id::FileId;
 use crate::predecessor::outlast;
-use crate::replica::place::FileId;
 use crate::types::{Generation, GroupId, RegionId};
 
 /// Largest state file that is read: 65,536 regions with long paths stay below it.
@@ -58,10 +58,8 @@ pub struct RegionState {
     pub region: RegionId,
     /// Path when it was protected: its name on the destination.
     pub path: PathBuf,
-    /// Device of the file.
-    pub dev: u64,
-    /// Inode of the file.
-    pub ino: u64,
+    /// Which file that was.
+    pub file: FileId,
     /// Bytes protected.
     pub len: u64,
     /// Whether that is only the file's beginning.
@@ -214,8 +212,7 @@ mod tests {
             regions: vec![RegionState {
                 region: RegionId(1),
                 path: "/mnt/pmem/a".into(),
-                dev: 1,
-                ino: 2,
+                file: FileId { device: 1, inode: 2, born: Some((3, 4)) },
                 len: 4096,
                 partial: false,
                 mapped: false,

@@ -19,6 +19,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::file_id::FileId;
+
 /// A directory, open, and the path that it was reached by.
 #[derive(Debug)]
 pub(super) struct Folder {
@@ -79,6 +81,15 @@ impl Folder {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Which file `name` is, a link being a link; `None` if there is nothing.
+    pub fn identity(&self, name: &OsStr) -> io::Result<Option<FileId>> {
+        match FileId::within(&self.fd, name) {
+            Ok(id) => Ok(Some(id)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
         }
     }
 

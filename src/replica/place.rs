@@ -11,7 +11,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, SeekFrom, seek};
@@ -22,6 +22,7 @@ use super::image::set::RegionFilePath;
 use super::paths::{PathError, Place};
 use super::pmdk;
 use super::promote::PromoteError;
+use crate::file_id::FileId;
 use crate::types::{Generation, RegionId};
 
 /// Access bits when the source's record says none.
@@ -64,21 +65,6 @@ pub struct Placed {
     pub aside: Option<PathBuf>,
     /// What was done to a PMDK pool's header, or why not.
     pub pmdk: Option<String>,
-}
-
-/// A file, whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileId {
-    /// Device of its file system.
-    pub device: u64,
-    /// Its number there.
-    pub inode: u64,
-}
-
-impl FileId {
-    fn of(meta: &fs::Metadata) -> FileId {
-        FileId { device: meta.dev(), inode: meta.ino() }
-    }
 }
 
 /// Called before each durable step with its name; an error of its ends the attempt there.
@@ -130,7 +116,7 @@ pub(super) fn already(
     known: Option<&FileId>,
 ) -> Result<Option<Placed>, PromoteError> {
     let Some(known) = known else { return Ok(None) };
-    if identity(&spot.folder, &spot.name).map_err(spot.fail("look at"))? != Some(*known) {
+    if spot.folder.identity(&spot.name).map_err(spot.fail("look at"))? != Some(*known) {
         return Ok(None);
     }
     let same = open_same(&spot.folder, &spot.name, *known);
@@ -166,7 +152,7 @@ pub(super) fn put(
     step("rename")
         .and_then(|()| spot.folder.rename(&part.name, &spot.name))
         // Whoever owns the directory may have exchanged the part; the image is not given up for that.
-        .and_then(|()| check_same(identity(&spot.folder, &spot.name)?, part.id))
+        .and_then(|()| check_same(spot.folder.identity(&spot.name)?, part.id))
         .map_err(spot.fail("put in place"))?;
     step("sync").and_then(|()| spot.folder.sync()).map_err(spot.fail("make durable"))?;
     Ok(placed((region, part.id), spot, part.how, aside, part.pmdk))
@@ -186,11 +172,11 @@ fn placed(
 
 fn link_or_copy(from: &Path, folder: &Folder, name: &OsStr) -> io::Result<(How, FileId)> {
     match folder.link(from, name) {
-        Ok(()) => Ok((How::Linked, FileId::of(&fs::symlink_metadata(from)?))),
+        Ok(()) => Ok((How::Linked, FileId::at_itself(from)?)),
         Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
             let to = folder.create(name)?;
             fill_sparse(from, &to)?;
-            Ok((How::Copied, FileId::of(&to.metadata()?)))
+            Ok((How::Copied, FileId::of(&to)?))
         }
         Err(e) => Err(e),
     }
@@ -231,9 +217,9 @@ fn fill_sparse(from: &Path, to: &File) -> io::Result<()> {
 /// Opens the file `name`, which must be that one: the directory may belong to a user who puts another in its place, and what
 /// follows is done with our rights.
 fn open_same(folder: &Folder, name: &OsStr, id: FileId) -> io::Result<File> {
-    check_same(identity(folder, name)?, id)?;
+    check_same(folder.identity(name)?, id)?;
     let file = folder.open(name)?;
-    check_same(Some(FileId::of(&file.metadata()?)), id)?;
+    check_same(Some(FileId::of(&file)?), id)?;
     Ok(file)
 }
 
@@ -290,8 +276,4 @@ fn set_aside(spot: &Spot, step: &mut Step<'_>) -> io::Result<Option<PathBuf>> {
         }
     }
     Err(io::Error::other(format!("{MAX_ASIDE} files were set aside there before: remove some")))
-}
-
-fn identity(folder: &Folder, name: &OsStr) -> io::Result<Option<FileId>> {
-    Ok(folder.stat(name)?.map(|stat| FileId { device: stat.st_dev, inode: stat.st_ino }))
 }

@@ -18,11 +18,12 @@ use serde::{Deserialize, Serialize};
 use super::applier::{Applier, ApplyError};
 use super::image::set::Promotable;
 use super::paths::PathError;
-use super::place::{FileId, Placed, Spot, Step, already, prepare, put};
+use super::place::{Placed, Spot, Step, already, prepare, put};
 use super::recover;
 use super::routes::{Route, Routes, routes};
 use super::store::sealed::{seal, unseal};
 use super::store::{Store, replace};
+use crate::file_id::FileId;
 use crate::types::{Generation, Lsn};
 
 /// File name of the journal in the replica's directory.

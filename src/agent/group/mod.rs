@@ -21,6 +21,7 @@ mod rest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use controller::{Controller, Ending, Notice};
@@ -155,11 +156,15 @@ impl Group {
         Ok(())
     }
 
-    /// Controller: the log says that a region has a new name; another that had it ceases to be.
+    /// Controller: the log says that a region has a new name; another that had it ceases to be. The application says so, and what
+    /// it names is looked for with the agent's rights one day: it is known by that name only where it is that file's.
     pub fn region_renamed(&self, id: RegionId, path: &str) -> Result<(), GroupError> {
         let mut inner = self.lock();
         let Some(region) = inner.regions.get(&id).cloned() else { return Ok(()) };
-        region.set_path(path.into());
+        match region.is_at(Path::new(path)) {
+            true => region.set_path(path.into()),
+            false => _ = region.is_named(),
+        }
         // The record may be old news: a file that was moved on, or made under this name since, is still there.
         self.drop_regions(&mut inner, |r| r.id() != id && r.path().as_os_str() == path && !r.is_named())
     }

@@ -168,8 +168,8 @@ impl Group {
     }
 
     fn protect_placed(&self, placed: &PlacedFile) {
-        let (path, id) = (&placed.path, (placed.file.device, placed.file.inode));
-        match open_itself(path, id) {
+        let path = &placed.path;
+        match open_itself(path, placed.file) {
             Ok((file, _)) => self.protect_unopened(file.as_fd(), path, 0),
             Err(why) => self.left_for_later(path, &why),
         }

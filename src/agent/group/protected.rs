@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -13,6 +12,7 @@ use zerocopy::IntoBytes;
 use super::region::ProtectError;
 use super::rest::Rest;
 use crate::agent::state::RegionState;
+use crate::file_id::FileId;
 use crate::locks::lock;
 use crate::log::format::{ARRIVING, MAX_REGION_BYTES, RegionPayload, region_path};
 use crate::types::{Lsn, RegionId};
@@ -21,8 +21,7 @@ use crate::types::{Lsn, RegionId};
 #[derive(Debug)]
 pub struct Region {
     pub(super) id: RegionId,
-    pub(super) dev: u64,
-    pub(super) ino: u64,
+    pub(super) id_of_file: FileId,
     pub(super) since: AtomicU64,
     pub(super) mode: u32,
     pub(super) file: OwnedFd,
@@ -138,8 +137,7 @@ impl Region {
         RegionState {
             region: self.id,
             path: self.path(),
-            dev: self.dev,
-            ino: self.ino,
+            file: self.id_of_file,
             len: self.len(),
             partial: self.partial.load(Relaxed),
             mapped: self.is_mapped(),
@@ -171,6 +169,11 @@ impl Region {
         (true, new)
     }
 
+    /// Whether `path` leads to the file.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        FileId::at_itself(path).is_ok_and(|found| found == self.id_of_file)
+    }
+
     /// Whether the file has a name; it is then known by its present one.
     pub(super) fn is_named(&self) -> bool {
         match self.whereabouts() {
@@ -186,9 +189,8 @@ impl Region {
         let Ok(path) = fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd())) else {
             return Whereabouts::Unknown;
         };
-        let itself = |m: &fs::Metadata| (m.dev(), m.ino()) == (self.dev, self.ino);
-        match fs::metadata(&path) {
-            Ok(found) if itself(&found) => match region_path(path.as_os_str().as_encoded_bytes()) {
+        match FileId::at(&path) {
+            Ok(found) if found == self.id_of_file => match region_path(path.as_os_str().as_encoded_bytes()) {
                 Some(_) => Whereabouts::At(path),
                 None => {
                     let known = self.path();
@@ -205,11 +207,10 @@ impl Region {
     /// Finds the file of an earlier agent's region again; an error says what stands in its place.
     pub(super) fn reopen(state: &RegionState) -> Result<Region, ProtectError> {
         let unfit = |why: String| ProtectError::Unfit { what: state.path.display().to_string(), why };
-        let (file, stat) = open_itself(&state.path, (state.dev, state.ino)).map_err(unfit)?;
+        let (file, stat) = open_itself(&state.path, state.file).map_err(unfit)?;
         Ok(Region {
             id: state.region,
-            dev: state.dev,
-            ino: state.ino,
+            id_of_file: state.file,
             since: AtomicU64::new(0),
             mode: stat.st_mode & 0o7777,
             file,
@@ -222,14 +223,14 @@ impl Region {
     }
 }
 
-/// Opens for reading what is at `path` if it is file `(dev, ino)`, else says what stands there. Its directory may be an
+/// Opens for reading what is at `path` if it is file `id`, else says what stands there. Its directory may be an
 /// application's, which could have put a link there to a file that only the agent may read.
-pub(super) fn open_itself(path: &Path, id: (u64, u64)) -> Result<(OwnedFd, Stat), String> {
+pub(super) fn open_itself(path: &Path, id: FileId) -> Result<(OwnedFd, Stat), String> {
     // A pipe, which could be there too, must not keep us waiting for its other end.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = open(path, flags, Mode::empty()).map_err(|e| e.to_string())?;
     let stat = fstat(&file).map_err(|e| e.to_string())?;
-    let itself = (stat.st_dev, stat.st_ino) == id;
+    let itself = FileId::of(&file).map_err(|e| e.to_string())? == id;
     itself.then_some((file, stat)).ok_or_else(|| "another file has taken its place".into())
 }
 

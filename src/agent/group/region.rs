@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -12,6 +11,7 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fgetxattr, fstat, major, minor};
 
 use super::reader::{Owner, Reader};
 use super::{Group, GroupError, Inner, Notice, Region};
+use crate::file_id::FileId;
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, MAX_REGION_BYTES, region_path};
 use crate::log::{Debt, RegionEntry};
@@ -40,8 +40,7 @@ pub enum ProtectError {
 /// What the kernel says of a descriptor that is to become a region.
 pub(super) struct Candidate {
     path: PathBuf,
-    dev: u64,
-    ino: u64,
+    id: FileId,
     mode: u32,
     owner: Owner,
     access: OFlags,
@@ -84,7 +83,7 @@ impl Group {
             return Err(unfit(format!("{len} bytes; the limit is {} TiB", MAX_REGION_BYTES >> 40)));
         }
         let mut inner = self.lock();
-        let same = |r: &&Arc<Region>| (r.dev, r.ino) == (candidate.dev, candidate.ino);
+        let same = |r: &&Arc<Region>| r.id_of_file == candidate.id;
         let partial = len < candidate.size;
         if let Some(region) = inner.regions.values().find(same).cloned() {
             let was_partial = region.partial.fetch_and(partial, Relaxed);
@@ -103,8 +102,7 @@ impl Group {
         let region = Arc::new(Region {
             id,
             since: AtomicU64::new(0),
-            dev: candidate.dev,
-            ino: candidate.ino,
+            id_of_file: candidate.id,
             mode: candidate.mode & 0o7777,
             file: file.into(),
             path: Mutex::new(candidate.path.clone()),
@@ -269,8 +267,7 @@ impl Candidate {
         let flags = fcntl_getfl(fd).map_err(|e| bad(e.into()))?;
         let mut candidate = Candidate {
             path,
-            dev: stat.st_dev,
-            ino: stat.st_ino,
+            id: FileId::of(fd).map_err(bad)?,
             mode: stat.st_mode,
             owner: Owner { uid: stat.st_uid, gid: stat.st_gid },
             access: flags & (OFlags::PATH | OFlags::RWMODE),
@@ -283,8 +280,7 @@ impl Candidate {
         if region_path(candidate.path.as_os_str().as_encoded_bytes()).is_none() {
             return unfit("its path is longer than 4080 bytes or not UTF-8: give it another name");
         }
-        if !fs::metadata(&candidate.path).is_ok_and(|m| (m.dev(), m.ino()) == (candidate.dev, candidate.ino))
-        {
+        if !FileId::at(&candidate.path).is_ok_and(|found| found == candidate.id) {
             return unfit(
                 "the agent does not find it at this path (another mount namespace, or no permission)",
             );

@@ -2,15 +2,15 @@ use super::*;
 use crate::agent::config::Config;
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::PlacedFile;
+use crate::file_id::FileId;
 use crate::log::format::{Kind, MAX_REGION_BYTES};
 use crate::log::{self, Consumer, Debt};
-use crate::replica::place::FileId;
 use crate::session::peer::Peer;
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -85,8 +85,8 @@ impl Bench {
     }
 
     fn placed(&self, name: &str) -> PlacedFile {
-        let (path, meta) = (self.path(name), std::fs::metadata(self.path(name)).unwrap());
-        PlacedFile { path, file: FileId { device: meta.dev(), inode: meta.ino() } }
+        let path = self.path(name);
+        PlacedFile { file: FileId::at(&path).unwrap(), path }
     }
 
     pub(in crate::agent) fn file(&self, name: &str, len: u64) -> File {
@@ -434,6 +434,28 @@ fn what_the_log_says_of_regions_is_kept_across_agents() {
     let (group, _notices) = bench.open(1);
     let regions: Vec<_> = group.regions().iter().map(|r| (r.id(), r.path(), r.len())).collect();
     assert_eq!(regions, [(RegionId(1), bench.path("b.pool"), 12288)]);
+}
+
+#[test]
+fn a_region_is_found_again_by_no_name_that_is_another_file_s() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let (region, _) = group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    let [a, b, secret] = ["a.pool", "b.pool", "secret"].map(|name| bench.path(name));
+    std::fs::write(&secret, "the agent may read it").unwrap();
+    std::fs::rename(&a, &b).unwrap();
+    for forged in [&secret, &bench.path("not-there-yet")] {
+        group.region_renamed(region.id(), forged.to_str().unwrap()).unwrap();
+        assert_eq!(region.path(), b, "the application says {forged:?}");
+    }
+    let state = group.states.group_dir(group.name()).unwrap().join(STATE_FILE);
+    drop((region, group));
+    // The file is gone, and the next one that got its number has its name.
+    let mut known: GroupState = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    let born = known.regions[0].file.born.as_mut().expect("this file system knows it");
+    born.0 -= 1;
+    std::fs::write(&state, serde_json::to_vec(&known).unwrap()).unwrap();
+    assert!(bench.open(1).0.regions().is_empty());
 }
 
 #[test]
