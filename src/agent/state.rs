@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::group::Rest;
 use crate::file_id::FileId;
@@ -23,7 +23,7 @@ use crate::types::{Generation, GroupId, RegionId};
 const MAX_FILE: u64 = 64 << 20;
 
 /// Version of [`GroupState`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The agent's state directory, locked.
 #[derive(Debug)]
@@ -36,7 +36,8 @@ pub struct StateDir {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupState {
-    /// [`VERSION`].
+    /// [`VERSION`]. The first field, so that of another version nothing else is read.
+    #[serde(deserialize_with = "this_version")]
     pub version: u32,
     /// Identity, made once.
     pub id: GroupId,
@@ -179,6 +180,13 @@ impl StateDir {
     }
 }
 
+fn this_version<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    match u32::deserialize(from)? {
+        VERSION => Ok(VERSION),
+        other => Err(D::Error::custom(format!("it is of version {other}, not {VERSION}"))),
+    }
+}
+
 fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = File::create(&beside)?;
@@ -249,6 +257,16 @@ mod tests {
         fs::write(&file, b"{\"version\": 1, \"id\"").unwrap();
         assert!(matches!(states.load::<GroupState>("db", "group.json"), Err(StateError::Damaged { .. })));
         assert_eq!(fs::read(&file).unwrap(), b"{\"version\": 1, \"id\"");
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_refused_for_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = StateDir::open(dir.path()).unwrap();
+        let file = states.group_dir("db").unwrap().join("group.json");
+        fs::write(&file, b"{\"version\": 1, \"shape\": \"old\"}").unwrap();
+        let why = states.load::<GroupState>("db", "group.json").unwrap_err().to_string();
+        assert!(why.contains("version 1, not 2") && why.contains("move it away"), "{why}");
     }
 
     #[test]

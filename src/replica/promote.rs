@@ -13,7 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::applier::{Applier, ApplyError};
 use super::image::set::Promotable;
@@ -30,7 +31,7 @@ use crate::types::{Generation, Lsn};
 pub const JOURNAL: &str = "promotion.json";
 
 /// Version of the journal.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Longest journal, as for a manifest.
 const MAX_JOURNAL: u64 = super::image::manifest::MAX_BYTES * 2;
@@ -119,7 +120,7 @@ pub enum PromoteError {
         path: PathBuf,
     },
     /// The journal of an earlier attempt.
-    #[error("{} is damaged ({what}): move it away to start the promotion again", path.display())]
+    #[error("{} cannot be read ({what}): move it away to start the promotion again", path.display())]
     Journal {
         /// The journal.
         path: PathBuf,
@@ -141,6 +142,8 @@ pub enum PromoteError {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Journal {
+    /// [`VERSION`]. The first field, so that of another version nothing else is read.
+    #[serde(deserialize_with = "this_version")]
     version: u32,
     image: u64,
     generation: Generation,
@@ -261,10 +264,13 @@ fn load(store: &dyn Store, dir: &Path) -> Result<Option<Journal>, PromoteError> 
     };
     let journal =
         unseal(&bytes).and_then(|json| serde_json::from_str::<Journal>(json).map_err(|e| e.to_string()));
-    match journal {
-        Ok(journal) if journal.version == VERSION => Ok(Some(journal)),
-        Ok(journal) => Err(PromoteError::Journal { path, what: format!("version {}", journal.version) }),
-        Err(what) => Err(PromoteError::Journal { path, what }),
+    journal.map(Some).map_err(|what| PromoteError::Journal { path, what })
+}
+
+fn this_version<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    match u32::deserialize(from)? {
+        VERSION => Ok(VERSION),
+        other => Err(D::Error::custom(format!("it is of version {other}, not {VERSION}"))),
     }
 }
 
