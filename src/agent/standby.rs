@@ -246,11 +246,6 @@ impl Standby {
         Answer::Attached { landing }
     }
 
-    /// What the image holds, for the other node.
-    pub fn report(&self) -> Option<ReplicaReport> {
-        self.status().as_ref().map(report)
-    }
-
     /// The image's status.
     pub fn status(&self) -> Option<ReplicaStatus> {
         let watch = self.lock().watch.clone();

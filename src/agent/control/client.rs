@@ -26,7 +26,6 @@ impl Client {
         let hello = Ask::Hello {
             node: identity.node().to_owned(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Vec::new(),
         };
         channel.send(&hello, deadline)?;
         match channel.receive(deadline)? {

@@ -31,8 +31,6 @@ pub enum Ask {
         node: String,
         /// Its version of pmemha, for status and messages only.
         agent: String,
-        /// Optional abilities that it has; unknown ones are ignored.
-        features: Vec<String>,
     },
     /// Take this group's stream.
     OpenGroup(OpenGroup),
@@ -45,7 +43,7 @@ pub enum Ask {
         /// The records from here on begin a new image (`SyncBegin` is the first).
         fresh: bool,
     },
-    /// How is it?
+    /// Is the group still open on this channel?
     Ping {},
     /// What does the live image hold? To find what passes the log by; on the channel of an open group.
     Digests {
@@ -75,8 +73,6 @@ pub enum Answer {
         node: String,
         /// Its version of pmemha.
         agent: String,
-        /// Optional abilities that it has.
-        features: Vec<String>,
     },
     /// To OpenGroup.
     GroupOpened(GroupOpened),
@@ -85,8 +81,8 @@ pub enum Answer {
         /// The landing ring.
         landing: RemoteKey,
     },
-    /// To Ping.
-    Pong(ReplicaReport),
+    /// To Ping: the group is still open on this channel.
+    Pong {},
     /// To Digests.
     Digests {
         /// XXH3 of each page asked for, zeros behind the region's end included; empty if there is no live image of the region.
@@ -120,14 +116,6 @@ pub struct OpenGroup {
     pub generation: Generation,
     /// Bytes of the log ring; the landing ring is of the same size.
     pub ring_bytes: u64,
-    /// First byte that the ring still holds.
-    pub free: Lsn,
-    /// End of what is published.
-    pub published: Lsn,
-    /// Regions protected now.
-    pub regions: u32,
-    /// Their bytes together, so that the destination can say early that it lacks the room.
-    pub region_bytes: u64,
 }
 
 /// Body of [`Answer::GroupOpened`].
@@ -194,8 +182,6 @@ pub enum Refusal {
     Active,
     /// The heir has begun to start: its stream takes nothing more.
     Promoting,
-    /// The ring's size cannot be mirrored here.
-    Ring,
     /// An ask without the one that must come before it.
     OutOfOrder,
     /// The node cannot: the message says what failed.
@@ -236,10 +222,9 @@ impl Message for Ask {
 
     fn check(&self) -> Result<(), MessageError> {
         match self {
-            Ask::Hello { node, agent, features } => {
+            Ask::Hello { node, agent } => {
                 bounded("the name of a node", node, MAX_NAME)?;
-                bounded("a version", agent, MAX_NAME)?;
-                features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
+                bounded("a version", agent, MAX_NAME)
             }
             Ask::OpenGroup(OpenGroup { group, .. }) => bounded("the name of a group", group, MAX_NAME),
             Ask::Ownership { group, request, .. } => {
@@ -262,14 +247,13 @@ impl Message for Answer {
 
     fn check(&self) -> Result<(), MessageError> {
         match self {
-            Answer::HelloOk { node, agent, features } => {
+            Answer::HelloOk { node, agent } => {
                 bounded("the name of a node", node, MAX_NAME)?;
-                bounded("a version", agent, MAX_NAME)?;
-                features.iter().try_for_each(|f| bounded("the name of a feature", f, MAX_NAME))
+                bounded("a version", agent, MAX_NAME)
             }
             Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
             Answer::Digests { digests } => many("the digests", digests),
-            Answer::GroupOpened(_) | Answer::Attached { .. } | Answer::Pong(_) | Answer::Ownership { .. } => {
+            Answer::GroupOpened(_) | Answer::Attached { .. } | Answer::Pong {} | Answer::Ownership { .. } => {
                 Ok(())
             }
         }
@@ -338,10 +322,13 @@ mod tests {
         assert_eq!(serde_json::to_string(&ask).unwrap(), text);
         assert_eq!(decode::<Ask>(text.as_bytes()).unwrap(), ask);
 
-        let answer = Answer::Pong(report());
-        let text = r#"{"answer":"pong","generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
-        assert_eq!(serde_json::to_string(&answer).unwrap(), text);
-        assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), answer);
+        let text = r#"{"answer":"pong"}"#;
+        assert_eq!(serde_json::to_string(&Answer::Pong {}).unwrap(), text);
+        assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), Answer::Pong {});
+
+        let text = r#"{"generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
+        assert_eq!(serde_json::to_string(&report()).unwrap(), text);
+        assert_eq!(serde_json::from_str::<ReplicaReport>(text).unwrap(), report());
     }
 
     #[test]
@@ -360,7 +347,7 @@ mod tests {
 
     #[test]
     fn names_are_bounded() {
-        let hello = |node: String| Ask::Hello { node, agent: "1".into(), features: vec![] };
+        let hello = |node: String| Ask::Hello { node, agent: "1".into() };
         assert!(encode(&hello("n".repeat(MAX_NAME))).is_ok());
         assert!(encode(&hello("n".repeat(MAX_NAME + 1))).is_err());
         assert!(encode(&hello(String::new())).is_err());
@@ -391,19 +378,14 @@ mod tests {
             len,
         });
         prop_oneof![
-            ("[a-z]{1,255}", ".{1,40}", prop::collection::vec("[a-z]{1,20}", 0..20))
-                .prop_map(|(node, agent, features)| Ask::Hello { node, agent, features }),
-            ("[a-z]{1,255}", any::<[u8; 16]>(), any::<u32>(), any::<[u64; 4]>(), any::<u32>()).prop_map(
-                |(group, id, generation, [ring_bytes, free, published, region_bytes], regions)| {
+            ("[a-z]{1,255}", ".{1,40}").prop_map(|(node, agent)| Ask::Hello { node, agent }),
+            ("[a-z]{1,255}", any::<[u8; 16]>(), any::<u32>(), any::<u64>()).prop_map(
+                |(group, id, generation, ring_bytes)| {
                     Ask::OpenGroup(OpenGroup {
                         group,
                         id: GroupId(id),
                         generation: Generation(generation),
                         ring_bytes,
-                        free: Lsn(free),
-                        published: Lsn(published),
-                        regions,
-                        region_bytes,
                     })
                 }
             ),

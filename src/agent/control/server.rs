@@ -238,7 +238,6 @@ fn converse(channel: &mut Channel, id: u64, shared: &Shared, until: Instant) -> 
     let hello = Answer::HelloOk {
         node: shared.identity.node().to_owned(),
         agent: env!("CARGO_PKG_VERSION").to_owned(),
-        features: Vec::new(),
     };
     channel.send(&hello, until)?;
     loop {

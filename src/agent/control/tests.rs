@@ -258,7 +258,7 @@ fn strangers_do_not_keep_a_stopped_server_alive() {
 }
 
 fn hello(node: &str) -> Vec<u8> {
-    encode(&Ask::Hello { node: node.into(), agent: "1".into(), features: vec![] }).unwrap()
+    encode(&Ask::Hello { node: node.into(), agent: "1".into() }).unwrap()
 }
 
 fn answer_text(raw: &mut impl Read) -> String {

@@ -98,16 +98,11 @@ impl Shared {
         let (group, log) = (&self.setup.group, self.setup.group.log());
         let deadline = Instant::now() + CONNECT_WITHIN;
         let mut client = Client::connect(&peer.address, &to.identity, &peer.name, deadline)?;
-        let regions = group.regions();
         let open = Ask::OpenGroup(OpenGroup {
             group: group.name().to_owned(),
             id: group.id(),
             generation: group.generation(),
             ring_bytes: log.spec().ring_bytes,
-            free: log.free(),
-            published: log.published(),
-            regions: regions.len() as u32,
-            region_bytes: regions.iter().map(|r| r.len()).sum(),
         });
         let opened = match client.ask(&open, ANSWER_WITHIN)? {
             Answer::GroupOpened(opened) => opened,
@@ -215,7 +210,7 @@ impl Shared {
                 break;
             }
             match client.ask(&Ask::Ping {}, PONG_WITHIN) {
-                Ok(Answer::Pong(_)) => lost = self.sample(&mut client).err(),
+                Ok(Answer::Pong {}) => lost = self.sample(&mut client).err(),
                 Ok(other) => lost = Some(unexpected(client.peer(), other)),
                 Err(error) => lost = Some(error),
             }

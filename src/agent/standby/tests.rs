@@ -28,10 +28,6 @@ fn open() -> OpenGroup {
         id: GroupId([7; 16]),
         generation: Generation(1),
         ring_bytes: 64 << 10,
-        free: Lsn(0),
-        published: Lsn(0),
-        regions: 0,
-        region_bytes: 0,
     }
 }
 
