@@ -18,7 +18,7 @@ use super::access::Access;
 use super::clock::WallTime;
 use super::config::{self, Config};
 use super::context::Context;
-use super::events::Events;
+use super::events::{Events, Kind};
 use super::fabrics::rdma_status;
 use super::fdstore::FdStore;
 use super::group::{Controller, GroupError};
@@ -153,7 +153,7 @@ impl Daemon {
         let sessions = Arc::new(sessions);
         let metrics = serve_metrics(&parts, &sessions)?;
         let node = &parts.context.config.node.name;
-        parts.context.events.emit(None, "agent_started", json!({ "node": node, "pid": std::process::id() }));
+        parts.context.events.emit(None, Kind::AgentStarted, json!({ "node": node, "pid": std::process::id() }));
         Ok(Daemon { parts, sessions, metrics, socket })
     }
 

@@ -5,10 +5,11 @@
 //! every part of the agent; read by sessions that asked for events.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::clock::WallTime;
@@ -31,11 +32,73 @@ pub struct Event {
     /// The group that it happened to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// What, in a word or two: `agent_started`, `region_protected`, `saved`. `docs/guide.md` lists them.
-    pub kind: String,
+    /// What.
+    pub kind: Kind,
     /// More, as fields of an object; may be null.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub detail: Value,
+}
+
+/// What happened, in a word or two. `docs/guide.md` explains each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The agent serves.
+    AgentStarted,
+    /// A person is wanted.
+    Alarm,
+    /// A step of a handover.
+    Milestone,
+    /// A file is protected from now on.
+    RegionProtected,
+    /// A process asked for a file to be protected, and it is not.
+    NotProtected,
+    /// Pages changed that no record tells of.
+    UnprotectedWrites,
+    /// A process of the application attached.
+    ProcessAttached,
+    /// One ended while others go on.
+    ProcessEnded,
+    /// The last one ended.
+    ApplicationEnded,
+    /// The command of a group without destinations ended.
+    CommandEnded,
+    /// The group went on with the log that outlived the agent.
+    LogResumed,
+    /// The group could not be opened.
+    OpenFailed,
+    /// The archive is written from there on.
+    ArchiveBegun,
+    /// It could not be written; tried again.
+    ArchiveFailed,
+    /// It ended for good.
+    ArchiveEnded,
+    /// At a destination: the image is complete and counts.
+    Synced,
+    /// At the source: the last gasp has brought everything to the heir.
+    TailDurable,
+    /// At the source: the heir is told so.
+    Saved,
+    /// At the heir: the source's last gasp has begun.
+    SourceIsSaving,
+    /// At the heir: the source can write nothing here any more.
+    Revoked,
+    /// At the heir: the source may still write here.
+    RevokeFailed,
+    /// At the heir: the image is not what the source saved.
+    ImageFailed,
+    /// At the heir: the files are where the application opens them.
+    FilesPlaced,
+    /// At the heir: they could not be put there.
+    PlacingFailed,
+    /// To one subscriber: what it asked for is no longer remembered.
+    Missed,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What a subscriber gets.
@@ -61,16 +124,16 @@ impl Events {
     }
 
     /// Tells every subscriber, and the diagnostic log.
-    pub fn emit(&self, group: Option<&str>, kind: &str, detail: Value) {
+    pub fn emit(&self, group: Option<&str>, kind: Kind, detail: Value) {
         let detail = bounded(detail);
-        tracing::info!(group, kind, detail = %detail, "event");
+        tracing::info!(group, %kind, detail = %detail, "event");
         let mut remembered = self.lock();
         let seq = remembered.back().map_or(1, |last| last.seq + 1);
         if remembered.len() == REMEMBERED {
             remembered.pop_front();
         }
         let group = group.map(str::to_owned);
-        remembered.push_back(Event { seq, time: WallTime::now(), group, kind: kind.into(), detail });
+        remembered.push_back(Event { seq, time: WallTime::now(), group, kind, detail });
         drop(remembered);
         self.emitted.notify_all();
     }
@@ -121,8 +184,8 @@ mod tests {
     #[test]
     fn a_subscriber_gets_every_event_once_and_in_order() {
         let events = Events::new();
-        events.emit(None, "agent_started", Value::Null);
-        events.emit(Some("db"), "saved", json!({"lsn": 7}));
+        events.emit(None, Kind::AgentStarted, Value::Null);
+        events.emit(Some("db"), Kind::Saved, json!({"lsn": 7}));
         let now = Instant::now();
         assert_eq!(numbers(&events.after(0, now)), [1, 2]);
         assert_eq!(numbers(&events.after(1, now)), [2]);
@@ -138,7 +201,7 @@ mod tests {
     fn a_slow_subscriber_is_told_how_many_it_missed_and_costs_no_memory() {
         let events = Events::new();
         for _ in 0..REMEMBERED + 10 {
-            events.emit(None, "tick", Value::Null);
+            events.emit(None, Kind::Milestone, Value::Null);
         }
         let batch = events.after(4, Instant::now());
         assert_eq!((batch.missed, batch.events.len()), (6, REMEMBERED));
@@ -150,7 +213,7 @@ mod tests {
         let events = Events::new();
         std::thread::scope(|s| {
             let waiter = s.spawn(|| events.after(0, Instant::now() + Duration::from_secs(60)));
-            events.emit(None, "tick", Value::Null);
+            events.emit(None, Kind::Milestone, Value::Null);
             assert_eq!(numbers(&waiter.join().unwrap()), [1]);
         });
     }
@@ -158,7 +221,7 @@ mod tests {
     #[test]
     fn an_oversized_detail_is_replaced_by_its_size() {
         let events = Events::new();
-        events.emit(None, "tick", json!("x".repeat(MAX_DETAIL)));
+        events.emit(None, Kind::Milestone, json!("x".repeat(MAX_DETAIL)));
         let detail = &events.after(0, Instant::now()).events[0].detail;
         assert_eq!(detail, &json!({ "omitted_bytes": MAX_DETAIL + 2 }));
     }

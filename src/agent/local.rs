@@ -15,6 +15,7 @@ use serde_json::json;
 use super::application::{Application, Look, Order, Present};
 use super::config::{self, OnDeath};
 use super::context::Context;
+use super::events::Kind;
 use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
 use super::restarts::Restarts;
 use super::source::{Source, SourceSetup};
@@ -77,7 +78,8 @@ impl Local {
                 {
                     copies.request();
                 }
-                tell(&events, &name, &notice);
+                let (kind, detail) = notice.event();
+                events.events.emit(Some(&name), kind, detail);
                 cares.notice(&notice);
             }),
         })?;
@@ -225,7 +227,7 @@ fn start_application(
             Event::ApplicationFailedToStart => ("failed to start", false),
             _ => return,
         };
-        events.events.emit(Some(&name), "command_ended", json!({ "how": how, "restarts": again }));
+        events.events.emit(Some(&name), Kind::CommandEnded, json!({ "how": how, "restarts": again }));
         if again {
             care.start();
         }
@@ -297,19 +299,4 @@ fn leave_ahead(log: &LogRegion) -> bool {
         log.end_gap(end);
     }
     left
-}
-
-fn tell(context: &Context, group: &str, notice: &Notice) {
-    let (kind, detail) = match notice {
-        Notice::RegionAdded { region, .. } => (
-            "region_protected",
-            json!({ "region": region.id(), "path": region.path(), "bytes": region.len() }),
-        ),
-        Notice::ProcessAttached { pid } => ("process_attached", json!({ "pid": pid })),
-        Notice::ProcessEnded { pid, ending } => {
-            ("process_ended", json!({ "pid": pid, "how": ending.word() }))
-        }
-        Notice::ApplicationEnded(ending) => ("application_ended", json!({ "how": ending.word() })),
-    };
-    context.events.emit(Some(group), kind, detail);
 }

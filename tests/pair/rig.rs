@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pmemha::agent::access::Access;
 use pmemha::agent::config::Config;
 use pmemha::agent::context::Context;
-use pmemha::agent::events::Events;
+use pmemha::agent::events::{self, Events};
 use pmemha::agent::group::{Controller, Group, Process, Reader, Region};
 use pmemha::agent::holder::{FdKeeper, KeeperError};
 use pmemha::agent::roles::Roles;
@@ -216,7 +216,7 @@ impl Node {
     /// Words of the alarms so far.
     pub fn alarms(&self) -> Vec<String> {
         let events = self.context.as_ref().unwrap().events.after(0, Instant::now());
-        let alarms = events.events.iter().filter(|e| e.kind == "alarm");
+        let alarms = events.events.iter().filter(|e| e.kind == events::Kind::Alarm);
         alarms.map(|e| e.detail["what"].as_str().expect("a word").to_owned()).collect()
     }
 

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::{Value, json};
+
 use super::{Group, Region};
+use crate::agent::events::Kind;
 use crate::agent::status::GroupStatus;
 
 /// Controls one group on this node, in whichever role (`agent::role`, `agent::local`). Called by sessions
@@ -63,6 +66,23 @@ pub enum Notice {
     },
     /// The last process ended.
     ApplicationEnded(Ending),
+}
+
+impl Notice {
+    /// What subscribers are told of it: kind and detail.
+    pub fn event(&self) -> (Kind, Value) {
+        match self {
+            Notice::RegionAdded { region, .. } => (
+                Kind::RegionProtected,
+                json!({ "region": region.id(), "path": region.path(), "bytes": region.len() }),
+            ),
+            Notice::ProcessAttached { pid } => (Kind::ProcessAttached, json!({ "pid": pid })),
+            Notice::ProcessEnded { pid, ending } => {
+                (Kind::ProcessEnded, json!({ "pid": pid, "how": ending.word() }))
+            }
+            Notice::ApplicationEnded(ending) => (Kind::ApplicationEnded, json!({ "how": ending.word() })),
+        }
+    }
 }
 
 /// How a process ended.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Entry, PLACED_FILE, Role};
 use crate::agent::application::{Deed, Halfway, Order};
+use crate::agent::events::Kind;
 use crate::agent::group::GroupError;
 use crate::agent::ownership::Deeds;
 use crate::agent::state::PlacedFile;
@@ -36,14 +37,14 @@ impl Deeds for RoleDeeds {
             Action::ShipTail { round } => role.ship_tail(round),
             // Behind the orders before it: what is sent rests on the application being held frozen.
             Action::Send(request) => role.application.order(Order::Then(role.sending(request))),
-            Action::Prepare => role.event("source_is_saving", json!({})),
+            Action::Prepare => role.event(Kind::SourceIsSaving, json!({})),
             Action::Revoke { round } => role.revoke(round),
             Action::Verify { round, mandate } => role.verify(round, mandate),
             Action::PlaceFiles => role.place(),
             Action::StartApplication { generation } => role.start_application(generation),
             Action::Report(note) => {
                 let boot_us = boottime().as_micros() as u64;
-                role.event("milestone", json!({ "what": note, "boottime_us": boot_us }));
+                role.event(Kind::Milestone, json!({ "what": note, "boottime_us": boot_us }));
                 if note == Note::Demoted {
                     // Another node's stream is to be taken: ours ends.
                     let shut = role.door.shut();
@@ -77,7 +78,7 @@ impl Role {
             let Some(role) = role.upgrade() else { return };
             let Some(messenger) = &role.messenger else { return };
             if let Request::Saved { round, saved, .. } = &request {
-                role.event("saved", json!({ "round": round.to_string(), "lsn": saved.lsn }));
+                role.event(Kind::Saved, json!({ "round": round.to_string(), "lsn": saved.lsn }));
             }
             messenger.send(request);
         }))
@@ -101,7 +102,7 @@ impl Role {
             match source.ship_tail(&cancel, Instant::now() + GASP_LIMIT) {
                 Ok(tail) => {
                     role.event(
-                        "tail_durable",
+                        Kind::TailDurable,
                         json!({
                             "round": round.to_string(),
                             "lsn": tail.lsn,
@@ -123,11 +124,11 @@ impl Role {
             let revoked = role.standby.as_ref().map_or(Ok(()), |standby| standby.revoke());
             role.teller.tell(match revoked {
                 Ok(()) => {
-                    role.event("revoked", json!({ "round": round.to_string() }));
+                    role.event(Kind::Revoked, json!({ "round": round.to_string() }));
                     Event::Revoked { round }
                 }
                 Err(why) => {
-                    role.event("revoke_failed", json!({ "why": why.to_string() }));
+                    role.event(Kind::RevokeFailed, json!({ "why": why.to_string() }));
                     Event::RevokeFailed { round }
                 }
             });
@@ -140,7 +141,7 @@ impl Role {
             role.teller.tell(match standby.verify(round, mandate) {
                 Ok(()) => Event::ImageVerified { round },
                 Err(why) => {
-                    role.event("image_failed", json!({ "why": why }));
+                    role.event(Kind::ImageFailed, json!({ "why": why }));
                     Event::ImageFailed { round }
                 }
             });
@@ -162,11 +163,11 @@ impl Role {
                         let where_to = promoted.unplaced.iter().map(|f| f.path.display().to_string());
                         role.alarm(Alarm::RegionsUnplaced, Some(where_to.collect::<Vec<_>>().join(", ")));
                     }
-                    role.event("files_placed", json!(promoted));
+                    role.event(Kind::FilesPlaced, json!(promoted));
                     Event::FilesPlaced
                 }
                 Err(why) => {
-                    role.event("placing_failed", json!({ "why": why }));
+                    role.event(Kind::PlacingFailed, json!({ "why": why }));
                     Event::PlacingFailed
                 }
             });
@@ -193,7 +194,7 @@ impl Role {
     }
 
     fn open_failed(&self, error: &GroupError) {
-        self.event("open_failed", json!({ "why": error.to_string() }));
+        self.event(Kind::OpenFailed, json!({ "why": error.to_string() }));
         self.door.jam(error.to_string());
     }
 }

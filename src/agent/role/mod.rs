@@ -20,6 +20,7 @@ use super::application::{Application, Order};
 use super::config;
 use super::context::Context;
 use super::control::message::Refusal;
+use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Ending, Group, GroupError, Notice, OpenGroup, Writer};
 use super::messenger::Messenger;
@@ -146,7 +147,7 @@ impl Role {
             return Ok(false);
         }
         if group.resumed() {
-            self.event("log_resumed", json!({ "generation": group.generation() }));
+            self.event(Kind::LogResumed, json!({ "generation": group.generation() }));
         }
         *lock(&self.copies) = Some(source.copies());
         *open = Some(Open { source: Arc::new(source), group, entry });
@@ -178,28 +179,22 @@ impl Role {
 
     /// What happened in the open group. Called under the group's lock.
     fn notice(&self, notice: &Notice) {
+        let (kind, detail) = notice.event();
+        self.event(kind, detail);
         match notice {
-            Notice::RegionAdded { region, whole } => {
-                self.event(
-                    "region_protected",
-                    json!({ "region": region.id(), "path": region.path(), "bytes": region.len() }),
-                );
+            Notice::RegionAdded { whole, .. } => {
                 if !whole && let Some(copies) = &*lock(&self.copies) {
                     copies.request();
                 }
             }
             Notice::ProcessAttached { pid } => {
-                self.event("process_attached", json!({ "pid": pid }));
                 if let Some(pid) = pid.filter(|pid| *pid != std::process::id()) {
                     self.application.order(Order::Adopt(pid));
                 }
                 self.teller.tell(Event::ApplicationStarted);
             }
-            Notice::ProcessEnded { pid, ending } => {
-                self.event("process_ended", json!({ "pid": pid, "how": ending.word() }));
-            }
+            Notice::ProcessEnded { .. } => {}
             Notice::ApplicationEnded(ending) => {
-                self.event("application_ended", json!({ "how": ending.word() }));
                 self.application.order(Order::Over { clean: *ending == Ending::Exited });
             }
         }
@@ -225,7 +220,7 @@ impl Role {
             && status.image == ImageHealth::Consistent
             && status.generation == durable.generation
         {
-            self.event("synced", json!({ "generation": status.generation, "lsn": status.applied }));
+            self.event(Kind::Synced, json!({ "generation": status.generation, "lsn": status.applied }));
             self.teller.tell(Event::Synced { generation: status.generation });
         }
     }
@@ -241,10 +236,10 @@ impl Role {
     fn alarm(&self, alarm: Alarm, why: Option<String>) {
         let message = why.iter().fold(alarm.message().to_owned(), |m, why| format!("{m}: {why}"));
         tracing::error!(group = self.name, alarm = ?alarm, "{message}");
-        self.event("alarm", json!({ "what": alarm, "message": message }));
+        self.event(Kind::Alarm, json!({ "what": alarm, "message": message }));
     }
 
-    pub(super) fn event(&self, kind: &str, detail: serde_json::Value) {
+    pub(super) fn event(&self, kind: Kind, detail: serde_json::Value) {
         self.context.events.emit(Some(&self.name), kind, detail);
     }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::ANSWER_WITHIN;
 use crate::agent::clock::WallTime;
-use crate::agent::events::Events;
+use crate::agent::events::{Events, Kind};
 use crate::session::socket::{Connection, SocketError};
 use crate::session::wire::{Reply, Request};
 
@@ -27,7 +27,7 @@ pub(super) fn follow(
             let missed = json!({
                 "seq": seen + batch.missed,
                 "time": WallTime::now(),
-                "kind": "missed",
+                "kind": Kind::Missed,
                 "detail": { "events": batch.missed },
             });
             if !send(connection, missed) {

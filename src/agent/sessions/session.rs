@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
 use crate::agent::config;
+use crate::agent::events::Kind;
 use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError, Reader};
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
@@ -241,7 +242,7 @@ impl Session<'_> {
             Err(refused @ ProtectError::Unfit { .. }) => {
                 self.shared.node.events().emit(
                     Some(group.name()),
-                    "not_protected",
+                    Kind::NotProtected,
                     serde_json::json!({ "pid": self.peer.pid, "reason": refused.to_string() }),
                 );
                 Reply::NotProtected { reason: refused.to_string() }

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::table::observe;
 use super::{Shared, SourceSetup};
 use crate::agent::config;
+use crate::agent::events::Kind;
 use crate::replica::archive::ArchiveConfig;
 use crate::ship::archiver::{Archiver, Archiving, News};
 
@@ -29,13 +30,13 @@ impl Shared {
             space: (self.space.clone(), usize::from(!alone)),
             copies: self.syncer.requester(),
             tell: Box::new(move |news| match news {
-                News::Begun(lsn) => event("archive_begun", json!({ "dir": dir, "lsn": lsn })),
+                News::Begun(lsn) => event(Kind::ArchiveBegun, json!({ "dir": dir, "lsn": lsn })),
                 News::Failed(error, pause) => event(
-                    "archive_failed",
+                    Kind::ArchiveFailed,
                     json!({ "dir": dir, "why": error.to_string(), "again_in_s": pause.as_secs() }),
                 ),
                 News::Ended(poison) => {
-                    event("archive_ended", json!({ "dir": dir, "why": poison.to_string() }))
+                    event(Kind::ArchiveEnded, json!({ "dir": dir, "why": poison.to_string() }))
                 }
             }),
             // One reader is enough to keep the table.

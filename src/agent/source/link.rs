@@ -14,6 +14,7 @@ use serde_json::json;
 use super::table::observe;
 use super::{DESTINATION, Destination, Shared, spawn};
 use crate::agent::clock::WallTime;
+use crate::agent::events::Kind;
 use crate::agent::control::message::{Answer, Ask, ImageState, OpenGroup, ReplicaReport};
 use crate::agent::control::{Client, ControlError, client::unexpected};
 use crate::fabric::FabricError;
@@ -185,7 +186,7 @@ impl Shared {
         self.sampler.tick(group, applied, &mut ask, &|region, pages| {
             tracing::warn!(group = group.name(), path = %region.path().display(), pages, "written to without a record");
             (self.setup.event)(
-                "unprotected_writes",
+                Kind::UnprotectedWrites,
                 json!({ "region": region.id(), "path": region.path(), "pages": pages }),
             );
         })

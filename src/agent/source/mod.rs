@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::config;
 use super::control::message::Refusal;
+use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Group, Stuck};
 use crate::fabric::tls::TlsIdentity;
@@ -45,7 +46,7 @@ const FINISH_LOOK: Duration = Duration::from_millis(2);
 const DESTINATION: usize = 0;
 
 /// Emits an event of the group: its kind and its detail.
-pub type Tell = Arc<dyn Fn(&str, serde_json::Value) + Send + Sync>;
+pub type Tell = Arc<dyn Fn(Kind, serde_json::Value) + Send + Sync>;
 
 /// What a source needs besides its group.
 pub struct SourceSetup {
