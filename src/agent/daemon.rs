@@ -153,7 +153,11 @@ impl Daemon {
         let sessions = Arc::new(sessions);
         let metrics = serve_metrics(&parts, &sessions)?;
         let node = &parts.context.config.node.name;
-        parts.context.events.emit(None, Kind::AgentStarted, json!({ "node": node, "pid": std::process::id() }));
+        parts.context.events.emit(
+            None,
+            Kind::AgentStarted,
+            json!({ "node": node, "pid": std::process::id() }),
+        );
         Ok(Daemon { parts, sessions, metrics, socket })
     }
 

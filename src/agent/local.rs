@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::application::{Application, Look, Order, Present};
-use super::config::{self, OnDeath};
+use super::config;
 use super::context::Context;
 use super::events::Kind;
 use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
@@ -21,15 +21,12 @@ use super::restarts::Restarts;
 use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
 use super::users;
-use crate::failover::Event;
+use crate::failover::{Event, OnDeath};
 use crate::locks::lock;
-use crate::log::region::boottime;
+use crate::log::region::{BEAT, boottime};
 use crate::log::{LinkState, LogRegion, SleepDepth};
 use crate::ship::sync::Requester;
 use crate::types::Generation;
-
-/// How often the agent says that it lives: a tenth of what appenders allow.
-const BEAT: Duration = Duration::from_millis(100);
 
 /// Pause before another try to leave `ahead`.
 const AHEAD_PAUSE: Duration = Duration::from_millis(1);

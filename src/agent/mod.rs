@@ -3,6 +3,7 @@
 //! | module | what it is for |
 //! | --- | --- |
 //! | [`access`] | who may do what on this node's socket |
+//! | [`chance`] | numbers by chance |
 //! | [`clock`] | wall-clock times for people and machines |
 //! | [`config`] | the TOML file, checked as a whole, with messages that name line, key and remedy |
 //! | [`context`] | what every part of the agent shares |
@@ -28,6 +29,7 @@
 
 pub mod access;
 pub mod application;
+pub mod chance;
 pub mod clock;
 pub mod config;
 pub mod context;

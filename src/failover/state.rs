@@ -328,23 +328,25 @@ impl State {
     }
 }
 
-/// What to do when the application dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// What to do when the application dies (a clean exit is no death), as the configuration has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnDeath {
     /// Hand the group over to the heir.
     Failover,
     /// Start it here again.
     Restart,
-    /// Report it.
+    /// Report it; what was published is shipped as ever, and nothing is started.
+    #[default]
     None,
 }
 
-/// Which signal gives up ownership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Which signal gives up ownership, as the configuration has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trigger {
     /// `saved`: the heir holds everything.
+    #[default]
     Saved,
     /// `save-started`: the heir may go on with what it has if `saved` does not come in time.
     SaveStarted,

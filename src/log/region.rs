@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, fence};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use serde::Deserialize;
 use zerocopy::IntoBytes;
 
 use super::format::{Kind, RecordHeader, StaticHeader, cell};
@@ -21,9 +22,12 @@ use super::slot::SlotCodec;
 use crate::region::memory::{Access, SharedMem, Words};
 use crate::types::{Level, Lsn};
 
-/// An agent that has not beaten for this long counts as dead: ten beats at the agent's 100 ms, so that a busy host
+/// An agent that has not beaten for this long counts as dead: ten beats, so that a busy host
 /// does not look like a dead agent, and short enough that a program in a commit hardly notices a real one.
-pub const AGENT_TIMEOUT: Duration = Duration::from_secs(1);
+pub const AGENT_TIMEOUT: Duration = BEAT.saturating_mul(10);
+
+/// How often the agent says that it lives.
+pub const BEAT: Duration = Duration::from_millis(100);
 
 /// A log region, mapped.
 pub struct LogRegion {
@@ -99,11 +103,13 @@ pub enum LinkState {
     Counting = 3,
 }
 
-/// What an appender does when the ring is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an appender does when the ring is full, as the configuration has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u32)]
 pub enum OnFull {
     /// Go on without the log; the destination is brought up to date by a copy.
+    #[default]
     Ahead = 0,
     /// Wait for room, up to the limit, whoever keeps it from becoming free; then as `Ahead`.
     Block = 1,
@@ -378,7 +384,8 @@ pub fn boottime() -> Duration {
     clock(libc::CLOCK_BOOTTIME)
 }
 
-fn wall_clock_ns() -> u64 {
+/// Nanoseconds since 1970, as this machine's clock has it.
+pub(crate) fn wall_clock_ns() -> u64 {
     clock(libc::CLOCK_REALTIME).as_nanos() as u64
 }
 

@@ -1,8 +1,7 @@
 //! What a replica says of itself: plain data, true at `as_of`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use super::applier::Applier;
+use crate::log::region::wall_clock_ns;
 use crate::types::{Durability, Generation, Lsn};
 
 /// What the image is good for.
@@ -91,10 +90,6 @@ impl ReplicaStatus {
             Some(_) => ImageHealth::Stale,
             None => ImageHealth::None,
         };
-        self.as_of_ns = now_ns();
+        self.as_of_ns = wall_clock_ns();
     }
-}
-
-pub(super) fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

@@ -7,12 +7,13 @@
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::space::Space;
 use super::sync::Requester;
 use crate::locks::lock;
 use crate::log::format::{Kind, RecordHeader};
+use crate::log::region::wall_clock_ns;
 use crate::log::{Batch, Consumer, LogRegion, Owner};
 use crate::replica::archive::{ArchiveConfig, ArchiveError, ArchiveWriter};
 use crate::replica::store::Bytes;
@@ -298,11 +299,6 @@ impl Work {
         let state = self.shared.lock();
         drop(self.shared.stopped.wait_timeout_while(state, LOOK, |state| !state.stop));
     }
-}
-
-fn wall_clock_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::message::{Fault, Step};
-use super::model::{FabricKind, Group, OnDeath, Replica};
+use super::model::{FabricKind, Group, Replica};
 use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
+use crate::failover::OnDeath;
 use crate::log::format::{MAX_RING, MIN_RING};
 use crate::types::Level;
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 pub use message::{ConfigError, Problem};
 pub use model::{
-    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, OnDeath, OnFull, Peer, Power,
-    PowerKind, Rdma, Replica, Tls, Trigger, UserRef,
+    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, Power, PowerKind, Rdma,
+    Replica, Tls, UserRef,
 };
 pub use units::{format_bytes, parse_bytes, parse_duration};
 

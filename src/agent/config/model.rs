@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::units;
+use crate::failover::{OnDeath, Trigger};
+use crate::log::OnFull;
 use crate::types::{Durability, Level};
 
 /// `[node]`: this machine.
@@ -255,41 +257,6 @@ pub enum UserRef {
     Id(u32),
     /// Login name.
     Name(String),
-}
-
-/// What an application does when the ring is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnFull {
-    /// Runs on; a gap in the log is closed by a new sync.
-    #[default]
-    Ahead,
-    /// Waits for room, at most `block_limit`.
-    Block,
-}
-
-/// What follows an application's death (a clean exit is none).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnDeath {
-    /// The remainder is shipped and the heir takes over.
-    Failover,
-    /// The agent starts the command again here.
-    Restart,
-    /// An alarm is raised; what was published is shipped as ever, and nothing is started.
-    #[default]
-    None,
-}
-
-/// Signal that hands the group over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Trigger {
-    /// Everything has been saved.
-    #[default]
-    Saved,
-    /// Saving has begun: the heir prepares early.
-    SaveStarted,
 }
 
 /// `durability`: declared, or found out from the file system of `dir`.

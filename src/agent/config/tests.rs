@@ -1,5 +1,6 @@
 use super::units::exact_bytes;
 use super::*;
+use crate::log::OnFull;
 use crate::types::Level;
 use proptest::prelude::*;
 use std::time::Duration;

@@ -23,10 +23,8 @@ impl Client {
         let io_error = |source| ControlError::Io { peer: format!("{expected} ({address})"), source };
         let tcp = dial(address, deadline).map_err(io_error)?;
         let mut channel = Channel::client(tcp, identity, expected, deadline)?;
-        let hello = Ask::Hello {
-            node: identity.node().to_owned(),
-            agent: env!("CARGO_PKG_VERSION").to_owned(),
-        };
+        let hello =
+            Ask::Hello { node: identity.node().to_owned(), agent: env!("CARGO_PKG_VERSION").to_owned() };
         channel.send(&hello, deadline)?;
         match channel.receive(deadline)? {
             Answer::HelloOk { .. } => Ok(Client { channel }),

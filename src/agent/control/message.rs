@@ -326,7 +326,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&Answer::Pong {}).unwrap(), text);
         assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), Answer::Pong {});
 
-        let text = r#"{"generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
+        let text =
+            r#"{"generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
         assert_eq!(serde_json::to_string(&report()).unwrap(), text);
         assert_eq!(serde_json::from_str::<ReplicaReport>(text).unwrap(), report());
     }

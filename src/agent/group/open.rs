@@ -10,11 +10,11 @@ use super::protected::open_itself;
 use super::region::{Candidate, share};
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::access::Access;
-use crate::agent::config::{self, OnFull};
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, PlacedFile, RegionState, StateDir, StateError, VERSION};
+use crate::agent::{chance, config};
 use crate::log::mapped::LogFile;
-use crate::log::{self, Appender, Debt, LogError, LogRegion, LogSpec, Pace, Policy, adopt};
+use crate::log::{Appender, Debt, LogError, LogRegion, LogSpec, Pace, Policy, adopt};
 use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
 use crate::types::{Generation, GroupId};
@@ -308,20 +308,14 @@ fn policy(config: &config::Group) -> Policy {
     Policy {
         commit: config.commit,
         commit_timeout: config.commit_timeout,
-        on_full: match config.on_full {
-            OnFull::Ahead => log::OnFull::Ahead,
-            OnFull::Block => log::OnFull::Block,
-        },
+        on_full: config.on_full,
         block_limit: config.block_limit,
     }
 }
 
 fn random_id() -> Result<GroupId, GroupError> {
-    let mut id = [0; 16];
-    let read =
-        std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut id));
-    read.map_err(|source| GroupError::System { what: "reading /dev/urandom", source })?;
-    Ok(GroupId(id))
+    let id = chance::bytes().map(GroupId);
+    id.map_err(|source| GroupError::System { what: "reading /dev/urandom", source })
 }
 
 /// Processes that may append at a time: the largest servers of our users run a few hundred.

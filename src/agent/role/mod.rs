@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::application::{Application, Order};
+use super::chance;
 use super::config;
 use super::context::Context;
 use super::control::message::Refusal;
@@ -70,7 +71,6 @@ pub struct Role {
     pub(super) stop: AtomicBool,
     /// See [`Role::is_another_group`].
     pub(super) contested: AtomicBool,
-    pub(super) chance: fn() -> u32,
 }
 
 /// The group while this node owns it. The stream is dropped before the group.
@@ -136,7 +136,7 @@ impl Role {
                 Refusal::WrongGroup => role.upgrade().iter().for_each(|role| role.is_another_group()),
                 _ => {}
             }),
-            chance: self.chance,
+            chance: chance::number,
         };
         let source = Source::start(setup)
             .map_err(|source| GroupError::System { what: "starting the group's threads", source })?;

@@ -1,7 +1,6 @@
 //! Makes one group's role: its parts, who owned the group when an earlier agent ended, and its machine.
 
 use std::fs;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -9,7 +8,6 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use super::plan::{Plan, as_owner, policy};
 use super::{RolesError, system};
 use crate::agent::application::Application;
-use crate::agent::config;
 use crate::agent::context::Context;
 use crate::agent::fabrics::Fabrics;
 use crate::agent::group::{Group, STATE_FILE};
@@ -19,6 +17,7 @@ use crate::agent::role::{Door, Role, RoleDeeds, RoleLook};
 use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
+use crate::agent::{chance, config};
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::{BootId, Durable, Event, Machine, Policy, Stage, Standing};
 use crate::types::Generation;
@@ -96,7 +95,6 @@ pub(super) fn start_role(
             gasp: Mutex::default(),
             stop: AtomicBool::new(false),
             contested: AtomicBool::new(false),
-            chance,
             config,
         }
     });
@@ -138,9 +136,8 @@ fn recover(
     let ownership =
         Ownership::start(&role.name, machine, store, Box::new(RoleDeeds(Arc::downgrade(role))), inbox)
             .map_err(system("starting a thread"))?;
-    ownership
-        .teller()
-        .tell(Event::Recovered { application: life, life: u64::from(chance()) << 32 | u64::from(chance()) });
+    let this_life = u64::from_ne_bytes(chance::bytes().map_err(system("reading /dev/urandom"))?);
+    ownership.teller().tell(Event::Recovered { application: life, life: this_life });
     let group = role.open().as_ref().map(|open| open.group.clone());
     if let Some(group) = group {
         // Not before: the first that the machine hears is what was found.
@@ -191,11 +188,6 @@ fn boot_id() -> Result<BootId, RolesError> {
         what: "reading the boot id".into(),
         source: io::Error::other(format!("{text:?} is none")),
     })
-}
-
-/// A number by chance: the keys of a hasher come from the kernel's.
-fn chance() -> u32 {
-    RandomState::new().build_hasher().finish() as u32
 }
 
 /// File of the group's directory that holds who owns it.

@@ -7,7 +7,7 @@ use crate::agent::config;
 use crate::agent::context::Context;
 use crate::agent::role::PLACED_FILE;
 use crate::agent::state::{PlacedFile, StateError};
-use crate::failover::{self, BootId, NodeName, Patience, Policy};
+use crate::failover::{BootId, NodeName, Patience, Policy};
 
 /// What the configuration says of one group.
 pub(super) struct Plan {
@@ -42,15 +42,8 @@ pub(super) fn policy(
     Policy {
         node: NodeName(node.to_owned()),
         heir: heir.map(|h| NodeName(h.name.clone())),
-        on_death: match config.on_death {
-            config::OnDeath::Failover => failover::OnDeath::Failover,
-            config::OnDeath::Restart => failover::OnDeath::Restart,
-            config::OnDeath::None => failover::OnDeath::None,
-        },
-        trigger: match config.trigger {
-            config::Trigger::Saved => failover::Trigger::Saved,
-            config::Trigger::SaveStarted => failover::Trigger::SaveStarted,
-        },
+        on_death: config.on_death,
+        trigger: config.trigger,
         start_limit: START_LIMIT,
         patience: Patience { freeze: config.freeze_deadline * 2, ..Patience::default() },
         boot,

@@ -23,7 +23,7 @@ use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Group, Stuck};
 use crate::fabric::tls::TlsIdentity;
-use crate::log::region::boottime;
+use crate::log::region::{BEAT, boottime};
 use crate::log::{LinkState, SleepDepth};
 use crate::ship::archiver::Archiver;
 use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
@@ -35,9 +35,6 @@ use archive::consumers;
 use link::LinkInfo;
 use sampler::Sampler;
 use table::GroupRegions;
-
-/// Time between beats; the log's readers take ten times that for death.
-const BEAT: Duration = Duration::from_millis(100);
 
 /// How often [`Source::finish`] looks.
 const FINISH_LOOK: Duration = Duration::from_millis(2);

@@ -23,12 +23,7 @@ fn standby(dir: &std::path::Path) -> Standby {
 }
 
 fn open() -> OpenGroup {
-    OpenGroup {
-        group: "db".into(),
-        id: GroupId([7; 16]),
-        generation: Generation(1),
-        ring_bytes: 64 << 10,
-    }
+    OpenGroup { group: "db".into(), id: GroupId([7; 16]), generation: Generation(1), ring_bytes: 64 << 10 }
 }
 
 #[test]

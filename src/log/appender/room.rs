@@ -46,11 +46,13 @@ impl Appender {
     fn publish_complete(&self) -> Option<u64> {
         let (tail, _) = protocol::tail(&*self.log);
         let mut ours = None;
-        protocol::publish(&*self.log, self.settled.load(Acquire), tail, |slot, claim| match self.fill_if_dead(claim) {
-            true => Blocked::OwnerDead,
-            false => {
-                ours = (self.cell() == Some(claim.owner)).then_some(slot);
-                Blocked::Stop
+        protocol::publish(&*self.log, self.settled.load(Acquire), tail, |slot, claim| {
+            match self.fill_if_dead(claim) {
+                true => Blocked::OwnerDead,
+                false => {
+                    ours = (self.cell() == Some(claim.owner)).then_some(slot);
+                    Blocked::Stop
+                }
             }
         });
         ours
