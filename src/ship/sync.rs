@@ -37,7 +37,10 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Pause while the ring is half full or in-flight marks are awaited.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// Pause after a region could not be read.
+/// Times that the regions are looked at before a copy begins: a look is short, and hardly a program changes names or sizes in each.
+const MAX_LOOKS: u32 = 1000;
+
+/// Pause after a copy failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a group gives to be copied.
@@ -136,6 +139,9 @@ enum Cut {
     /// The regions could not be listed.
     #[error("the regions cannot be listed: {0}")]
     List(io::Error),
+    /// Their names or sizes changed with each look.
+    #[error("the application renames and resizes its files faster than they are looked at")]
+    Restless,
 }
 
 impl Syncer {
@@ -307,18 +313,18 @@ impl Shared {
     fn create_regions(&self, wanted: u64) -> Result<Vec<SyncRegion>, Cut> {
         let appender = self.source.appender();
         let mut created = BTreeMap::<RegionId, SyncRegion>::new();
-        for first in std::iter::once(true).chain(std::iter::repeat(false)) {
+        for look in 0..MAX_LOOKS {
             let listed = self.source.regions().map_err(Cut::List)?;
             let gone: Vec<_> =
                 created.keys().copied().filter(|id| listed.iter().all(|r| r.id != *id)).collect();
             // Ours may have taken the name of one that was added meanwhile.
             let is_due = |r: &SyncRegion| match created.get(&r.id) {
                 Some(c) => c.creation != r.creation,
-                None => first || created.values().any(|c| c.name() == r.name()),
+                None => look == 0 || created.values().any(|c| c.name() == r.name()),
             };
             let due: Vec<_> = listed.into_iter().filter(is_due).collect();
             if gone.is_empty() && due.is_empty() {
-                break;
+                return Ok(created.into_values().collect());
             }
             for id in gone {
                 self.room(wanted)?;
@@ -331,7 +337,7 @@ impl Shared {
                 created.insert(region.id, region);
             }
         }
-        Ok(created.into_values().collect())
+        Err(Cut::Restless)
     }
 
     fn copy_region(&self, region: &SyncRegion, wanted: u64) -> Result<(), Cut> {

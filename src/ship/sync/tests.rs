@@ -135,6 +135,20 @@ fn what_changes_while_regions_are_created_is_created_as_it_is() {
 }
 
 #[test]
+fn a_program_whose_files_never_rest_is_told_of_and_copied_once_they_do() {
+    let (_fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
+    let names = ["a", "b"].into_iter().cycle().take(MAX_LOOKS as usize + 1);
+    let listings = names.map(|name| vec![(1, name, 4096)]).collect();
+    let appender = Appender::for_agent(log.clone(), 1).unwrap();
+    let syncer =
+        Syncer::start("test", Arc::new(Script { appender, listings: Mutex::new(listings) })).unwrap();
+    syncer.request();
+    until(|| syncer.view().error.is_some_and(|error| error.contains("faster than they are looked at")));
+    until(|| !syncer.is_active());
+    assert_eq!(syncer.view().error, None);
+}
+
+#[test]
 fn a_file_that_is_truncated_under_the_copy_is_copied_as_far_as_it_goes() {
     let (_fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
