@@ -1,6 +1,5 @@
 //! Users of the configuration as the numbers that the kernel knows.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::config::UserRef;
@@ -12,8 +11,6 @@ pub struct User {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-    /// Home directory.
-    pub home: PathBuf,
 }
 
 /// Finds a user through the name service, as `login` would. A uid without an entry keeps its number as group.
@@ -28,7 +25,7 @@ pub fn resolve(user: &UserRef) -> Result<User, String> {
         .map_err(|e| format!("cannot look up user `{key}`: getent: {e}"))?;
     match (parse(&String::from_utf8_lossy(&entry.stdout)), user) {
         (Some(found), _) => Ok(found),
-        (None, UserRef::Id(uid)) => Ok(User { uid: *uid, gid: *uid, home: "/".into() }),
+        (None, UserRef::Id(uid)) => Ok(User { uid: *uid, gid: *uid }),
         (None, UserRef::Name(name)) => Err(format!(
             "there is no user `{name}` on this machine; create it or name another in the configuration"
         )),
@@ -38,8 +35,8 @@ pub fn resolve(user: &UserRef) -> Result<User, String> {
 /// A line of passwd(5).
 fn parse(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.lines().next()?.split(':').collect();
-    let [_, _, uid, gid, _, home, _] = fields[..] else { return None };
-    Some(User { uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.into() })
+    let [_, _, uid, gid, ..] = fields[..] else { return None };
+    Some(User { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -48,7 +45,7 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name_and_number_and_strangers_are_named() {
-        let root = User { uid: 0, gid: 0, home: "/root".into() };
+        let root = User { uid: 0, gid: 0 };
         assert_eq!(resolve(&UserRef::Name("root".into())).unwrap(), root);
         assert_eq!(resolve(&UserRef::Id(0)).unwrap(), root);
         assert_eq!(resolve(&UserRef::Id(4_000_000)).unwrap().uid, 4_000_000);

@@ -319,11 +319,11 @@ impl State {
         Round { generation: self.durable.generation, attempt: self.attempt }
     }
 
-    /// `source` or `destination`, for status.
-    pub fn role(&self) -> &'static str {
+    /// Whether this node is the group's source, as status has it; else it is a destination.
+    pub fn is_source(&self) -> bool {
         match self.durable.standing {
-            Standing::Owner { .. } | Standing::GivenUp { .. } => "source",
-            Standing::Standby { .. } | Standing::Triggered { .. } | Standing::Demoted { .. } => "destination",
+            Standing::Owner { .. } | Standing::GivenUp { .. } => true,
+            Standing::Standby { .. } | Standing::Triggered { .. } | Standing::Demoted { .. } => false,
         }
     }
 }

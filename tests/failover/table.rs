@@ -143,7 +143,7 @@ pub fn tables() -> BTreeMap<&'static str, String> {
     let mut tables = BTreeMap::new();
     for (phase, state) in states() {
         let table = tables
-            .entry(state.role())
+            .entry(if state.is_source() { "source" } else { "destination" })
             .or_insert_with(|| "| in | on | becomes | does |\n| --- | --- | --- | --- |\n".to_string());
         let without = State { mains: Mains::Lost, ..state.clone() };
         for (name, event) in events() {

@@ -42,7 +42,7 @@ impl Controller for Arc<Role> {
         let state = self.ownership.get().map(Ownership::state);
         let generation = state.as_ref().map_or(Generation(0), |s| s.durable.generation);
         let phase = state.as_ref().map(|s| s.phase);
-        let source = matches!(state.as_ref().map(|s| s.role()), Some("source"));
+        let source = state.as_ref().is_some_and(State::is_source);
         let open = self.open().as_ref().map(|o| (o.group.clone(), o.source.clone()));
         let group = open.as_ref().map(|(group, _)| group);
         let mut stream = open.as_ref().and_then(|(_, source)| source.status());
