@@ -201,6 +201,7 @@ impl Group {
             memory_limit_bytes: memory.as_ref().map_or(0, |m| m.st_size as u64),
             used_bytes: log.tail().since(log.free()).min(log.spec().ring_bytes),
             times_ahead: counters.ahead,
+            blocked_ms: counters.blocked_ns / 1_000_000,
             fillers: counters.fillers,
             torn_copies: counters.torn_copies,
             commit: self.config.commit,

@@ -168,6 +168,8 @@ pub struct LogStatus {
     pub used_bytes: u64,
     /// Times that the application outran the ring.
     pub times_ahead: u64,
+    /// Milliseconds that its threads were held by a full ring, with `on_full = "block"`.
+    pub blocked_ms: u64,
     /// Slots whose writer died in the middle.
     pub fillers: u64,
     /// Lines whose writer never paused for a consistent reading.

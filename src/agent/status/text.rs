@@ -236,6 +236,7 @@ mod tests {
             ring_bytes: 64 << 20,
             used_bytes: 0,
             times_ahead: 0,
+            blocked_ms: 0,
             fillers: 0,
             torn_copies: 0,
             commit: Level::Received,
