@@ -15,10 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::WallTime;
 use super::config::{self, FabricKind};
-use super::control::message::{Answer, GroupOpened, ImageState, OpenGroup, Refusal, ReplicaReport, refused};
+use super::control::message::{Answer, GroupOpened, OpenGroup, Refusal, refused};
 use super::fabrics::Fabrics;
 use super::state::{StateDir, StateError};
-use super::status::{DestinationState, DestinationStatus, Role, SyncStatus};
 use crate::fabric::{Endpoint, FabricError, Offer, Registration, RemoteAccess, RemoteKey};
 use crate::failover::{Mandate, Round, Saved};
 use crate::locks::lock;
@@ -26,11 +25,13 @@ use crate::replica::applier::{ApplierConfig, ApplyError};
 use crate::replica::durability;
 use crate::replica::peek;
 use crate::replica::promote::{PromoteError, Promoted, Request, SavedMark};
-use crate::replica::status::{ImageHealth, ReplicaStatus};
+use crate::replica::status::ReplicaStatus;
 use crate::replica::store::disk::DiskStore;
 use crate::replica::worker;
 use crate::replica::{Replica, StatusWatch, StreamStart};
 use crate::types::{Durability, Generation, GroupId, Lsn, RegionId};
+
+mod report;
 
 /// File of the group's directory that holds its identity, as the first source gave it.
 const STATE_FILE: &str = "replica.json";
@@ -202,7 +203,7 @@ impl Standby {
         if let Err(error) = replica.applier() {
             self.note(&error.to_string());
         }
-        let have = report(&replica.status());
+        let have = report::of(&replica.status());
         let encrypt = self.config.encrypted();
         let fabric = self.fabrics.choose(self.config.fabric, encrypt);
         let offer = fabric.and_then(|fabric| fabric.offer()).map_err(|e| failed(e.to_string()))?;
@@ -294,51 +295,6 @@ impl Standby {
         let replica = inner.replica.as_mut().ok_or(PromoteError::NothingConsistent)?;
         // What must be there was checked when the group became ours.
         replica.promote(&Request { paths: &self.config.paths, owner })
-    }
-
-    /// The row of the status document.
-    pub fn destination_status(&self, node: &str, generation: Generation) -> DestinationStatus {
-        let status = self.status();
-        let inner = self.lock();
-        let link = inner.link.as_ref();
-        let at = |f: fn(&ReplicaStatus) -> Lsn| status.as_ref().map_or(Lsn(0), f);
-        let state = match &status {
-            Some(s) if s.poisoned => DestinationState::Poisoned,
-            Some(s) if s.attached && s.image == ImageHealth::Consistent => DestinationState::Streaming,
-            Some(s) if s.attached => DestinationState::Syncing,
-            _ => DestinationState::Waiting,
-        };
-        DestinationStatus {
-            node: node.to_owned(),
-            role: Role::Destination,
-            generation: status.as_ref().map_or(generation, |s| s.generation),
-            state,
-            lsn_published: at(|s| s.received),
-            lsn_received: at(|s| s.received),
-            lsn_durable: at(|s| s.durable),
-            lsn_applied: at(|s| s.applied),
-            exposure_bytes: 0,
-            drain_bytes_per_s: None,
-            fabric: link.map(|_| self.config.fabric.name().to_owned()),
-            durability: Some(self.durability.to_string()),
-            encrypted: link.map(|l| l.endpoint.encrypted()),
-            staged: Some(self.staged),
-            resumed: None,
-            unprotected_writes: 0,
-            sync: status
-                .as_ref()
-                .and_then(|s| s.sync_progress)
-                .map(|(done_bytes, total_bytes)| SyncStatus { done_bytes, total_bytes }),
-            last_error: status
-                .as_ref()
-                .and_then(|s| s.faulted.clone().or_else(|| s.set_aside.clone()))
-                .or_else(|| lock(&self.last_error).clone()),
-            // The figures of a connection are as its worker left them; without one nothing moves.
-            as_of: status
-                .filter(|s| s.attached)
-                .map_or_else(WallTime::now, |s| WallTime::from_ns(s.as_of_ns))
-                .to_string(),
-        }
     }
 
     /// The source that is attached.
@@ -438,23 +394,6 @@ fn accept(offer: Box<dyn Offer>) -> io::Result<Receiver<Result<Arc<dyn Endpoint>
         let _ = sender.send(offer.accept(deadline));
     })?;
     Ok(accepted)
-}
-
-fn report(status: &ReplicaStatus) -> ReplicaReport {
-    ReplicaReport {
-        generation: status.generation,
-        landed: status.received,
-        durable: status.durable,
-        applied: status.cursor,
-        digest: status.digest,
-        image: match status.image {
-            _ if status.poisoned => ImageState::Poisoned,
-            ImageHealth::None => ImageState::None,
-            ImageHealth::Syncing => ImageState::Syncing,
-            ImageHealth::Consistent => ImageState::Consistent,
-            ImageHealth::Stale => ImageState::Stale,
-        },
-    }
 }
 
 #[cfg(test)]

@@ -198,22 +198,40 @@ pub fn promote(
 ) -> Result<Promoted, PromoteError> {
     let start = Instant::now();
     let (store, dir) = (applier.config().store.clone(), applier.config().dir.clone());
-    if let Some(Journal { files: Some(files), unplaced, image, generation, lsn, digest, .. }) =
-        load(&*store, &dir)?
-    {
-        applier.clear()?;
-        let image = Promotable { image, generation, lsn, digest, live: false };
-        let none = Duration::ZERO;
-        return Ok(Promoted { image, files, unplaced, applied_in: none, placed_in: none });
-    }
+    let earlier = match load(&*store, &dir)? {
+        Some(complete @ Journal { files: Some(_), .. }) => {
+            applier.clear()?;
+            return Ok(complete.told_again());
+        }
+        other => other,
+    };
     let image = verify(applier, None)?;
     let applied_in = start.elapsed();
     let Routes { placed, unplaced } =
         routes(applier.images().regions(), request.paths, &dir, image.generation)?;
 
-    let mut journal = match load(&*store, &dir)? {
-        Some(journal) if (journal.image, journal.lsn) == (image.image, image.lsn) => journal,
-        _ => Journal {
+    let goes_on = |journal: &Journal| (journal.image, journal.lsn) == (image.image, image.lsn);
+    let journal = earlier.filter(goes_on).unwrap_or_else(|| Journal::of(&image));
+    let mut placing = Placing { store: &*store, dir: &dir, journal, step };
+    placing.save()?;
+    let files = placing.put_all(&placed, request.owner)?;
+    // Whoever looks at these is an operator.
+    let unplaced = placing.put_all(&unplaced, None)?;
+    (placing.journal.files, placing.journal.unplaced) = (Some(files.clone()), unplaced.clone());
+    placing.save()?;
+    (placing.step)("clear").map_err(|source| PromoteError::Io {
+        what: "clear",
+        path: dir.clone(),
+        source,
+    })?;
+    applier.clear()?;
+    Ok(Promoted { image, files, unplaced, applied_in, placed_in: start.elapsed() - applied_in })
+}
+
+impl Journal {
+    /// Of a promotion that begins.
+    fn of(image: &Promotable) -> Journal {
+        Journal {
             version: VERSION,
             image: image.image,
             generation: image.generation,
@@ -222,37 +240,59 @@ pub fn promote(
             prepared: BTreeMap::new(),
             files: None,
             unplaced: Vec::new(),
-        },
-    };
-    save(&*store, &dir, &journal, step)?;
-    let mut put_all = |routes: &[Route], owner| -> Result<Vec<Placed>, PromoteError> {
+        }
+    }
+
+    /// What the promotion did, which is complete.
+    fn told_again(self) -> Promoted {
+        let Journal { image, generation, lsn, digest, .. } = self;
+        Promoted {
+            image: Promotable { image, generation, lsn, digest, live: false },
+            files: self.files.unwrap_or_default(),
+            unplaced: self.unplaced,
+            applied_in: Duration::ZERO,
+            placed_in: Duration::ZERO,
+        }
+    }
+}
+
+/// A promotion that puts files in place.
+struct Placing<'a, 'b> {
+    store: &'a dyn Store,
+    dir: &'a Path,
+    journal: Journal,
+    step: &'a mut Step<'b>,
+}
+
+impl Placing<'_, '_> {
+    /// Puts each region at its place, unless an earlier attempt has.
+    fn put_all(&mut self, routes: &[Route], owner: Option<(u32, u32)>) -> Result<Vec<Placed>, PromoteError> {
         let mut files = Vec::new();
         for Route { region, place } in routes {
-            let spot = Spot::new(place, image.generation)?;
+            let spot = Spot::new(place, self.journal.generation)?;
             let id = region.entry.id.0;
-            if let Some(placed) = already(region, &spot, journal.prepared.get(&id))? {
+            if let Some(placed) = already(region, &spot, self.journal.prepared.get(&id))? {
                 files.push(placed);
                 continue;
             }
-            let part = prepare(region, &spot, owner, step)?;
-            journal.prepared.insert(id, part.id);
-            save(&*store, &dir, &journal, step)?;
-            files.push(put(region, &spot, part, step)?);
+            let part = prepare(region, &spot, owner, self.step)?;
+            self.journal.prepared.insert(id, part.id);
+            self.save()?;
+            files.push(put(region, &spot, part, self.step)?);
         }
         Ok(files)
-    };
-    let files = put_all(&placed, request.owner)?;
-    // Whoever looks at these is an operator.
-    let unplaced = put_all(&unplaced, None)?;
-    (journal.files, journal.unplaced) = (Some(files.clone()), unplaced.clone());
-    save(&*store, &dir, &journal, step)?;
-    step("clear").map_err(|source| PromoteError::Io {
-        what: "clear",
-        path: applier.config().dir.clone(),
-        source,
-    })?;
-    applier.clear()?;
-    Ok(Promoted { image, files, unplaced, applied_in, placed_in: start.elapsed() - applied_in })
+    }
+
+    /// Makes the journal durable.
+    fn save(&mut self) -> Result<(), PromoteError> {
+        let Placing { store, dir, journal, step } = self;
+        let write = || replace(*store, dir, JOURNAL, seal(&serde_json::to_string(journal)?).as_bytes());
+        step("journal").and_then(|()| write()).map_err(|source| PromoteError::Io {
+            what: "write",
+            path: dir.join(JOURNAL),
+            source,
+        })
+    }
 }
 
 fn load(store: &dyn Store, dir: &Path) -> Result<Option<Journal>, PromoteError> {
@@ -272,15 +312,6 @@ fn this_version<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
         VERSION => Ok(VERSION),
         other => Err(D::Error::custom(format!("it is of version {other}, not {VERSION}"))),
     }
-}
-
-fn save(store: &dyn Store, dir: &Path, journal: &Journal, step: &mut Step<'_>) -> Result<(), PromoteError> {
-    let write = || replace(store, dir, JOURNAL, seal(&serde_json::to_string(journal)?).as_bytes());
-    step("journal").and_then(|()| write()).map_err(|source| PromoteError::Io {
-        what: "write",
-        path: dir.join(JOURNAL),
-        source,
-    })
 }
 
 /// Removes the journal of a promotion that a newer stream has overtaken.

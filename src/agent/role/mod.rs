@@ -98,8 +98,26 @@ impl Role {
         if open.is_some() || !self.door.admits(entry) {
             return Ok(self.door.admits(entry));
         }
+        let group = self.open_log(generation)?;
+        let source = Source::start(self.source_setup(&group))
+            .map_err(|source| GroupError::System { what: "starting the group's threads", source })?;
+        if !self.door.admits(entry) {
+            // Given up meanwhile; and whoever closes it finds nothing.
+            drop(open);
+            drop(source);
+            return Ok(false);
+        }
+        if group.resumed() {
+            self.event(Kind::LogResumed, json!({ "generation": group.generation() }));
+        }
+        *lock(&self.copies) = Some(source.copies());
+        *open = Some(Open { source: Arc::new(source), group, entry });
+        Ok(true)
+    }
+
+    /// Finds or makes the log of `generation`.
+    fn open_log(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
         let role = Arc::downgrade(self);
-        let id = self.standby.as_ref().and_then(Standby::id);
         let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
         let group = Group::open(OpenGroup {
             config: &self.config,
@@ -107,7 +125,7 @@ impl Role {
             access: &self.context.access,
             keeper: &*self.context.keeper,
             generation,
-            id,
+            id: self.standby.as_ref().and_then(Standby::id),
             placed: &placed,
             notify: Box::new(move |notice| {
                 if let Some(role) = role.upgrade() {
@@ -118,9 +136,14 @@ impl Role {
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
         }
+        Ok(group)
+    }
+
+    /// What ships `group`, and tells the machine why a destination will not have it.
+    fn source_setup(self: &Arc<Self>, group: &Arc<Group>) -> SourceSetup {
         let (teller, role) = (self.teller.clone(), Arc::downgrade(self));
         let (context, name) = (self.context.clone(), self.name.clone());
-        let setup = SourceSetup {
+        SourceSetup {
             group: group.clone(),
             destination: self.heir.clone().map(|peer| Destination {
                 peer,
@@ -137,21 +160,7 @@ impl Role {
                 _ => {}
             }),
             chance: chance::number,
-        };
-        let source = Source::start(setup)
-            .map_err(|source| GroupError::System { what: "starting the group's threads", source })?;
-        if !self.door.admits(entry) {
-            // Given up meanwhile; and whoever closes it finds nothing.
-            drop(open);
-            drop(source);
-            return Ok(false);
         }
-        if group.resumed() {
-            self.event(Kind::LogResumed, json!({ "generation": group.generation() }));
-        }
-        *lock(&self.copies) = Some(source.copies());
-        *open = Some(Open { source: Arc::new(source), group, entry });
-        Ok(true)
     }
 
     /// The group's identity, if it is known here.

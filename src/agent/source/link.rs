@@ -14,10 +14,10 @@ use serde_json::json;
 use super::table::observe;
 use super::{DESTINATION, Destination, Shared, spawn};
 use crate::agent::clock::WallTime;
-use crate::agent::control::message::{Answer, Ask, ImageState, OpenGroup, ReplicaReport};
+use crate::agent::control::message::{Answer, Ask, GroupOpened, ImageState, OpenGroup, ReplicaReport};
 use crate::agent::control::{Client, ControlError, client::unexpected};
 use crate::agent::events::Kind;
-use crate::fabric::FabricError;
+use crate::fabric::{FabricError, RemoteKey};
 use crate::log::{Consumer, Owner, SleepDepth};
 use crate::ship::backoff::Backoff;
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
@@ -97,18 +97,7 @@ impl Shared {
     fn connect(&self, to: &Destination) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
         let peer = &to.peer;
         let (group, log) = (&self.setup.group, self.setup.group.log());
-        let deadline = Instant::now() + CONNECT_WITHIN;
-        let mut client = Client::connect(&peer.address, &to.identity, &peer.name, deadline)?;
-        let open = Ask::OpenGroup(OpenGroup {
-            group: group.name().to_owned(),
-            id: group.id(),
-            generation: group.generation(),
-            ring_bytes: log.spec().ring_bytes,
-        });
-        let opened = match client.ask(&open, ANSWER_WITHIN)? {
-            Answer::GroupOpened(opened) => opened,
-            other => return Err(unexpected(&peer.name, other).into()),
-        };
+        let (mut client, opened) = self.open(to)?;
         let fabric = to.fabrics.for_offer(&opened.offer, opened.encrypt)?;
         let endpoint = fabric.connect(&opened.offer, Instant::now() + CONNECT_WITHIN)?;
         let encrypted = endpoint.encrypted();
@@ -120,14 +109,7 @@ impl Shared {
             self.syncer.request();
         }
         let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
-        let landing = match client.ask(&attach, ANSWER_WITHIN)? {
-            Answer::Attached { landing } => landing,
-            other => return Err(unexpected(&peer.name, other).into()),
-        };
-        let ours = log.spec().ring_bytes;
-        if landing.len != ours {
-            return Err(LinkError::Landing { peer: peer.name.clone(), theirs: landing.len, ours });
-        }
+        let landing = self.attach(&mut client, &attach)?;
         *self.link() = LinkInfo {
             connected: true,
             refused: false,
@@ -154,6 +136,36 @@ impl Shared {
             }),
         };
         Ok((client, Shipper::new(shipped.log().clone(), shipment), stop))
+    }
+
+    /// Reaches the destination's agent and has it make the group ready.
+    fn open(&self, to: &Destination) -> Result<(Client, GroupOpened), LinkError> {
+        let (peer, group) = (&to.peer, &self.setup.group);
+        let deadline = Instant::now() + CONNECT_WITHIN;
+        let mut client = Client::connect(&peer.address, &to.identity, &peer.name, deadline)?;
+        let open = Ask::OpenGroup(OpenGroup {
+            group: group.name().to_owned(),
+            id: group.id(),
+            generation: group.generation(),
+            ring_bytes: group.log().spec().ring_bytes,
+        });
+        match client.ask(&open, ANSWER_WITHIN)? {
+            Answer::GroupOpened(opened) => Ok((client, opened)),
+            other => Err(unexpected(&peer.name, other).into()),
+        }
+    }
+
+    /// Has the destination take the stream; the landing ring, which mirrors ours.
+    fn attach(&self, client: &mut Client, attach: &Ask) -> Result<RemoteKey, LinkError> {
+        let landing = match client.ask(attach, ANSWER_WITHIN)? {
+            Answer::Attached { landing } => landing,
+            other => return Err(unexpected(client.peer(), other).into()),
+        };
+        let (theirs, ours) = (landing.len, self.setup.group.log().spec().ring_bytes);
+        if theirs != ours {
+            return Err(LinkError::Landing { peer: client.peer().to_owned(), theirs, ours });
+        }
+        Ok(landing)
     }
 
     /// Where the stream goes on at a destination that holds `have`.

@@ -1,5 +1,6 @@
 //! Room in a full ring: waiting for it, or going ahead, as the policy says.
 
+use std::sync::atomic::Ordering::Acquire;
 use std::time::{Duration, Instant};
 
 use super::{Appender, FILLING, MAX_ATTEMPTS, NAP, later};
