@@ -50,8 +50,8 @@ impl Page {
     }
 
     /// The name gets the suffix `_total`.
-    fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, u64)>) {
-        let family = Family::<Labels, Counter>::default();
+    fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
+        let family = Family::<Labels, Counter<f64, AtomicU64>>::default();
         let mut any = false;
         for (labels, value) in samples {
             family.get_or_create(&labels).inc_by(value);
@@ -137,7 +137,7 @@ impl Page {
             let known = rows.iter().filter_map(|(labels, d)| Some((labels.clone(), value(d)?)));
             self.gauge(&format!("destination_{name}"), help, known);
         }
-        let unprotected = rows.iter().map(|(labels, d)| (labels.clone(), d.unprotected_writes));
+        let unprotected = rows.iter().map(|(labels, d)| (labels.clone(), d.unprotected_writes as f64));
         self.counter("destination_unprotected_writes", "Pages found changed without a record", unprotected);
     }
 }
@@ -173,12 +173,13 @@ const LOG_GAUGES: [Reading<LogStatus, f64>; 6] = [
     ("log_commits_wait", "Whether drains wait for the commit level at present", |l| flag(l.commits_wait)),
 ];
 
-const LOG_COUNTERS: [Reading<LogStatus, u64>; 5] = [
-    ("log_times_ahead", "Times that the application outran the ring", |l| l.times_ahead),
-    ("log_fillers", "Slots whose writer died in the middle", |l| l.fillers),
-    ("log_torn_copies", "Lines whose writer never paused for a consistent reading", |l| l.torn_copies),
-    ("log_commits_given_up", "Drains that returned without their level", |l| l.commits_given_up),
-    ("log_unrecorded", "Captures of processes that found no place in the log", |l| l.unrecorded),
+const LOG_COUNTERS: [Reading<LogStatus, f64>; 6] = [
+    ("log_times_ahead", "Times that the application outran the ring", |l| l.times_ahead as f64),
+    ("log_fillers", "Slots whose writer died in the middle", |l| l.fillers as f64),
+    ("log_torn_copies", "Lines whose writer never paused for a consistent reading", |l| l.torn_copies as f64),
+    ("log_commits_given_up", "Drains that returned without their level", |l| l.commits_given_up as f64),
+    ("log_unrecorded", "Captures of processes that found no place in the log", |l| l.unrecorded as f64),
+    ("log_blocked_seconds", "Time that a full ring held processes back", |l| l.blocked_ms as f64 / 1e3),
 ];
 
 const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 10] = [
@@ -239,6 +240,7 @@ mod tests {
             commits_wait: true,
             commits_given_up: 7,
             unrecorded: 3,
+            blocked_ms: 250,
             ahead: false,
         });
         s
@@ -251,7 +253,7 @@ mod tests {
             "pmemha_power_online 0.0",
             "pmemha_power_charge_ratio 0.5",
             "pmemha_group_state{group=\"db\",role=\"source\",state=\"running\"} 1.0",
-            "pmemha_log_commits_given_up_total{group=\"db\",role=\"source\"} 7",
+            "pmemha_log_commits_given_up_total{group=\"db\",role=\"source\"} 7.0",
             "pmemha_destination_exposure_bytes{group=\"db\",role=\"source\",destination=\"beta\"} 1024.0",
             "pmemha_destination_as_of_timestamp_seconds{group=\"db\",role=\"source\",destination=\"beta\"} 1767225600.0",
         ] {
