@@ -303,3 +303,20 @@ fn an_operator_calls_a_last_gasp_off() {
     pair.alpha.await_status("the application may run on", |_| pair.alpha.attach().is_ok());
     assert_eq!(pair.alpha.status().generation.0, 1);
 }
+
+#[test]
+fn a_program_is_not_kept_waiting_for_a_group_that_could_not_be_opened() {
+    let mut pair = Pair::new("64KiB", "", "");
+    // What is written beside the state of the group's log cannot be made, as on a full disk.
+    fs::create_dir_all(pair.alpha.path("state/groups/app/group.new")).unwrap();
+    pair.alpha.start();
+    let began = Instant::now();
+    let mut refused = pair.alpha.attach().err().expect("there is no log");
+    while !refused.contains("could not be opened") {
+        assert!(began.elapsed() < SOON, "{refused}");
+        refused = pair.alpha.attach().err().expect("there is no log");
+    }
+    let again = Instant::now();
+    pair.alpha.attach().err().expect("there is no log");
+    assert!(again.elapsed() < Duration::from_secs(2), "it waited for {:?}", again.elapsed());
+}
