@@ -247,14 +247,9 @@ impl App {
         let path = node.files().join("data");
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
         file.set_len(FILE_BYTES).unwrap();
-        let id = group.attach(Process {
-            pid: None,
-            uid: 0,
-            program: "test".into(),
-            tracks: None,
-            indoors: None,
-            pidfd: None,
-        });
+        let process =
+            Process { pid: None, uid: 0, program: "test".into(), tracks: None, indoors: None, pidfd: None };
+        let id = group.attach(process, None).expect("the group is open");
         let (region, _) = group.protect_for(&Reader::root(), file.as_fd(), 0, false).unwrap();
         let appender = Appender::attach(group.log().clone(), id.0).unwrap();
         App { file, appender, region, next }

@@ -130,7 +130,7 @@ mod tests {
         let program = "db".into();
         let uid = NOBODY;
         let pidfd = Some(Arc::new(pidfd));
-        group.attach(Process { pid: Some(pid), uid, program, tracks: None, indoors: None, pidfd });
+        group.enters(Process { pid: Some(pid), uid, program, tracks: None, indoors: None, pidfd });
         assert!(matches!(notices.recv().unwrap(), Notice::ProcessAttached { .. }));
         assert!(believed(&group, pid));
         child.0.kill().unwrap();

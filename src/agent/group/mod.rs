@@ -78,6 +78,8 @@ struct Inner {
     next_session: u32,
     /// Session numbers below are this agent's to give out: the state on disk says so.
     reserved_sessions: u32,
+    /// See [`Group::close`].
+    closed: bool,
 }
 
 impl Group {
@@ -119,6 +121,11 @@ impl Group {
     /// Which paths are protected without being asked for.
     pub fn patterns(&self) -> &Patterns {
         &self.patterns
+    }
+
+    /// Nobody attaches any more. A session may have been shown the group just before it was given up here.
+    pub fn close(&self) {
+        self.lock().closed = true;
     }
 
     /// Whether the log was found rather than made: an application may have been writing all along.

@@ -130,6 +130,7 @@ impl Group {
                 found: BTreeSet::new(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,
+                closed: false,
             }),
         };
         group.bury_dead_appenders();

@@ -47,16 +47,14 @@ pub struct ProcessId(pub u32);
 
 impl Group {
     /// A process attaches; its session number goes into its appender cells. What dead ones stored without a record is to be copied
-    /// before anything is acknowledged that this one builds on it.
-    pub fn attach(&self, process: Process) -> ProcessId {
-        self.attach_after(process, None)
-    }
-
-    /// As [`Group::attach`], in place of the process's session `after`, whose connection it lost: nothing is heard of that one
-    /// any more.
-    pub fn attach_after(&self, process: Process, after: Option<u32>) -> ProcessId {
+    /// before anything is acknowledged that this one builds on it. `after`: its session whose connection it lost, of which
+    /// nothing is heard any more. Nothing if the group has been closed.
+    pub fn attach(&self, process: Process, after: Option<u32>) -> Option<ProcessId> {
         self.bury(|log, index, owner| log.kept_back(index) != 0 && owner.confirmed_dead());
         let mut inner = self.lock();
+        if inner.closed {
+            return None;
+        }
         self.make_good_remains();
         let own = |before: &Process| process.pid.is_some() && before.pid == process.pid;
         if let Some(before) = after.filter(|s| inner.processes.get(s).is_some_and(own)) {
@@ -75,7 +73,7 @@ impl Group {
         inner.forget_found(pid);
         inner.processes.insert(session, process);
         (self.notify)(Notice::ProcessAttached { pid });
-        ProcessId(session)
+        Some(ProcessId(session))
     }
 
     /// A process maps a region, and finds its stores so.

@@ -106,6 +106,11 @@ fn records(group: &Group) -> Vec<(Kind, RegionId)> {
 }
 
 impl Group {
+    /// A process attaches for the first time, while the group is open.
+    pub(in crate::agent) fn enters(&self, process: Process) -> ProcessId {
+        self.attach(process, None).expect("the group is open")
+    }
+
     /// For a client that may read everything.
     pub(in crate::agent) fn protect(
         &self,
@@ -232,7 +237,7 @@ fn a_small_file_s_content_is_in_the_log_before_its_name() {
 fn what_gone_files_had_is_used_again_once_everyone_let_go() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
-    let (me, other) = (group.attach(process(10)), group.attach(process(11)));
+    let (me, other) = (group.enters(process(10)), group.enters(process(11)));
     let mut bits = std::collections::BTreeSet::new();
     let mut journals = |holder: ProcessId, count| {
         let mut seen = std::collections::BTreeSet::new();
@@ -462,7 +467,7 @@ fn a_region_is_found_again_by_no_name_that_is_another_file_s() {
 fn the_application_has_ended_when_its_last_process_has() {
     let bench = Bench::new();
     let (group, notices) = bench.open(1);
-    let (parent, worker) = (group.attach(process(10)), group.attach(process(11)));
+    let (parent, worker) = (group.enters(process(10)), group.enters(process(11)));
     assert_ne!(parent, worker);
     group.ended(worker, Ending::Died("signal 9".into()));
     group.ended(parent, Ending::Exited);
@@ -486,7 +491,7 @@ fn process(pid: u32) -> Process {
 fn what_a_killed_program_stored_and_did_not_record_is_copied_before_another_builds_on_it() {
     let bench = Bench::new();
     let killed = |group: &Group, kept_back| {
-        let id = group.attach(process(10));
+        let id = group.enters(process(10));
         let appender = writer(group, id);
         appender.keep_back(kept_back);
         group.log().forge_owner(id.0, None);
@@ -495,7 +500,7 @@ fn what_a_killed_program_stored_and_did_not_record_is_copied_before_another_buil
     let (group, _notices) = bench.open(1);
     let flushes = killed(&group, 0);
     group.ended(flushes, Ending::Died("signal 9".into()));
-    group.attach(process(11));
+    group.enters(process(11));
     assert!(!group.log().is_ahead(), "what it did not flush is lost in a power cut as well");
     // The others may build on it at once.
     let syncs = killed(&group, 1);
@@ -507,7 +512,7 @@ fn what_a_killed_program_stored_and_did_not_record_is_copied_before_another_buil
     let syncs = killed(&group, 1);
     group.ended(syncs, none);
     assert!(!group.log().is_ahead(), "a handover waits for nothing");
-    group.attach(process(11));
+    group.enters(process(11));
     assert!(group.log().is_ahead());
 
     // Nobody has seen its end: neither the agent that was there, nor the next one.
@@ -519,7 +524,7 @@ fn what_a_killed_program_stored_and_did_not_record_is_copied_before_another_buil
             drop(group);
             group = bench.open(1).0;
         }
-        group.attach(process(11));
+        group.enters(process(11));
         assert!(group.log().is_ahead(), "restarts: {restarts}");
     }
 }
@@ -531,7 +536,7 @@ fn a_file_that_was_changed_while_nobody_had_it_open_is_copied_anew() {
     drop(bench.file("a.pool", 4096));
     let open = || File::options().read(true).write(true).open(bench.path("a.pool")).unwrap();
     let run = |group: &Group| {
-        let id = group.attach(process(10));
+        let id = group.enters(process(10));
         group.protect(open().as_fd(), 0, false).unwrap();
         id
     };
@@ -564,7 +569,7 @@ fn the_half_made_record_of_a_program_in_a_container_is_given_up_when_its_session
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
     let there = Indoors { number: std::process::id(), namespace: 7 };
-    let id = group.attach(Process { indoors: Some(there), ..process(10) });
+    let id = group.enters(Process { indoors: Some(there), ..process(10) });
     let appender = writer(&group, id);
     group.log().forge_owner(id.0, Some(there.namespace));
     appender.leave_half_made();
@@ -580,7 +585,7 @@ fn the_half_made_record_of_a_killed_agent_is_given_up_by_the_next_one_wherever_t
         let bench = Bench::new();
         let (log, id) = {
             let (group, _notices) = bench.open(1);
-            (group.log().clone(), group.attach(process(10)))
+            (group.log().clone(), group.enters(process(10)))
         };
         let program = Appender::attach(log.clone(), id.0).unwrap();
         let agent = std::mem::ManuallyDrop::new(Appender::for_agent(log.clone(), AGENT_SESSION).unwrap());
@@ -601,7 +606,7 @@ fn the_half_made_record_of_a_killed_agent_is_given_up_by_the_next_one_wherever_t
 fn a_program_that_sees_the_death_of_an_agent_in_the_middle_of_a_record_goes_on_by_itself() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
-    let (log, id) = (group.log().clone(), group.attach(process(10)));
+    let (log, id) = (group.log().clone(), group.enters(process(10)));
     drop(group);
     let agent = std::mem::ManuallyDrop::new(Appender::for_agent(log.clone(), AGENT_SESSION).unwrap());
     agent.leave_half_made();
@@ -621,7 +626,7 @@ fn a_program_that_sees_the_death_of_an_agent_in_the_middle_of_a_record_goes_on_b
 fn a_writer_of_a_container_that_is_gone_is_buried_whether_or_not_it_ever_spoke() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
-    let id = group.attach(process(10));
+    let id = group.enters(process(10));
     let appender = writer(&group, id);
     appender.leave_half_made();
     // This very process, as a namespace that has ended had it: nobody else is that.
@@ -635,7 +640,7 @@ fn a_writer_of_a_container_that_is_gone_is_buried_whether_or_not_it_ever_spoke()
 fn a_writer_whose_container_is_unknown_is_not_taken_for_gone() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
-    let id = group.attach(process(10));
+    let id = group.enters(process(10));
     let appender = writer(&group, id);
     appender.leave_half_made();
     group.log().forge_owner(id.0, Some(0));
@@ -648,7 +653,7 @@ fn a_log_whose_keeper_is_lost_goes_on_while_a_program_has_it() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
     group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
-    let (id, tail) = (group.attach(process(10)), group.log().tail());
+    let (id, tail) = (group.enters(process(10)), group.log().tail());
     let program = writer(&group, id);
     drop(group);
     bench.keeper.0.lock().unwrap().clear();

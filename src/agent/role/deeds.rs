@@ -46,9 +46,9 @@ impl Deeds for RoleDeeds {
                 let boot_us = boottime().as_micros() as u64;
                 role.event(Kind::Milestone, json!({ "what": note, "boottime_us": boot_us }));
                 if note == Note::Demoted {
-                    // Another node's stream is to be taken: ours ends.
+                    // Another node's stream is to be taken: ours ends. Behind the kill, which finds by the open group whom to end.
                     let shut = role.door.shut();
-                    role.beside("close", move |role| role.close_group(shut));
+                    role.application.order(Order::Then(role.closing(shut)));
                 }
             }
             Action::Alarm(alarm) => {
@@ -81,6 +81,15 @@ impl Role {
                 role.event(Kind::Saved, json!({ "round": round.to_string(), "lsn": saved.lsn }));
             }
             messenger.send(request);
+        }))
+    }
+
+    fn closing(self: &Arc<Self>, shut: Entry) -> Deed {
+        let role = Arc::downgrade(self);
+        Deed(Box::new(move || {
+            if let Some(role) = role.upgrade() {
+                role.beside("close", move |role| role.close_group(shut));
+            }
         }))
     }
 

@@ -1,35 +1,70 @@
-//! What the application's thread sees of a role's open group.
+//! What the application's thread sees of a role's groups.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
-use super::Role;
 use crate::agent::application::{Look, Present};
 use crate::agent::group::Group;
+use crate::locks::lock;
 
-/// Looks at the group of a role, which is made later; there is nothing to see while none is open. Weak, since the role owns the
-/// application.
-pub(in crate::agent) struct RoleLook(pub(in crate::agent) Arc<OnceLock<Weak<Role>>>);
+/// The groups that the role has opened: the present one, and any that was closed while a session was about to attach to it, for
+/// as long as that lasts. A lock of its own: the role's is held while a group is being opened.
+#[derive(Default)]
+pub(in crate::agent) struct Sight(Mutex<Vec<Weak<Group>>>);
 
-impl RoleLook {
-    fn group(&self) -> Option<Arc<Group>> {
-        let role = self.0.get().and_then(Weak::upgrade)?;
-        let open = role.open();
-        open.as_ref().map(|open| open.group.clone())
+impl Sight {
+    /// `group` is about to be open.
+    pub(super) fn add(&self, group: &Arc<Group>) {
+        let mut groups = lock(&self.0);
+        groups.retain(|group| group.strong_count() > 0);
+        groups.push(Arc::downgrade(group));
+    }
+
+    fn groups(&self) -> Vec<Arc<Group>> {
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
+/// Looks at the groups of a role.
+pub(in crate::agent) struct RoleLook(pub(in crate::agent) Arc<Sight>);
+
 impl Look for RoleLook {
     fn present(&self) -> Present {
-        let Some(group) = self.group() else { return Present::default() };
-        let writers = group.appending().into_iter().filter_map(|writer| writer.pid).collect();
-        Present { attached: group.has_processes(), writers }
+        let groups = self.0.groups();
+        let writers = groups.iter().flat_map(|group| group.appending()).filter_map(|writer| writer.pid);
+        Present { attached: groups.iter().any(|group| group.has_processes()), writers: writers.collect() }
     }
 
     fn everyone(&self) -> Vec<u32> {
-        self.group().map(|group| group.everyone()).unwrap_or_default()
+        self.0.groups().iter().flat_map(|group| group.everyone()).collect()
     }
 
     fn owns(&self, pid: u32) -> bool {
-        self.group().is_some_and(|group| group.owns(pid))
+        self.0.groups().iter().any(|group| group.owns(pid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::group::{Process, tests::Bench};
+
+    #[test]
+    fn a_process_that_attached_to_a_group_as_it_was_closed_is_seen_and_no_later_one_attaches() {
+        let bench = Bench::new();
+        let (group, _notices) = bench.open(1);
+        let sight = Arc::new(Sight::default());
+        sight.add(&group);
+        let process =
+            Process { pid: Some(1), uid: 0, program: "db".into(), tracks: None, indoors: None, pidfd: None };
+        // The session has been shown the group; the role lets go of it.
+        let session = group.clone();
+        assert!(session.attach(process.clone(), None).is_some());
+        group.close();
+        drop(group);
+        let look = RoleLook(sight);
+        assert!(look.present().attached);
+        assert!(session.attach(process, None).is_none(), "nobody would kill it");
+        drop(session);
+        assert!(!look.present().attached);
     }
 }

@@ -37,7 +37,7 @@ use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
 pub(super) use deeds::RoleDeeds;
 pub(super) use door::{Door, Entry};
-pub(super) use look::RoleLook;
+pub(super) use look::{RoleLook, Sight};
 
 /// How often a destination's image is looked at for a completed sync.
 const LOOK: Duration = Duration::from_millis(50);
@@ -65,6 +65,7 @@ pub struct Role {
     pub(super) ownership: OnceLock<Ownership>,
     pub(super) open: Mutex<Option<Open>>,
     pub(super) door: Door,
+    pub(super) sight: Arc<Sight>,
     /// Asks for copies of the open group's regions. A lock of its own, since notices come under the group's.
     pub(super) copies: Mutex<Option<Requester>>,
     pub(super) gasp: Mutex<Arc<AtomicBool>>,
@@ -92,6 +93,7 @@ impl Role {
         let mut open = self.open();
         while let Some(old) = open.take_if(|o| o.group.generation() < generation) {
             drop(open);
+            old.group.close();
             drop(old);
             open = self.open();
         }
@@ -133,6 +135,7 @@ impl Role {
                 }
             }),
         })?;
+        self.sight.add(&group);
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
         }
@@ -260,7 +263,9 @@ impl Role {
     fn close_group(&self, shut: Entry) {
         // Not under the lock: the threads that end here may wait for the group's lock, whose holder waits for ours.
         let open = self.open().take_if(|open| open.entry < shut);
-        drop(open);
+        if let Some(open) = open {
+            open.group.close();
+        }
     }
 
     fn source(&self) -> Option<Arc<Source>> {

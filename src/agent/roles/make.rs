@@ -13,7 +13,7 @@ use crate::agent::fabrics::Fabrics;
 use crate::agent::group::{Group, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
-use crate::agent::role::{Door, Role, RoleDeeds, RoleLook};
+use crate::agent::role::{Door, Role, RoleDeeds, RoleLook, Sight};
 use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
@@ -57,8 +57,8 @@ pub(super) fn start_role(
         None => None,
     };
     let policy = policy(identity.node(), &config, heir.as_ref(), boot);
-    let made: Arc<OnceLock<Weak<Role>>> = Arc::default();
-    let look = Box::new(RoleLook(made.clone()));
+    let sight = Arc::<Sight>::default();
+    let look = Box::new(RoleLook(sight.clone()));
     let hears = inbox.teller();
     let hear = Arc::new(move |event| hears.tell(event));
     let application = Application::of_group(context, &config, owner, None, look, hear)?;
@@ -91,6 +91,7 @@ pub(super) fn start_role(
             ownership: OnceLock::new(),
             open: Mutex::new(None),
             door: Door::default(),
+            sight,
             copies: Mutex::new(None),
             gasp: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -98,7 +99,6 @@ pub(super) fn start_role(
             config,
         }
     });
-    made.get_or_init(|| Arc::downgrade(&role));
     let durable = match stored {
         Some(durable) => durable,
         None if starts_as_owner => first_owner(&policy),

@@ -162,7 +162,9 @@ impl Session<'_> {
             let (pid, uid) = (self.peer.pid, self.peer.uid);
             let process =
                 Process { pid, uid, program, tracks: None, indoors, pidfd: self.peer.pidfd.clone() };
-            let id = group.attach_after(process, after);
+            let Some(id) = group.attach(process, after) else {
+                return refuse(format!("group `{}` has just been given up by this node", group.name()));
+            };
             self.part = Part::Process { group: group.clone(), controller, id };
             id.0
         };
