@@ -11,6 +11,7 @@
 //! | [`types`] | the words of pmemha as types |
 //! | [`locks`] | taking a lock |
 //! | `mounts` | what a directory lies on |
+//! | `threads` | the threads of a process |
 //! | `predecessor` | outlasting what an agent that has just ended still holds |
 //! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
 //! | [`log`] | the log region: format, append, publish, scan, archive |
@@ -41,6 +42,8 @@ pub mod mounts;
 mod predecessor;
 pub mod region;
 pub mod session;
+#[cfg(feature = "agent")]
+mod threads;
 pub mod types;
 
 #[cfg(feature = "agent")]

@@ -34,11 +34,11 @@ pub fn from_writers(
     may: &dyn Fn(u32) -> bool,
 ) -> Result<Option<(OwnedFd, Arc<LogRegion>)>, Unreachable> {
     for pid in processes() {
-        let Some(maps) = maps_of(pid, may) else { continue };
+        let Some((thread, maps)) = maps_of(pid, may) else { continue };
         let mappings =
             maps.lines().filter(|line| line.contains(&*mapped_name())).filter_map(|l| l.split(' ').next());
         for range in mappings {
-            let mapping = directory(pid).join("map_files").join(range);
+            let mapping = directory(thread).join("map_files").join(range);
             match File::options().read(true).write(true).open(mapping) {
                 Ok(file) => {
                     let fd = OwnedFd::from(file);

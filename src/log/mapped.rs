@@ -13,6 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Timespec, fstat, major, minor};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::threads;
+
 /// A log's file as `/proc/PID/maps` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFile {
@@ -32,7 +34,7 @@ impl LogFile {
     pub fn is_mapped_by(&self, pid: u32, may: &dyn Fn(u32) -> bool) -> bool {
         let process = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let Some(process) = process else { return false };
-        let mapped = maps_of(pid, may).is_some_and(|maps| maps.lines().any(|line| self.is_in(line)));
+        let mapped = maps_of(pid, may).is_some_and(|(_, maps)| maps.lines().any(|line| self.is_in(line)));
         // The descriptor holds on to whatever process had the number first. If that lives, all of this was said of it.
         mapped && lives(process.as_fd())
     }
@@ -61,14 +63,18 @@ pub(super) fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// What process `pid` has mapped, a line a mapping, if its user `may` write to the log.
-pub(super) fn maps_of(pid: u32, may: &dyn Fn(u32) -> bool) -> Option<String> {
-    let dir = directory(pid);
+/// What process `pid` has mapped, a line a mapping, if its user `may` write to the log; and which of its threads shows it.
+pub(super) fn maps_of(pid: u32, may: &dyn Fn(u32) -> bool) -> Option<(u32, String)> {
     // One that ends meanwhile writes no more; one that may not be looked at belongs to somebody else.
-    let owner = fs::metadata(&dir).ok()?.uid();
-    let maps = if may(owner) { fs::read(dir.join("maps")).ok()? } else { return None };
-    // Names of files may be anything.
-    Some(String::from_utf8_lossy(&maps).into_owned())
+    let owner = fs::metadata(directory(pid)).ok()?.uid();
+    let shown = |thread: u32| {
+        let maps = fs::read(directory(thread).join("maps")).ok().filter(|maps| !maps.is_empty())?;
+        // Names of files may be anything.
+        Some((thread, String::from_utf8_lossy(&maps).into_owned()))
+    };
+    // A thread that has exited shows nothing; the first one may be such.
+    let others = || threads::of(pid).into_iter().filter(|thread| *thread != pid).find_map(shown);
+    if may(owner) { shown(pid).or_else(others) } else { None }
 }
 
 pub(super) fn directory(pid: u32) -> PathBuf {
@@ -80,6 +86,7 @@ mod tests {
     use super::*;
     use crate::log::{LogRegion, LogSpec};
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn who_has_a_log_mapped_is_known_by_the_file_and_not_by_its_name() {
@@ -92,6 +99,26 @@ mod tests {
         drop(log);
         assert!(!file.is_mapped_by(me, &|_| true), "a log of the same name is mapped");
         assert!(LogFile::of(other.as_fd()).unwrap().is_mapped_by(me, &|_| true));
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_exited_has_the_log_mapped_as_long_as_another_lives() {
+        let (fd, _log) = LogRegion::create(&LogSpec::default()).unwrap();
+        let file = LogFile::of(fd.as_fd()).unwrap();
+        // System call 60 ends the thread that makes it.
+        let script = "import ctypes, mmap, threading, time\nm = mmap.mmap(0, 0)\n\
+                      threading.Thread(target=time.sleep, args=[1000]).start()\nctypes.CDLL(None).syscall(60, 0)";
+        let mut child = Command::new("python3").args(["-c", script]).stdin(fd).spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while crate::log::stat_field(child.id(), 3) != Some('Z') && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(fs::read(directory(child.id()).join("maps")).unwrap(), b"", "what the first thread shows");
+        assert!(file.is_mapped_by(child.id(), &|_| true));
+        assert!(threads::any_lives(child.id()) && threads::any_runs(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!threads::any_lives(child.id()));
     }
 
     #[test]

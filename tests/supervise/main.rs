@@ -144,6 +144,57 @@ fn nothing_executes_while_frozen_though_it_forks_and_all_goes_on_when_thawed() {
     }
 }
 
+/// Leaves no process behind, even if the test fails.
+struct Killed(u32);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.0 as i32).expect("a process");
+        _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+#[test]
+fn a_program_whose_first_thread_has_exited_is_frozen_and_killed_like_any_other() {
+    // System call 60 ends the thread that makes it.
+    let script = "import ctypes, os, sys, threading, time\n\
+                  def beat():\n  out = os.open(sys.argv[1] + '/beat', os.O_CREAT | os.O_WRONLY | os.O_APPEND)\n  \
+                  while os.write(out, b'x'): time.sleep(0.0005)\n\
+                  threading.Thread(target=beat).start()\nctypes.CDLL(None).syscall(60, 0)";
+    for means in all_means() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, at) = (dir.path().join("program"), dir.path().to_str().unwrap());
+        std::fs::write(&program, script).unwrap();
+        let argv = ["python3", program.to_str().unwrap(), at].map(OsString::from).to_vec();
+        let mut application =
+            Supervisor::new(&unique("thread", means), hierarchy(means).as_ref(), helper_command()).unwrap();
+        let mut started = application.start(&StartCommand { argv, ..StartCommand::default() }).unwrap();
+        let (pid, end) = (started.pid(), deadline());
+        let ends = Killed(pid);
+        let has_exited =
+            || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        while !has_exited() {
+            assert!(Instant::now() < end, "{means}: the first thread goes on");
+            std::thread::yield_now();
+        }
+        assert_eq!(application.members().unwrap(), [pid], "{means}");
+        for _ in 0..20 {
+            assert!(beats_past(dir.path(), beats(dir.path())), "{means}: does not run");
+            application.freeze(deadline()).unwrap();
+            let before = beats(dir.path());
+            // As above: the promise is of absence.
+            std::thread::sleep(Duration::from_millis(10));
+            assert_eq!(beats(dir.path()), before, "{means}: something wrote while frozen");
+            application.thaw().unwrap();
+        }
+        application.kill().unwrap();
+        assert!(application.members().unwrap().is_empty());
+        assert_eq!(started.wait().unwrap(), Exit::Killed(9));
+        // The number may be another's from here on.
+        std::mem::forget(ends);
+    }
+}
+
 #[test]
 fn a_dead_agent_leaves_the_application_running_unless_ownership_was_given_up() {
     for (means, hold) in all_means().into_iter().flat_map(|m| [(m, "armed"), (m, "held")]) {

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::agent::context::Context;
 use crate::failover::supervise::{Helper, SuperviseError, Supervisor, hierarchies};
-use crate::mounts;
+use crate::{mounts, threads};
 
 /// A control group of its own where one can be made, else signals.
 pub(super) fn best_means(context: &Context, name: &str) -> Result<Supervisor, SuperviseError> {
@@ -32,8 +32,8 @@ pub(super) fn system(what: &str, source: io::Error) -> SuperviseError {
 
 /// The children of a process, where the kernel lists them; one that has ended has none.
 pub(super) fn children(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let list = |thread: u32| fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok();
+    let lists = threads::of(pid).into_iter().filter_map(list);
     lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 

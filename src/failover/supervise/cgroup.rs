@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{SuperviseError, signals};
-use crate::mounts;
+use crate::{mounts, threads};
 
 /// Directory below the hierarchy's root that holds the groups of all applications.
 const PARENT: &str = "pmemha";
@@ -94,7 +94,7 @@ impl Cgroup {
 
     pub fn members(&self) -> Result<Vec<u32>, SuperviseError> {
         let text = self.read("cgroup.procs")?;
-        Ok(text.lines().filter_map(|l| l.parse().ok()).filter(|&pid| signals::alive(pid)).collect())
+        Ok(text.lines().filter_map(|l| l.parse().ok()).filter(|&pid| threads::any_lives(pid)).collect())
     }
 
     /// Freezes; false when it is not complete by the deadline.
@@ -142,10 +142,11 @@ impl Cgroup {
     pub fn kill(&self) -> Result<(), SuperviseError> {
         if self.v2 && self.dir.join("cgroup.kill").exists() {
             self.write("cgroup.kill", "1")?;
-        } else {
-            for pid in self.members()? {
-                signals::send(pid, rustix::process::Signal::KILL)?;
-            }
+        }
+        // Where there is no such file, and of a process whose first thread has exited also where there is one: the kernel then
+        // signals that thread alone.
+        for pid in self.members()? {
+            signals::send(pid, rustix::process::Signal::KILL)?;
         }
         self.thaw()
     }

@@ -11,6 +11,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::SuperviseError;
+use crate::log::stat_field;
+use crate::threads;
 
 /// Pause between two readings of the process table.
 pub(super) const RESCAN: Duration = Duration::from_millis(1);
@@ -31,14 +33,9 @@ impl Tree {
     /// reading, since its parent is stopped by then.
     pub fn stop(&mut self, deadline: Instant) -> Result<bool, SuperviseError> {
         loop {
-            let table = processes();
-            self.extend(&table);
-            let running: Vec<u32> = self
-                .known
-                .iter()
-                .copied()
-                .filter(|pid| table.get(pid).is_some_and(|p| !p.halted()))
-                .collect();
+            self.extend(&parents());
+            let running: Vec<u32> =
+                self.known.iter().copied().filter(|pid| threads::any_runs(*pid)).collect();
             if running.is_empty() {
                 return Ok(true);
             }
@@ -53,36 +50,34 @@ impl Tree {
     }
 
     pub fn resume(&mut self) -> Result<(), SuperviseError> {
-        self.extend(&processes());
+        self.extend(&parents());
         self.known.iter().try_for_each(|&pid| send(pid, Signal::CONT))
     }
 
     pub fn kill(&mut self) -> Result<(), SuperviseError> {
-        self.extend(&processes());
+        self.extend(&parents());
         self.known.iter().try_for_each(|&pid| send(pid, Signal::KILL))
     }
 
     pub fn members(&self) -> Vec<u32> {
-        let table = processes();
         let mut tree = Tree { known: self.known.clone() };
-        tree.extend(&table);
-        tree.known.into_iter().filter(|pid| table.get(pid).is_some_and(|p| p.state != 'Z')).collect()
+        tree.extend(&parents());
+        tree.known.into_iter().filter(|pid| threads::any_lives(*pid)).collect()
     }
 
     pub fn is_stopped(&self) -> bool {
-        let table = processes();
         let members = self.members();
-        !members.is_empty() && members.iter().all(|pid| table.get(pid).is_none_or(Process::halted))
+        !members.is_empty() && !members.iter().any(|pid| threads::any_runs(*pid))
     }
 
-    fn extend(&mut self, table: &BTreeMap<u32, Process>) {
+    fn extend(&mut self, table: &BTreeMap<u32, u32>) {
         self.known.retain(|pid| table.contains_key(pid));
         loop {
             let before = self.known.len();
             self.known.extend(
                 table
                     .iter()
-                    .filter(|(_, p)| self.known.contains(&p.parent))
+                    .filter(|(_, parent)| self.known.contains(parent))
                     .map(|(&pid, _)| pid)
                     .collect::<Vec<_>>(),
             );
@@ -93,33 +88,11 @@ impl Tree {
     }
 }
 
-struct Process {
-    parent: u32,
-    state: char,
-}
-
-impl Process {
-    fn halted(&self) -> bool {
-        matches!(self.state, 'T' | 't' | 'Z' | 'X')
-    }
-}
-
-fn processes() -> BTreeMap<u32, Process> {
+/// The parent of every process.
+fn parents() -> BTreeMap<u32, u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| Some((pid, process(pid)?))).collect()
-}
-
-fn process(pid: u32) -> Option<Process> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the fields follow its last one.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    Some(Process { state: fields.next()?.chars().next()?, parent: fields.next()?.parse().ok()? })
-}
-
-/// Whether the process exists and is no zombie.
-pub(super) fn alive(pid: u32) -> bool {
-    process(pid).is_some_and(|p| !matches!(p.state, 'Z' | 'X'))
+    pids.filter_map(|pid| Some((pid, stat_field(pid, 4)?))).collect()
 }
 
 /// Sends a signal; a process that is gone has got it.
