@@ -19,9 +19,14 @@ impl Access {
             let users = g.users.iter().chain(&g.user);
             users.map(|user| (&g.name, user))
         });
+        // Without a `user` a command runs as we do.
+        let by_groups = config.groups.iter().filter(|g| !g.command.is_empty() && g.user.is_none());
+        let by_replicas = config.replicas.iter().filter(|r| !r.start.is_empty() && r.user.is_none());
+        let as_ours = by_groups.map(|g| &g.name).chain(by_replicas.map(|r| &r.group));
         // Whom the agent starts the application as after a promotion, the application attaches as.
         let of_replicas = config.replicas.iter().flat_map(|r| r.user.iter().map(|user| (&r.group, user)));
         let mut members: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
+        as_ours.for_each(|group| _ = members.entry(group.clone()).or_default().insert(owner));
         for (group, user) in of_groups.chain(of_replicas) {
             let user = users::resolve(user).map_err(|e| format!("group `{group}`: {e}"))?;
             members.entry(group.clone()).or_default().insert(user.uid);
@@ -36,7 +41,12 @@ impl Access {
 
     /// Whether `uid` may attach to `group`.
     pub fn may_attach(&self, uid: u32, group: &str) -> bool {
-        self.is_operator(uid) || self.members.get(group).is_some_and(|uids| uids.contains(&uid))
+        self.is_operator(uid) || self.is_member(uid, group)
+    }
+
+    /// Whether the application of `group` runs as `uid`, by the configuration.
+    pub fn is_member(&self, uid: u32, group: &str) -> bool {
+        self.members.get(group).is_some_and(|uids| uids.contains(&uid))
     }
 }
 
@@ -68,6 +78,10 @@ mod tests {
         for (uid, db, web) in [(1000, true, false), (1001, false, true)] {
             assert_eq!((access.may_attach(uid, "db"), access.may_attach(uid, "web")), (db, web), "uid {uid}");
         }
+        assert!(!access.is_member(0, "db"), "root may attach, and the application runs as another");
+        let text = "[node]\nname='a'\n[[group]]\nname='db'\ncommand=['/db']\n";
+        let access = Access::new(&Config::parse(text, Path::new("t")).unwrap(), 500).unwrap();
+        assert!(access.is_member(500, "db") && !access.is_member(0, "db"));
     }
 
     #[test]

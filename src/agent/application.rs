@@ -16,6 +16,7 @@ pub use order::{Deed, Halfway, Look, Order, Present, Ticket};
 
 use super::config;
 use super::context::Context;
+use super::group::Crowd;
 use super::restarts::Restarts;
 use crate::failover::supervise::{Exit, ExitWatch, StartCommand, SuperviseError, Supervisor};
 use crate::failover::{Event, Life, Round};
@@ -266,7 +267,7 @@ impl Keeper {
             self.means.thaw()?;
             thread::sleep(run);
             run = (run * 2).min(LONGEST_RUN);
-            self.freeze_everyone(Instant::now() + self.freeze_within)?;
+            self.freeze_everyone(deadline + self.freeze_within / 2)?;
         }
         Ok(())
     }
@@ -274,22 +275,33 @@ impl Keeper {
     /// Freezes what the means hold, and takes in what they do not until there is no more of it: a worker that was forked before
     /// its parent was taken in, for one.
     fn freeze_everyone(&mut self, deadline: Instant) -> Result<(), SuperviseError> {
+        let mut outside = Crowd::default();
         for _ in 0..FREEZE_ROUNDS {
             self.means.freeze(deadline)?;
-            let outside = self.outside()?;
+            outside = self.outside(deadline)?;
             if outside.is_empty() {
                 return Ok(());
             }
-            outside.into_iter().try_for_each(|pid| self.take_in(pid))?;
+            if outside.own.is_empty() {
+                // Whoever it is may be on its way to become another program, without the log.
+                thread::sleep(SHORTEST_RUN);
+            }
+            outside.own.iter().try_for_each(|pid| self.take_in(*pid))?;
         }
-        Err(SuperviseError::Deadline { name: self.name.clone(), pids: self.outside()? })
+        let (name, pids) = (self.name.clone(), outside.all());
+        Err(match outside.own[..] {
+            [] => SuperviseError::Strangers { name, pids },
+            _ => SuperviseError::Deadline { name, pids },
+        })
     }
 
-    /// Processes of the application that the means do not hold; never this one.
-    fn outside(&self) -> Result<Vec<u32>, SuperviseError> {
-        let mut outside = self.look.everyone();
-        let members = self.means.members()?;
-        outside.retain(|pid| *pid != std::process::id() && !members.contains(pid));
+    /// Processes that have to do with the application and that the means do not hold; never this one.
+    fn outside(&self, deadline: Instant) -> Result<Crowd, SuperviseError> {
+        let mut outside = self.look.everyone(deadline);
+        if !outside.is_empty() {
+            let members = self.means.members()?;
+            outside.retain(|pid| pid != std::process::id() && !members.contains(&pid));
+        }
         Ok(outside)
     }
 
@@ -297,17 +309,32 @@ impl Keeper {
     fn kill(&mut self) -> Result<(), SuperviseError> {
         (self.due, self.frozen, self.unheld) = (None, false, false);
         // A process that is a stranger to the means, such as an orphan of a tree, may have been forked into writing.
-        for pid in self.outside()? {
+        for pid in self.outside(Instant::now() + SEEN_WITHIN)?.own {
             if let Err(error) = self.take_in(pid) {
                 tracing::error!(group = self.name, pid, %error, "a process of the application is not killed");
             }
         }
-        if let Err(error) = self.means.kill() {
-            self.await_end(self.left(Rest::All { clean: false })?, Rest::All { clean: false })?;
-            return Err(error);
+        let killed = self.means.kill();
+        let strangers = self.strangers()?;
+        let mut left = if killed.is_err() { self.left(Rest::All { clean: false })? } else { Vec::new() };
+        left.extend(&strangers);
+        if killed.is_ok() && left.is_empty() {
+            self.tell_end(false);
+            return Ok(());
         }
-        self.tell_end(false);
-        Ok(())
+        self.await_end(left, Rest::All { clean: false })?;
+        killed.and(Err(SuperviseError::Strangers { name: self.name.clone(), pids: strangers }))
+    }
+
+    /// Processes that may still write, and that nothing may be done to. One that is silent counts if the log names it.
+    fn strangers(&self) -> Result<Vec<u32>, SuperviseError> {
+        let Crowd { mut strangers, mut silent, .. } = self.outside(Instant::now() + SEEN_WITHIN)?;
+        if !silent.is_empty() {
+            let doubtful = self.look.present().doubtful;
+            silent.retain(|pid| doubtful.contains(pid));
+            strangers.append(&mut silent);
+        }
+        Ok(strangers)
     }
 
     fn plan_start(&mut self, ticket: Ticket) {
@@ -354,13 +381,16 @@ impl Keeper {
     fn found(&mut self, pids: &[u32]) -> Result<Life, SuperviseError> {
         let pids: Vec<u32> = pids.iter().copied().filter(|pid| self.look.owns(*pid)).collect();
         let frozen = self.means.found(&pids)?;
-        let members = self.left(Rest::All { clean: false })?;
-        if members.is_empty() {
+        let mut left = self.left(Rest::All { clean: false })?;
+        let doubtful = self.look.present().doubtful;
+        let frozen = frozen && doubtful.is_empty();
+        left.extend(doubtful);
+        if left.is_empty() {
             // What is started next must not join a group that has been left frozen.
             self.means.thaw()?;
             return Ok(Life::Gone);
         }
-        self.await_end(members, Rest::All { clean: false })?;
+        self.await_end(left, Rest::All { clean: false })?;
         Ok(if frozen { Life::Frozen } else { Life::Running })
     }
 
@@ -479,6 +509,9 @@ const LARGEST_FAMILY: usize = 4096;
 /// How often processes that are outside are taken in during one freeze. Each round stops those that fork, so the second finds what
 /// was forked in the first.
 const FREEZE_ROUNDS: u32 = 8;
+
+/// How long it may take to see who is there before a kill and after it: tens of milliseconds, unless a process does not answer.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A wait for an end is taken up again after this time, which only keeps the sum of times within bounds.
 const LONG: Duration = Duration::from_secs(3600);

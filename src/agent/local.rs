@@ -16,7 +16,7 @@ use super::application::{Application, Look, Order, Present};
 use super::config;
 use super::context::Context;
 use super::events::Kind;
-use super::group::{Controller, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
+use super::group::{Controller, Crowd, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
 use super::restarts::Restarts;
 use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
@@ -179,9 +179,7 @@ impl Care {
         if self.application.set(Arc::downgrade(application)).is_err() {
             unreachable!("a group is taken over once");
         }
-        // An agent never supervises the process that it is part of.
-        let running = group.appending().into_iter().filter_map(|p| p.pid);
-        let running: Vec<u32> = running.filter(|pid| *pid != std::process::id()).collect();
+        let running: Vec<u32> = group.appending().into_iter().filter_map(|p| p.pid).collect();
         if running.is_empty() {
             self.start();
         }
@@ -245,8 +243,8 @@ impl Look for LocalLook {
         Present::default()
     }
 
-    fn everyone(&self) -> Vec<u32> {
-        Vec::new()
+    fn everyone(&self, _: Instant) -> Crowd {
+        Crowd::default()
     }
 
     fn owns(&self, pid: u32) -> bool {

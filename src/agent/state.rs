@@ -47,6 +47,9 @@ pub struct GroupState {
     pub next_region: u16,
     /// First session number that no agent has given out or reserved.
     pub next_session: u32,
+    /// Users that processes have attached to this generation as.
+    #[serde(default)]
+    pub users: Vec<u32>,
     /// The files that this generation protects.
     pub regions: Vec<RegionState>,
 }
@@ -217,6 +220,7 @@ mod tests {
             generation: Generation(generation),
             next_region: 2,
             next_session: 1,
+            users: vec![1000],
             regions: vec![RegionState {
                 region: RegionId(1),
                 path: "/mnt/pmem/a".into(),

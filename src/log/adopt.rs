@@ -8,8 +8,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::mapped::{directory, maps_of, processes};
+use super::mapped::{directory, maps_of, processes, user_of};
+use super::patient::{Question, ask_each};
 use super::region::{LogRegion, MEMFD_NAME};
 use crate::types::{Generation, GroupId};
 
@@ -33,22 +35,19 @@ pub fn from_writers(
     generation: Generation,
     may: &dyn Fn(u32) -> bool,
 ) -> Result<Option<(OwnedFd, Arc<LogRegion>)>, Unreachable> {
-    for pid in processes() {
-        let Some((thread, maps)) = maps_of(pid, may) else { continue };
-        let mappings =
-            maps.lines().filter(|line| line.contains(&*mapped_name())).filter_map(|l| l.split(' ').next());
-        for range in mappings {
-            let mapping = directory(thread).join("map_files").join(range);
-            match File::options().read(true).write(true).open(mapping) {
-                Ok(file) => {
-                    let fd = OwnedFd::from(file);
+    let pids: Vec<u32> = processes().filter(|pid| user_of(*pid).is_some_and(may)).collect();
+    let question: Question<_> = Arc::new(mapped_logs);
+    for (pid, mapped) in ask_each(&pids, Instant::now() + SAID_WITHIN, &question) {
+        // One that does not answer is not taken for a writer: on a machine with a stuck one no agent would start.
+        for file in mapped.into_iter().flatten() {
+            match file {
+                Ok(fd) => {
                     // Another group's, or something that only bears the name.
                     let Ok(log) = LogRegion::attach(fd.as_fd()) else { continue };
                     if (log.spec().group, log.spec().generation) == (group, generation) {
                         return Ok(Some((fd, log)));
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(Unreachable { pid, source }),
             }
         }
@@ -56,10 +55,25 @@ pub fn from_writers(
     Ok(None)
 }
 
+/// What process `pid` has mapped that is called as a log.
+fn mapped_logs(pid: u32) -> Vec<io::Result<OwnedFd>> {
+    let Some((thread, maps)) = maps_of(pid) else { return Vec::new() };
+    let named = |line: &&str| line.contains(&*mapped_name());
+    let ranges = maps.lines().filter(named).filter_map(|line| line.split(' ').next());
+    let open =
+        |range| File::options().read(true).write(true).open(directory(thread).join("map_files").join(range));
+    let opened =
+        ranges.map(open).filter(|file| !matches!(file, Err(e) if e.kind() == io::ErrorKind::NotFound));
+    opened.map(|file| file.map(OwnedFd::from)).collect()
+}
+
 /// How the kernel shows a mapped log.
 fn mapped_name() -> String {
     format!("/memfd:{MEMFD_NAME} (deleted)")
 }
+
+/// How long all processes may take to say what they have mapped: tens of milliseconds, unless one does not answer.
+const SAID_WITHIN: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

@@ -30,23 +30,22 @@ impl LogFile {
         Ok(LogFile { device, inode: stat.st_ino.to_string() })
     }
 
-    /// Whether process `pid` runs as a user that `may` write to the log, and has it mapped.
-    pub fn is_mapped_by(&self, pid: u32, may: &dyn Fn(u32) -> bool) -> bool {
-        let process = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let Some(process) = process else { return false };
-        let mapped = maps_of(pid, may).is_some_and(|(_, maps)| maps.lines().any(|line| self.is_in(line)));
+    /// The user that process `pid` runs as, if it has the log mapped so that what it stores there is seen by others. May wait
+    /// for ever: see `log::patient`.
+    pub fn stored_to_by(&self, pid: u32) -> Option<u32> {
+        let process = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())?;
+        let user = user_of(pid)?;
+        let (_, maps) = maps_of(pid)?;
         // The descriptor holds on to whatever process had the number first. If that lives, all of this was said of it.
-        mapped && lives(process.as_fd())
-    }
-
-    /// Every process that can be seen from here of which [`LogFile::is_mapped_by`] is true.
-    pub fn mapped_by(&self, may: &dyn Fn(u32) -> bool) -> Vec<u32> {
-        processes().filter(|pid| self.is_mapped_by(*pid, may)).collect()
+        (maps.lines().any(|line| self.is_in(line)) && lives(process.as_fd())).then_some(user)
     }
 
     fn is_in(&self, line: &str) -> bool {
-        let mut fields = line.split_ascii_whitespace().skip(3);
-        fields.next() == Some(&self.device) && fields.next() == Some(&self.inode)
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        // Neither a copy of its own nor one that it only reads makes a process a writer.
+        fields.next().is_some_and(|may| may.as_bytes().get(1) == Some(&b'w') && may.ends_with('s'))
+            && fields.nth(1) == Some(&self.device)
+            && fields.next() == Some(&self.inode)
     }
 }
 
@@ -58,23 +57,27 @@ pub fn lives(pidfd: BorrowedFd<'_>) -> bool {
 }
 
 /// The processes that can be seen from here.
-pub(super) fn processes() -> impl Iterator<Item = u32> {
+pub fn processes() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// What process `pid` has mapped, a line a mapping, if its user `may` write to the log; and which of its threads shows it.
-pub(super) fn maps_of(pid: u32, may: &dyn Fn(u32) -> bool) -> Option<(u32, String)> {
-    // One that ends meanwhile writes no more; one that may not be looked at belongs to somebody else.
-    let owner = fs::metadata(directory(pid)).ok()?.uid();
+/// The effective user of process `pid`.
+pub fn user_of(pid: u32) -> Option<u32> {
+    fs::metadata(directory(pid)).ok().map(|meta| meta.uid())
+}
+
+/// What process `pid` has mapped, a line a mapping, and which of its threads shows it. May wait for ever: see `log::patient`.
+pub(super) fn maps_of(pid: u32) -> Option<(u32, String)> {
     let shown = |thread: u32| {
+        // One that ends meanwhile writes no more; one that may not be looked at belongs to somebody else.
         let maps = fs::read(directory(thread).join("maps")).ok().filter(|maps| !maps.is_empty())?;
         // Names of files may be anything.
         Some((thread, String::from_utf8_lossy(&maps).into_owned()))
     };
     // A thread that has exited shows nothing; the first one may be such.
     let others = || threads::of(pid).into_iter().filter(|thread| *thread != pid).find_map(shown);
-    if may(owner) { shown(pid).or_else(others) } else { None }
+    shown(pid).or_else(others)
 }
 
 pub(super) fn directory(pid: u32) -> PathBuf {
@@ -94,11 +97,12 @@ mod tests {
         let (other, _other_log) = LogRegion::create(&LogSpec::default()).unwrap();
         let file = LogFile::of(fd.as_fd()).unwrap();
         let me = std::process::id();
-        assert!(file.is_mapped_by(me, &|_| true) && file.mapped_by(&|_| true).contains(&me));
-        assert!(!file.is_mapped_by(me, &|_| false), "its user may not write to the log");
+        let user = Some(rustix::process::geteuid().as_raw());
+        assert_eq!(file.stored_to_by(me), user);
+        assert!(processes().any(|pid| pid == me));
         drop(log);
-        assert!(!file.is_mapped_by(me, &|_| true), "a log of the same name is mapped");
-        assert!(LogFile::of(other.as_fd()).unwrap().is_mapped_by(me, &|_| true));
+        assert_eq!(file.stored_to_by(me), None, "a log of the same name is mapped");
+        assert_eq!(LogFile::of(other.as_fd()).unwrap().stored_to_by(me), user);
     }
 
     #[test]
@@ -114,7 +118,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(2));
         }
         assert_eq!(fs::read(directory(child.id()).join("maps")).unwrap(), b"", "what the first thread shows");
-        assert!(file.is_mapped_by(child.id(), &|_| true));
+        assert_eq!(file.stored_to_by(child.id()), user_of(child.id()));
         assert!(threads::any_lives(child.id()) && threads::any_runs(child.id()));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -130,6 +134,6 @@ mod tests {
         child.wait().unwrap();
         assert!(!lives(pidfd.as_fd()));
         let (fd, _log) = LogRegion::create(&LogSpec::default()).unwrap();
-        assert!(!LogFile::of(fd.as_fd()).unwrap().is_mapped_by(child.id(), &|_| true));
+        assert_eq!(LogFile::of(fd.as_fd()).unwrap().stored_to_by(child.id()), None);
     }
 }

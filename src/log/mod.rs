@@ -28,6 +28,8 @@ mod lines;
 pub mod mapped;
 pub mod owner;
 mod pace;
+#[cfg(feature = "agent")]
+pub mod patient;
 mod protocol;
 pub mod region;
 pub mod scan;

@@ -1,7 +1,9 @@
 //! What an application's thread is asked to do, and what it asks of others.
 
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
+use crate::agent::group::Crowd;
 use crate::failover::{Life, Round};
 
 /// What is to be done to the application.
@@ -42,6 +44,9 @@ pub struct Present {
     pub attached: bool,
     /// Processes that may append, attached or not: a fork's child is not before its first request.
     pub writers: Vec<u32>,
+    /// Living processes that the log names as its writers, too, and that are not the application's for certain: nothing is done
+    /// to them.
+    pub doubtful: Vec<u32>,
 }
 
 /// Looks at the application's processes; called on the application's thread.
@@ -49,8 +54,9 @@ pub trait Look: Send {
     /// What there is of them.
     fn present(&self) -> Present;
 
-    /// Every process that may write to the group's log, or has it mapped, which is what a fork's child has before it writes.
-    fn everyone(&self) -> Vec<u32>;
+    /// Every process that is attached or may store to the group's log: a fork's child may before it appends. Looked for no longer
+    /// than until `deadline`.
+    fn everyone(&self, deadline: Instant) -> Crowd;
 
     /// Whether process `pid` is the application's at this instant, by the kernel's word. Nothing is done to one that is not, even
     /// if it was a moment ago: its number may have been given out anew.

@@ -25,8 +25,8 @@ impl<F: Fn() -> Present + Send> Look for Sees<F> {
         (self.0)()
     }
 
-    fn everyone(&self) -> Vec<u32> {
-        self.present().writers
+    fn everyone(&self, _: Instant) -> Crowd {
+        Crowd { own: self.present().writers, ..Crowd::default() }
     }
 
     fn owns(&self, pid: u32) -> bool {
@@ -123,6 +123,7 @@ fn child_appends(bench: &Bench) -> Box<dyn Look> {
     Box::new(Sees(move || Present {
         attached: false,
         writers: number(&child).into_iter().filter(|pid| alive(*pid)).collect(),
+        ..Present::default()
     }))
 }
 
@@ -183,10 +184,10 @@ fn a_process_that_is_not_the_applications_any_more_is_neither_taken_in_nor_kille
     struct Late(u32);
     impl Look for Late {
         fn present(&self) -> Present {
-            Present { attached: false, writers: vec![self.0] }
+            Present { writers: vec![self.0], ..Present::default() }
         }
-        fn everyone(&self) -> Vec<u32> {
-            vec![self.0]
+        fn everyone(&self, _: Instant) -> Crowd {
+            Crowd { own: vec![self.0], ..Crowd::default() }
         }
         fn owns(&self, _: u32) -> bool {
             false
@@ -215,7 +216,7 @@ fn a_freeze_takes_in_who_is_outside_or_has_failed() {
         let bench = Bench::new();
         let mut worker = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = worker.id();
-        let present = move || Present { attached: true, writers: vec![pid] };
+        let present = move || Present { attached: true, writers: vec![pid], ..Present::default() };
         let application = bench.application(means.as_ref(), None, Box::new(Sees(present)));
         application.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
         assert_eq!(bench.told(), Event::FreezeDone { round: round() });
@@ -228,10 +229,66 @@ fn a_freeze_takes_in_who_is_outside_or_has_failed() {
     }
     let Some(means) = all_means().remove(0) else { return };
     let bench = Bench::new();
-    let present = || Present { attached: true, writers: vec![REFUSED] };
+    let present = || Present { attached: true, writers: vec![REFUSED], ..Present::default() };
     let application = bench.application(Some(&means), None, Box::new(Sees(present)));
     application.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
     assert_eq!(bench.told(), Event::FreezeFailed { round: round() });
+}
+
+/// A process that the look knows as it is told to.
+fn somebody() -> (std::process::Child, u32) {
+    let process = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = process.id();
+    (process, pid)
+}
+
+#[test]
+fn who_is_nobodys_fails_a_freeze_and_holds_the_end_back() {
+    /// A process that is not known to be the application's has the log mapped.
+    struct Mapped(u32);
+    impl Look for Mapped {
+        fn present(&self) -> Present {
+            Present::default()
+        }
+        fn everyone(&self, _: Instant) -> Crowd {
+            Crowd {
+                strangers: Some(self.0).into_iter().filter(|pid| alive(*pid)).collect(),
+                ..Crowd::default()
+            }
+        }
+        fn owns(&self, _: u32) -> bool {
+            false
+        }
+    }
+    for means in all_means() {
+        let bench = Bench::new();
+        let (mut stranger, pid) = somebody();
+        let application = bench.application(means.as_ref(), None, Box::new(Mapped(pid)));
+        application.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
+        assert_eq!(bench.told(), Event::FreezeFailed { round: round() });
+        application.order(Order::Kill);
+        assert_eq!(bench.inbox.next(Duration::from_millis(200)), None, "it may write");
+        assert!(alive(pid), "{means:?}: nothing is done to it");
+        stranger.kill().unwrap();
+        assert_eq!(bench.told(), Event::ApplicationDied);
+        stranger.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_writer_that_may_not_be_touched_is_found_running_until_it_ends() {
+    let bench = Bench::new();
+    let (mut writer, pid) = somebody();
+    let doubtful = move || Some(pid).into_iter().filter(|pid| alive(*pid)).collect();
+    let present = move || Present { doubtful: doubtful(), ..Present::default() };
+    let application = bench.application(None, None, Box::new(Sees(present)));
+    let (answer, life) = mpsc::channel();
+    application.order(Order::Found(vec![pid], answer));
+    assert_eq!(life.recv_timeout(PATIENCE).unwrap(), Life::Running);
+    assert_eq!(bench.inbox.next(Duration::from_millis(200)), None);
+    writer.kill().unwrap();
+    assert_eq!(bench.told(), Event::ApplicationDied);
+    writer.wait().unwrap();
 }
 
 #[test]
@@ -242,7 +299,7 @@ fn whom_a_process_forked_before_it_attached_is_taken_in_with_it() {
         let mut command = Command::new("/bin/sh");
         let mut parent = command.args(["-c", script]).current_dir(bench.dir.path()).spawn().unwrap();
         let (worker, pid) = (bench.number("worker"), parent.id());
-        let present = move || Present { attached: true, writers: vec![pid, worker] };
+        let present = move || Present { attached: true, writers: vec![pid, worker], ..Present::default() };
         let application = bench.application(means.as_ref(), None, Box::new(Sees(present)));
         application.order(Order::Adopt(pid));
         let (done, adopted) = mpsc::channel();

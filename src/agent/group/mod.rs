@@ -18,6 +18,7 @@ mod protected;
 mod reader;
 mod region;
 mod rest;
+mod roster;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,6 +26,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use controller::{Controller, Ending, Notice};
+pub use members::Crowd;
 pub use namespaces::Indoors;
 pub use open::{GroupError, OpenGroup};
 pub use process::{Process, ProcessId, Stuck, Writer};
@@ -34,6 +36,7 @@ pub use region::ProtectError;
 pub use rest::Rest;
 
 use numbers::Numbers;
+use roster::{Attached, Roster};
 
 use super::access::Access;
 use super::config;
@@ -66,13 +69,14 @@ pub struct Group {
     states: Arc<StateDir>,
     notify: Box<dyn Fn(Notice) + Send + Sync>,
     resumed: bool,
+    roster: Arc<Roster>,
     inner: Mutex<Inner>,
 }
 
 struct Inner {
     regions: BTreeMap<RegionId, Arc<Region>>,
     numbers: Numbers,
-    processes: BTreeMap<u32, Process>,
+    processes: Attached,
     /// Sessions with an earlier agent whose processes live on and have not come to this one.
     found: BTreeSet<u32>,
     next_session: u32,
@@ -261,6 +265,7 @@ impl Group {
             generation: self.generation,
             next_region: inner.numbers.next(),
             next_session: inner.reserved_sessions,
+            users: self.roster.users(),
             regions,
         };
         Ok(self.states.save(self.name(), STATE_FILE, &state)?)

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::numbers::Numbers;
 use super::protected::open_itself;
 use super::region::{Candidate, share};
+use super::roster::{Attached, Roster};
 use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
 use crate::agent::access::Access;
 use crate::agent::holder::{FdKeeper, KeeperError};
@@ -111,6 +112,7 @@ impl Group {
         log.reclaim_others(AGENT_SESSION);
         let log_file = LogFile::of(log_fd.as_fd())
             .map_err(|source| GroupError::System { what: "looking at the log", source })?;
+        let roster = Arc::new(Roster::of(&state.users));
         let group = Group {
             config: config.clone(),
             id: state.id,
@@ -123,10 +125,11 @@ impl Group {
             states: states.clone(),
             notify,
             resumed,
+            roster: roster.clone(),
             inner: Mutex::new(Inner {
                 regions: BTreeMap::new(),
                 numbers: Numbers::new(state.next_region),
-                processes: BTreeMap::new(),
+                processes: Attached::new(roster),
                 found: BTreeSet::new(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,
@@ -281,6 +284,7 @@ fn make_log(
         generation: next,
         next_region: 1,
         next_session: AGENT_SESSION + 1,
+        users: Vec::new(),
         regions: Vec::new(),
     };
     // The generation is used up before the log exists: two logs never share one.

@@ -1,7 +1,6 @@
 //! The application's processes: who is attached, and how each one ended.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -9,8 +8,10 @@ use std::{fs, thread};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::members::SAID_WITHIN;
 use super::namespaces::{Everyone, Indoors};
 use super::{AGENT_SESSION, Ending, Group, Inner, Notice};
+use crate::log::mapped::user_of;
 use crate::log::{Debt, LogRegion, Owner};
 use crate::region::dirty::Kind;
 use crate::types::{Lsn, RegionId};
@@ -39,6 +40,8 @@ pub struct Writer {
     pub owner: Owner,
     /// Its number here, if it can be seen from here and is one of the application for certain ([`Group::owns`]).
     pub pid: Option<u32>,
+    /// Its number here, if it can be seen from here, whosesoever it is.
+    pub seen: Option<u32>,
 }
 
 /// Names a process within its group.
@@ -62,7 +65,8 @@ impl Group {
         }
         let session = inner.next_session;
         inner.next_session = session.checked_add(1).unwrap_or(AGENT_SESSION + 1);
-        if session >= inner.reserved_sessions {
+        let new_user = self.roster.runs_as(process.uid);
+        if session >= inner.reserved_sessions || new_user {
             inner.reserved_sessions = session.saturating_add(SESSION_BLOCK);
             if let Err(error) = self.save(&inner) {
                 // The number is still new; it might be given out again only after a restart.
@@ -79,9 +83,7 @@ impl Group {
     /// A process maps a region, and finds its stores so.
     pub fn maps(&self, id: ProcessId, region: RegionId, by: Kind) {
         let mut inner = self.lock();
-        if let Some(process) = inner.processes.get_mut(&id.0) {
-            process.tracks = Some(by);
-        }
+        inner.processes.tracks(id.0, by);
         self.mark_mapped(&inner, region);
     }
 
@@ -125,34 +127,41 @@ impl Group {
     }
 
     /// Processes that hold appender cells and are not known to be dead: after an agent's restart, those that were attached
-    /// to its predecessor and may go on writing before they attach anew.
+    /// to its predecessor and may go on writing before they attach anew. Never this one.
     pub fn appending(&self) -> Vec<Writer> {
-        let living: Vec<Owner> = self.living_owners().collect();
+        let me = std::process::id();
+        let living = self.living_owners().filter(|owner| !(owner.is_of_our_namespace() && owner.pid == me));
+        let living: Vec<Owner> = living.collect();
         let abroad = living.iter().any(|owner| !owner.is_of_our_namespace());
         let everyone = abroad.then(Everyone::look).flatten();
-        let number = |owner: Owner| match owner.is_of_our_namespace() {
+        let number = |owner: &Owner| match owner.is_of_our_namespace() {
             true => Some(owner.pid),
             // The number of a process of another namespace means another one here.
-            false => everyone.as_ref().and_then(|all| all.find(&owner)),
+            false => everyone.as_ref().and_then(|all| all.find(owner)),
         };
-        let believed = |owner| Writer { owner, pid: number(owner).filter(|pid| self.owns(*pid)) };
-        living.into_iter().map(believed).collect()
+        let seen: Vec<u32> = living.iter().filter_map(number).collect();
+        let crowd = self.crowd_of(&seen, Instant::now() + SAID_WITHIN);
+        let writer = |owner: Owner| {
+            let seen = number(&owner);
+            Writer { owner, pid: seen.filter(|pid| crowd.own.contains(pid)), seen }
+        };
+        living.into_iter().map(writer).collect()
     }
 
     /// Whether a process is attached, or counted among the attached.
     pub fn has_processes(&self) -> bool {
-        !self.lock().processes.is_empty()
+        !self.roster.is_empty()
     }
 
     /// Counts `writers`, which [`Group::appending`] found, among the attached processes, and hears of their end: a program that
     /// maps its memory once and never asks anything again would not come to us by itself. One that has ended since is told of
     /// at once. One that cannot be seen from here is not counted before it comes by itself.
     pub fn watch_found(self: &Arc<Self>, writers: &[Writer]) {
-        for &Writer { owner, pid } in writers {
+        for &Writer { owner, pid, .. } in writers {
             let Some(pid) = pid else { continue };
             let process = Process {
                 pid: Some(pid),
-                uid: fs::metadata(format!("/proc/{pid}")).map_or(0, |m| m.uid()),
+                uid: user_of(pid).unwrap_or_default(),
                 program: fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().into(),
                 tracks: None,
                 indoors: Indoors::of(pid),

@@ -1,9 +1,10 @@
 //! What the application's thread sees of a role's groups.
 
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Instant;
 
 use crate::agent::application::{Look, Present};
-use crate::agent::group::Group;
+use crate::agent::group::{Crowd, Group};
 use crate::locks::lock;
 
 /// The groups that the role has opened: the present one, and any that was closed while a session was about to attach to it, for
@@ -30,12 +31,21 @@ pub(in crate::agent) struct RoleLook(pub(in crate::agent) Arc<Sight>);
 impl Look for RoleLook {
     fn present(&self) -> Present {
         let groups = self.0.groups();
-        let writers = groups.iter().flat_map(|group| group.appending()).filter_map(|writer| writer.pid);
-        Present { attached: groups.iter().any(|group| group.has_processes()), writers: writers.collect() }
+        let mut present =
+            Present { attached: groups.iter().any(|group| group.has_processes()), ..Present::default() };
+        for writer in groups.iter().flat_map(|group| group.appending()) {
+            match writer.pid {
+                Some(pid) => present.writers.push(pid),
+                None => present.doubtful.extend(writer.seen),
+            }
+        }
+        present
     }
 
-    fn everyone(&self) -> Vec<u32> {
-        self.0.groups().iter().flat_map(|group| group.everyone()).collect()
+    fn everyone(&self, deadline: Instant) -> Crowd {
+        let mut crowd = Crowd::default();
+        self.0.groups().iter().for_each(|group| crowd.extend(group.everyone(deadline)));
+        crowd
     }
 
     fn owns(&self, pid: u32) -> bool {

@@ -180,13 +180,14 @@ impl Role {
     /// ([`Group::watch_found`]) once the machine has been told.
     pub(super) fn running(&self) -> (Life, Vec<Writer>) {
         let open = self.open().as_ref().map(|o| o.group.clone());
-        let mut processes = open.map(|g| g.appending()).unwrap_or_default();
-        // An agent never freezes or kills the process that it is part of.
-        processes.retain(|p| p.pid != Some(std::process::id()));
+        let processes = open.map(|g| g.appending()).unwrap_or_default();
         let (answer, life) = mpsc::channel();
         self.application.order(Order::Found(processes.iter().filter_map(|p| p.pid).collect(), answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
-        (life.recv().unwrap_or(Life::Running), processes)
+        let life = life.recv().unwrap_or(Life::Running);
+        // So is a writer that lives, and that may not be touched.
+        let doubtful = processes.iter().any(|writer| writer.pid.is_none());
+        (if doubtful { Life::Running } else { life }, processes)
     }
 
     /// What happened in the open group. Called under the group's lock.

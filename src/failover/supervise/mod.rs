@@ -39,6 +39,17 @@ pub enum SuperviseError {
         /// Its processes.
         pids: Vec<u32>,
     },
+    /// Processes may write to its log, and nothing may be done to them.
+    #[error(
+        "{name}: processes {pids:?} have its log mapped and are not known to be its own: end them, or name their users in `users`; \
+         until then it is not at rest"
+    )]
+    Strangers {
+        /// The application.
+        name: String,
+        /// The processes.
+        pids: Vec<u32>,
+    },
     /// Processes were left after killing.
     #[error("{name}: processes {pids:?} do not end although killed; they may wait for a device")]
     Undying {
