@@ -360,7 +360,8 @@ impl Keeper {
         if !members.is_empty() {
             return self.await_end(members, Rest::BeforeStart);
         }
-        let mut started = match self.means.start(command) {
+        // An application that ended while it was frozen, or had ended before, leaves its control group so.
+        let mut started = match self.means.thaw().and_then(|()| self.means.start(command)) {
             Ok(started) => started,
             Err(error) => {
                 (self.hear)(Event::ApplicationFailedToStart);

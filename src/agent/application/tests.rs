@@ -292,6 +292,21 @@ fn a_writer_that_may_not_be_touched_is_found_running_until_it_ends() {
 }
 
 #[test]
+fn what_is_started_after_nothing_was_frozen_runs() {
+    for means in all_means() {
+        let bench = Bench::new();
+        let application = bench.start(means.as_ref(), "wait", nothing());
+        application.order(Order::Freeze(round(), Halfway(Box::new(|| false))));
+        assert_eq!(bench.told(), Event::FreezeDone { round: round() });
+        application.order(Order::Start(application.ticket()));
+        assert_eq!(bench.told(), Event::ApplicationStarted);
+        bench.number("main");
+        fs::write(bench.path("end"), "").unwrap();
+        assert_eq!(bench.told(), Event::ApplicationExited);
+    }
+}
+
+#[test]
 fn whom_a_process_forked_before_it_attached_is_taken_in_with_it() {
     for means in all_means() {
         let bench = Bench::new();

@@ -180,18 +180,12 @@ impl Supervisor {
             Means::Cgroup(cgroup) => cgroup.thaw()?,
             Means::Tree(tree) => tree.resume()?,
         }
-        self.watchdog.tell("idle")
+        self.watchdog.tell_if_it_lives("idle")
     }
 
     /// From here on the death of the agent leaves the application frozen.
     pub fn hold_frozen(&mut self) -> Result<(), SuperviseError> {
-        match self.watchdog.tell("held") {
-            // It is dead: nobody is left who would thaw.
-            Err(SuperviseError::System { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
-                Ok(())
-            }
-            told => told,
-        }
+        self.watchdog.tell_if_it_lives("held")
     }
 
     /// Kills every process, frozen or not.

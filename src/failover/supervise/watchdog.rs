@@ -68,6 +68,16 @@ impl Watchdog {
             .map_err(|e| SuperviseError::system("telling the watchdog of a frozen application", e))
     }
 
+    /// Calls it off its duty. One that is dead has none: nobody is left who would thaw, and the next freeze replaces it.
+    pub fn tell_if_it_lives(&mut self, line: &str) -> Result<(), SuperviseError> {
+        match self.tell(line) {
+            Err(SuperviseError::System { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+                Ok(())
+            }
+            told => told,
+        }
+    }
+
     fn spawn(helper: &Helper, means: &Means) -> Result<Child, SuperviseError> {
         let mut command = helper.command();
         command.arg("watchdog");
