@@ -13,39 +13,30 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Timespec, fstat, major, minor};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::mappings::{Mapped, stores_to};
 use crate::threads;
 
-/// A log's file as `/proc/PID/maps` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFile {
-    device: String,
-    inode: String,
-}
+/// A log's file as mappings show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogFile(Mapped);
 
 impl LogFile {
     /// That of an open log.
     pub fn of(log: BorrowedFd<'_>) -> io::Result<LogFile> {
         let stat = fstat(log)?;
-        let device = format!("{:02x}:{:02x}", major(stat.st_dev), minor(stat.st_dev));
-        Ok(LogFile { device, inode: stat.st_ino.to_string() })
+        Ok(LogFile((major(stat.st_dev), minor(stat.st_dev), stat.st_ino)))
     }
 
     /// The user that process `pid` runs as, if it has the log mapped so that what it stores there is seen by others. May wait
     /// for ever: see `log::patient`.
     pub fn stored_to_by(&self, pid: u32) -> Option<u32> {
-        let process = Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())?;
+        let stores = || of_a_thread(pid, |thread| stores_to(&directory(thread), self.0)) == Some(true);
+        // Of nearly everybody that is all there is to ask.
+        let process = stores().then(|| Pid::from_raw(pid as i32)).flatten()?;
+        let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
         let user = user_of(pid)?;
-        let (_, maps) = maps_of(pid)?;
         // The descriptor holds on to whatever process had the number first. If that lives, all of this was said of it.
-        (maps.lines().any(|line| self.is_in(line)) && lives(process.as_fd())).then_some(user)
-    }
-
-    fn is_in(&self, line: &str) -> bool {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        // Neither a copy of its own nor one that it only reads makes a process a writer.
-        fields.next().is_some_and(|may| may.as_bytes().get(1) == Some(&b'w') && may.ends_with('s'))
-            && fields.nth(1) == Some(&self.device)
-            && fields.next() == Some(&self.inode)
+        (stores() && lives(process.as_fd())).then_some(user)
     }
 }
 
@@ -69,14 +60,17 @@ pub fn user_of(pid: u32) -> Option<u32> {
 
 /// What process `pid` has mapped, a line a mapping, and which of its threads shows it. May wait for ever: see `log::patient`.
 pub(super) fn maps_of(pid: u32) -> Option<(u32, String)> {
-    let shown = |thread: u32| {
+    of_a_thread(pid, |thread| {
         // One that ends meanwhile writes no more; one that may not be looked at belongs to somebody else.
         let maps = fs::read(directory(thread).join("maps")).ok().filter(|maps| !maps.is_empty())?;
         // Names of files may be anything.
         Some((thread, String::from_utf8_lossy(&maps).into_owned()))
-    };
-    // A thread that has exited shows nothing; the first one may be such.
-    let others = || threads::of(pid).into_iter().filter(|thread| *thread != pid).find_map(shown);
+    })
+}
+
+/// What the first thread of process `pid` shows that shows anything. One that has exited does not.
+fn of_a_thread<T>(pid: u32, shown: impl Fn(u32) -> Option<T>) -> Option<T> {
+    let others = || threads::of(pid).into_iter().filter(|thread| *thread != pid).find_map(&shown);
     shown(pid).or_else(others)
 }
 

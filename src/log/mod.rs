@@ -26,6 +26,8 @@ mod layout;
 mod lines;
 #[cfg(feature = "agent")]
 pub mod mapped;
+#[cfg(feature = "agent")]
+mod mappings;
 pub mod owner;
 mod pace;
 #[cfg(feature = "agent")]

@@ -77,7 +77,7 @@ impl Group {
     pub(super) fn crowd_of(&self, pids: &[u32], deadline: Instant) -> Crowd {
         let (own, others): (Vec<u32>, Vec<u32>) = pids.iter().partition(|pid| self.roster.is_attached(**pid));
         let mut crowd = Crowd { own, ..Crowd::default() };
-        let log_file = self.log_file.clone();
+        let log_file = self.log_file;
         let question: Question<_> = Arc::new(move |pid| log_file.stored_to_by(pid));
         for (pid, user) in ask_each(&others, deadline, &question) {
             match user {
