@@ -169,11 +169,14 @@ macro_rules! hook_list {
 hook_list!(execl, execlp, execle);
 
 /// The process's memory is about to be replaced: its mappings go, their written pages stay in the page cache.
+/// What runs in this process afterwards is another program, whose end says nothing of this one.
 fn before_exec() {
-    if OWNER.load(Ordering::Relaxed) == pid() && state::session().is_some() && !guard::inside() {
+    let Some(session) = state::session().filter(|_| OWNER.load(Ordering::Relaxed) == pid()) else { return };
+    if !guard::inside() {
         mapping::record_all_written();
         file::record_all_unseen();
         state::drain();
+        guard::slow(|| session.exec());
     }
 }
 

@@ -212,6 +212,12 @@ impl Session {
         self.link().release(region);
     }
 
+    /// Tells the agent that the program is about to become another one (exec), which may fail: with the next request it is as if
+    /// nothing had been said. Does not wait for the agent.
+    pub fn exec(&self) {
+        self.link().exec();
+    }
+
     /// Tells the agent that the program is about to exit of its own will, with `status` if known, even if the connection was
     /// lost meanwhile, and ends the session: what this process appends afterwards is still shipped, but no request is sent any more.
     pub fn goodbye(&self, status: Option<i32>) -> Result<(), SessionError> {

@@ -98,6 +98,12 @@ impl Link {
         self.tell(&Request::Release { region }, Duration::ZERO);
     }
 
+    /// Tells the agent that the program is about to become another one. Does not wait. An agent that does not hear of it takes
+    /// the end of the process for a death.
+    pub fn exec(&self) {
+        self.tell(&Request::Exec {}, Duration::ZERO);
+    }
+
     /// Says a word if connected. Its answer means nothing: one that takes longer than `wait` is read before the next request's.
     fn tell(&self, word: &Request, wait: Duration) {
         let mut state = self.lock();

@@ -51,6 +51,8 @@ pub enum Request {
         /// The region's number.
         region: RegionId,
     },
+    /// The program is about to become another one, in the same process: once it has, that process's end is no failure of this one.
+    Exec {},
     /// The program is about to exit of its own will: its end is no failure.
     Goodbye {
         /// Exit status if known.

@@ -54,6 +54,24 @@ fn a_killed_application_is_told_from_one_that_said_goodbye() {
 }
 
 #[test]
+fn what_a_program_becomes_by_exec_does_not_die_in_its_place() {
+    for (ending, how) in [
+        ("ask({'type': 'exec'}); os.execv('/bin/sh', ['sh', '-c', 'sleep 1; exit 3'])", "exited"),
+        ("ask({'type': 'exec'}); os.kill(os.getpid(), signal.SIGKILL)", "vanished"),
+        (
+            "ask({'type': 'exec'}); ask({'type': 'status'}); os.execv('/bin/sh', ['sh', '-c', 'sleep 1'])",
+            "vanished",
+        ),
+    ] {
+        let bench = Bench::new();
+        let _agent = bench.start();
+        application(&bench, "db", ending);
+        let end = bench.connect().event("application_ended");
+        assert!(end["detail"]["how"].as_str().unwrap().contains(how), "{ending}: {end}");
+    }
+}
+
+#[test]
 fn the_launchers_word_decides_for_a_program_that_vanishes() {
     for (ending, how) in [(json!({"code": 0}), "exited"), (json!({"signal": 11}), "signal 11")] {
         let bench = Bench::new();

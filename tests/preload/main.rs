@@ -226,6 +226,16 @@ fn a_program_says_goodbye_for_itself_and_nobody_else_does() {
 }
 
 #[test]
+fn a_program_that_becomes_another_one_says_so_last() {
+    for step in ["exec", "execl"] {
+        let rig = Rig::new();
+        rig.run_step(step);
+        let last = rig.agent.requests().pop().expect("something is said");
+        assert_eq!(last, Request::Exec {}, "{step}");
+    }
+}
+
+#[test]
 fn what_begins_in_borrowed_memory_is_not_the_end_of_its_owner() {
     let rig = Rig::new();
     let ended = rig.command(rig::steps()).arg("vforked").arg(rig.path("file")).status().unwrap();

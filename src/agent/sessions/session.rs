@@ -10,6 +10,8 @@ use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
 use crate::agent::config;
 use crate::agent::events::Kind;
 use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError, Reader};
+use crate::log::mapped::lives;
+use crate::log::stat_field;
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
 use crate::session::wire::{Reply, Request, VERSION};
@@ -23,7 +25,7 @@ const LOOK_FOR_SUCCESSOR: Duration = Duration::from_millis(500);
 
 /// Serves a client until its end, then says how the process behind it ended.
 pub(super) fn run(connection: &Connection, peer: &Peer, shared: &Arc<Shared>) {
-    let mut session = Session { connection, peer, shared, part: Part::Stranger, goodbye: false };
+    let mut session = Session { connection, peer, shared, part: Part::Stranger, goodbye: false, exec: false };
     let over = session.serve();
     session.settle(over);
 }
@@ -34,6 +36,8 @@ struct Session<'a> {
     shared: &'a Arc<Shared>,
     part: Part,
     goodbye: bool,
+    /// The last that it said was that it is about to become another program.
+    exec: bool,
 }
 
 /// What the client is to the agent.
@@ -80,6 +84,7 @@ impl Session<'_> {
                     return Over::Closed;
                 }
             };
+            self.exec = matches!(request, Request::Exec {});
             let answered = match request {
                 Request::Hello { version, group, program, after } => {
                     self.hello(version, group.as_deref(), program, after)
@@ -199,6 +204,7 @@ impl Session<'_> {
                 Reply::Ok {}
             }
             Request::Release { region } => self.release(region),
+            Request::Exec {} => Reply::Ok {},
             Request::Goodbye { .. } => {
                 self.goodbye = true;
                 Reply::Ok {}
@@ -318,6 +324,7 @@ impl Session<'_> {
 
     /// Says how the process ended, once that is certain.
     fn settle(self, over: Over) {
+        let other_program = self.exec && over == Over::Closed && self.goes_on();
         match &self.part {
             Part::Stranger => {}
             Part::Launcher { group, .. } => self.shared.launchers.left(group),
@@ -331,7 +338,7 @@ impl Session<'_> {
                 Over::Stopping => {}
                 // It lives on in a newer session.
                 Over::Closed => group.superseded(*id),
-                Over::Dead => group.ended(*id, self.cause_of_death(group.name())),
+                Over::Dead => group.ended(*id, self.cause_of_death(group.name(), other_program)),
             },
         }
     }
@@ -373,11 +380,25 @@ impl Session<'_> {
         }
     }
 
-    fn cause_of_death(&self, group: &str) -> Ending {
+    /// Whether the process lives and is not about to end: one that is killed closes its socket first.
+    fn goes_on(&self) -> bool {
+        let flags: Option<u64> = self.peer.pid.and_then(|pid| stat_field(pid, 9));
+        flags.is_some_and(|flags| flags & EXITING == 0)
+            && self.peer.pidfd.as_ref().is_some_and(|pidfd| lives(pidfd.as_fd()))
+    }
+
+    /// `other_program`: the one that was attached had become another before.
+    fn cause_of_death(&self, group: &str, other_program: bool) -> Ending {
         let word = self.peer.pid.and_then(|pid| self.shared.launchers.word_on(group, pid));
-        word.unwrap_or_else(|| Ending::Died("it vanished without a goodbye".into()))
+        word.unwrap_or_else(|| match other_program {
+            true => Ending::Exited,
+            false => Ending::Died("it vanished without a goodbye".into()),
+        })
     }
 }
+
+/// `PF_EXITING` of the kernel, in field 9 of `/proc/PID/stat`.
+const EXITING: u64 = 4;
 
 /// A process that says goodbye exits within this time, or lives on.
 const EXIT_WITHIN: Duration = Duration::from_secs(1);
