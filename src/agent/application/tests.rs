@@ -5,7 +5,9 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
+use crate::agent::group::Crowd;
 use crate::agent::ownership::Inbox;
+use crate::failover::Round;
 use crate::failover::supervise::{Helper, Hierarchy, hierarchies};
 use crate::mounts;
 
