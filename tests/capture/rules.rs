@@ -184,12 +184,13 @@ fn overlapping_flushes_end_with_the_newest_content() {
 fn memory_may_be_unmapped_between_flush_and_drain() {
     let rig = Rig::new();
     let app = rig.appender();
-    let page = memmap2::MmapMut::map_anon(4096).unwrap();
+    let mut page = memmap2::MmapMut::map_anon(4096).unwrap();
+    page.fill(7);
     // SAFETY: the page is mapped until after the call.
     unsafe { app.capture(REGION, 0, page.as_ptr(), 4096) };
     drop(page);
     app.drain();
-    assert_eq!(payload(&rig.log, &rig.consume()[0]), vec![0; 4096]);
+    assert_eq!(payload(&rig.log, &rig.consume()[0]), vec![7; 4096]);
 }
 
 #[test]
