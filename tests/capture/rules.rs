@@ -1,6 +1,7 @@
 //! The capture rules under real threads and processes.
 
 use std::arch::asm;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -156,27 +157,58 @@ fn a_pair_changed_by_a_sixteen_byte_cas_is_never_seen_half() {
 
 #[test]
 fn overlapping_flushes_end_with_the_newest_content() {
+    for _ in 0..30 {
+        overlapping_flushes();
+    }
+}
+
+/// Each round, two threads store to one line and flush ranges that share it, at once. When both have, nothing older stands last
+/// in the log, whoever came first.
+fn overlapping_flushes() {
+    const THREADS: u64 = 2;
+    const ROUNDS: u64 = 4_000;
     let rig = Rig::with(LogSpec { ring_bytes: 32 << 20, ..LogSpec::default() });
     let memory: &[u8] = rig.memory(4096);
     let app = rig.appender();
+    let (arrived, ends) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let all_arrive = |times: u64| {
+        let last = arrived.fetch_add(1, SeqCst) + 1 == times * THREADS;
+        let mut looks = 0;
+        while arrived.load(SeqCst) < times * THREADS {
+            looks += 1;
+            // Both are to leave at the same time, which only those do that look without pause.
+            if looks % 1000 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        last
+    };
     std::thread::scope(|s| {
-        for me in 0..3usize {
-            let app = &app;
+        for me in 0..THREADS as usize {
+            let (app, ends, all_arrive) = (&app, &ends, &all_arrive);
             s.spawn(move || {
-                for _ in 0..10_000 {
+                for round in 0..ROUNDS {
+                    all_arrive(2 * round + 1);
                     word(memory, 16).fetch_add(1, SeqCst);
                     capture(app, memory, 64 * me, 192);
+                    if all_arrive(2 * round + 2) {
+                        ends.lock().unwrap().push(app.drain());
+                    }
                 }
-                app.drain();
             });
         }
     });
     let mut image = vec![0; 4096];
+    let mut ends = ends.into_inner().unwrap().into_iter();
+    let (mut end, mut round) = (ends.next(), 0);
     for record in rig.consume() {
         let bytes = payload(&rig.log, &record);
         image[record.place().1 as usize..][..bytes.len()].copy_from_slice(&bytes);
+        if Some(record.next()) == end {
+            round += 1;
+            assert_eq!(number(&image, 16), round * THREADS, "after round {round}");
+            end = ends.next();
+        }
     }
-    assert_eq!(number(&image, 16), 30_000);
+    assert_eq!(round, ROUNDS);
     assert!(image == memory, "the image differs");
 }
 
