@@ -29,6 +29,8 @@ mod file;
 mod kept_back;
 mod later;
 mod room;
+#[cfg(test)]
+mod tests;
 mod within;
 
 pub use file::AppendError;

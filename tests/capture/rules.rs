@@ -131,13 +131,13 @@ unsafe fn bump(at: *mut u8) {
 
 #[test]
 fn a_pair_changed_by_a_sixteen_byte_cas_is_never_seen_half() {
-    let rig = Rig::with(LogSpec { ring_bytes: 16 << 20, ..LogSpec::default() });
+    let rig = Rig::with(LogSpec { ring_bytes: 32 << 20, ..LogSpec::default() });
     let memory: &[u8] = rig.memory(4096);
     let app = rig.appender();
     std::thread::scope(|s| {
         for _ in 0..2 {
             s.spawn(|| {
-                for _ in 0..20_000 {
+                for _ in 0..150_000 {
                     // SAFETY: `memory` starts on a page, is live, and is only accessed atomically here.
                     unsafe { bump(memory.as_ptr().cast_mut()) };
                     capture(&app, memory, 0, 16);
@@ -152,7 +152,7 @@ fn a_pair_changed_by_a_sixteen_byte_cas_is_never_seen_half() {
         assert_eq!(number(&line, 0), number(&line, 1), "half of a pair at {}", record.lsn);
         last = number(&line, 0);
     }
-    assert_eq!(last, 40_000);
+    assert_eq!(last, 300_000);
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn a_process_without_a_place_among_the_writers_never_believes_in_a_commit() {
 
 #[test]
 fn two_processes_write_one_log() {
-    let rig = Rig::with(LogSpec { ring_bytes: 16 << 20, ..LogSpec::default() });
+    let rig = Rig::with(LogSpec { ring_bytes: 32 << 20, ..LogSpec::default() });
     use std::os::fd::AsRawFd;
     let path = format!("/proc/{}/fd/{}", std::process::id(), rig.fd.as_raw_fd());
     let children: Vec<_> = (0..2)
@@ -452,7 +452,7 @@ fn two_processes_write_one_log() {
     assert_eq!(last.into_values().collect::<Vec<_>>(), [WRITES, WRITES]);
 }
 
-const WRITES: u64 = 20_000;
+const WRITES: u64 = 150_000;
 
 /// The other process of `two_processes_write_one_log`; by itself it has nothing to do.
 #[test]
