@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use pmemha::agent::config::{Config, DEFAULT_FILE};
+use pmemha::agent::config::{Config, ConfigError, DEFAULT_FILE};
 use pmemha::agent::daemon::{Daemon, FINISH_WITHIN, Stop};
 use pmemha::agent::holder;
 use pmemha::failover::supervise;
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
 
 /// Runs the agent until SIGTERM, SIGINT or an operator's shutdown.
 fn serve(file: &Path) -> Result<(), Failure> {
-    let config = load(file)?;
+    let config = Config::load(file).map_err(unusable)?;
     start_tracing();
     let program = std::env::current_exe().map_err(|e| Failure::software(e.to_string()))?;
     let (stop, stopped) = Stop::new();
@@ -103,21 +103,25 @@ fn start_tracing() {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
-fn load(file: &Path) -> Result<Config, Failure> {
-    Config::load(file).map_err(|e| Failure { code: EX_CONFIG, message: e.to_string() })
-}
-
 fn check(file: &Path) -> Result<(), Failure> {
-    let config = load(file)?;
+    let config = Config::check(file).map_err(unusable)?;
     println!(
-        "{}: node {}, {} peers, {} groups, {} replicas: nothing wrong",
+        "{}: node {}, {}, {}, {}: nothing wrong",
         file.display(),
         config.node.name,
-        config.peers.len(),
-        config.groups.len(),
-        config.replicas.len()
+        counted(config.peers.len(), "peer"),
+        counted(config.groups.len(), "group"),
+        counted(config.replicas.len(), "replica")
     );
     Ok(())
+}
+
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+fn unusable(error: ConfigError) -> Failure {
+    Failure { code: EX_CONFIG, message: error.to_string() }
 }
 
 /// What the process ends with, by the conventions of sysexits.h.

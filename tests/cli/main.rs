@@ -2,6 +2,7 @@
 //! what `run` archived, `doctor` says how a machine is, and wrong arguments are answered with what to do and the documented exit code.
 
 mod arguments;
+mod check;
 mod doctor;
 mod init;
 mod run;

@@ -33,20 +33,32 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         check_replica(config, i, replica, &mut found);
     }
     check_directories(config, &mut found);
-    found.0
+    found.into_inner()
 }
 
+/// What was found so far. A path's numbers are indices of arrays.
 #[derive(Default)]
-struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
-    fn add(&mut self, path: &[&str], what: impl Into<String>, remedy: impl Into<String>) {
-        let step = |s: &&str| s.parse().map_or_else(|_| Step::Key(s.to_string()), Step::Index);
-        self.0.push(Fault {
-            path: path.iter().map(step).collect(),
-            what: what.into(),
-            remedy: remedy.into(),
-        });
+    pub fn add(&mut self, path: &[&str], what: impl Into<String>, remedy: impl Into<String>) {
+        self.0.push(Fault { path: steps(path), what: what.into(), remedy: remedy.into(), unless: None });
+    }
+
+    /// As [`Faults::add`], of what is not as it should be because something is absent at `absent`.
+    fn add_absent(
+        &mut self,
+        absent: &[&str],
+        path: &[&str],
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let unless = Some(steps(absent));
+        self.0.push(Fault { path: steps(path), what: what.into(), remedy: remedy.into(), unless });
+    }
+
+    pub fn into_inner(self) -> Vec<Fault> {
+        self.0
     }
 
     fn name(&mut self, path: &[&str], name: &str) {
@@ -87,29 +99,36 @@ impl Faults {
     }
 }
 
+fn steps(path: &[&str]) -> Vec<Step> {
+    path.iter().map(|s| s.parse().map_or_else(|_| Step::Key(s.to_string()), Step::Index)).collect()
+}
+
 fn check_node(config: &Config, found: &mut Faults) {
     let node = &config.node;
     found.node_name(&["node", "name"], &node.name);
     found.absolute(&["node", "state_dir"], &node.state_dir);
     found.absolute(&["node", "runtime_dir"], &node.runtime_dir);
-    if !config.replicas.is_empty() && node.listen.is_none() {
-        found.add(
+    let networked = !config.replicas.is_empty() || config.groups.iter().any(|g| !g.destinations.is_empty());
+    if networked && node.listen.is_none() {
+        found.add_absent(
             &["node", "listen"],
-            "missing, but this node keeps replicas",
-            "name an address that the sources can reach, such as \"10.0.0.1:7475\"",
+            &["node", "listen"],
+            "missing, but this node talks to others",
+            "name an address that they can reach, such as \"10.0.0.1:7475\"",
         );
     }
     if node.advertise.is_none() && node.data_address().is_some_and(|a| a.ip().is_unspecified()) {
         let key = if node.data_listen.is_some() { "data_listen" } else { "listen" };
-        found.add(
+        found.add_absent(
+            &["node", "advertise"],
             &["node", key],
             "all addresses of this node, but others must be told one of them",
             "name one address, or set `advertise` in [node] to the host that they reach",
         );
     }
-    let networked = !config.replicas.is_empty() || config.groups.iter().any(|g| !g.destinations.is_empty());
     match &config.tls {
-        None if networked => found.add(
+        None if networked => found.add_absent(
+            &["tls"],
             &["tls"],
             "missing, but this node talks to others",
             "`pmemha init` makes certificates; name them in [tls] as ca, cert and key",
@@ -215,7 +234,8 @@ fn check_group(config: &Config, index: usize, group: &Group, found: &mut Faults)
     if let Some(archive) = &group.archive {
         found.absolute(&["group", &i, "archive", "dir"], &archive.dir);
         if archive.keep_bytes < group.log_size {
-            found.add(
+            found.add_absent(
+                &key("log_size"),
                 &["group", &i, "archive", "keep_bytes"],
                 "is smaller than log_size, so not even the log would fit",
                 "allow the size of the protected files and several times log_size",
@@ -223,7 +243,8 @@ fn check_group(config: &Config, index: usize, group: &Group, found: &mut Faults)
         }
     }
     if group.on_death == OnDeath::Restart && group.command.is_empty() {
-        found.add(
+        found.add_absent(
+            &key("command"),
             &key("on_death"),
             "`restart` needs a command to start",
             "add command = [\"/path/of/program\"]",
@@ -248,7 +269,8 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
         } else if !config.peers.iter().any(|p| p.name == *name) {
             let known: Vec<_> = config.peers.iter().map(|p| p.name.as_str()).collect();
             let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-            found.add(
+            found.add_absent(
+                &["peer"],
                 &at,
                 format!("there is no peer `{name}`"),
                 format!("add a [[peer]] of that name (known: {known})"),
@@ -266,14 +288,16 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
         );
     }
     if group.destinations.is_empty() && group.commit > Level::Local {
-        found.add(
+        found.add_absent(
+            &["group", i, "destinations"],
             &["group", i, "commit"],
             "waits for a destination, and there is none",
             "name one in destinations, or use commit = \"local\"",
         );
     }
     if group.destinations.is_empty() && group.on_death == OnDeath::Failover {
-        found.add(
+        found.add_absent(
+            &["group", i, "destinations"],
             &["group", i, "on_death"],
             "`failover` needs a destination to fail over to",
             "name one in destinations, or use \"restart\" or \"none\"",
@@ -286,7 +310,8 @@ fn check_replica(config: &Config, index: usize, replica: &Replica, found: &mut F
     found.name(&["replica", &i, "group"], &replica.group);
     found.absolute(&["replica", &i, "dir"], &replica.dir);
     if replica.from.is_empty() {
-        found.add(&["replica", &i, "from"], "names no node", "name the nodes that may ship the group");
+        let at = ["replica", i.as_str(), "from"];
+        found.add_absent(&at, &at, "names no node", "name the nodes that may ship the group");
     }
     for (n, name) in replica.from.iter().enumerate() {
         if *name == config.node.name {
@@ -296,7 +321,8 @@ fn check_replica(config: &Config, index: usize, replica: &Replica, found: &mut F
                 "name the other nodes that may ship the group",
             );
         } else if !config.peers.iter().any(|p| p.name == *name) {
-            found.add(
+            found.add_absent(
+                &["peer"],
                 &["replica", &i, "from", &n.to_string()],
                 format!("there is no peer `{name}`"),
                 "add a [[peer]] of that name",

@@ -23,6 +23,14 @@ pub enum ConfigError {
     Wrong(Vec<Problem>),
 }
 
+impl ConfigError {
+    /// In the order of the text.
+    pub(super) fn wrong(mut problems: Vec<Problem>) -> ConfigError {
+        problems.sort_by_key(|p| p.line);
+        ConfigError::Wrong(problems)
+    }
+}
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -49,13 +57,15 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What validation found at a key; [`Source::faults`] finds the line.
+/// What validation found at a key; [`Source::problems`] finds the line.
 #[derive(Debug)]
 pub(super) struct Fault {
     /// The key from the root: table keys and array indices.
     pub path: Vec<Step>,
     pub what: String,
     pub remedy: String,
+    /// Something here or below explains the fault, if it could not be read.
+    pub unless: Option<Vec<Step>>,
 }
 
 /// One step from a table or array to what it holds.
@@ -69,46 +79,78 @@ pub(super) enum Step {
 pub(super) struct Source<'a> {
     text: &'a str,
     file: &'a Path,
+    tree: Spanned<DeTable<'a>>,
 }
 
 impl<'a> Source<'a> {
-    pub fn new(text: &'a str, file: &'a Path) -> Self {
-        Self { text, file }
+    /// Fails with everything by which `text` is no TOML: what it would mean without is anybody's guess.
+    pub fn new(text: &'a str, file: &'a Path) -> Result<Self, ConfigError> {
+        let (tree, errors) = DeTable::parse_recoverable(text);
+        let source = Self { text, file, tree };
+        let mut problems: Vec<Problem> = errors.iter().map(|e| source.refused(e)).collect();
+        if problems.is_empty() {
+            return Ok(source);
+        }
+        problems.sort_by_key(|p| p.line);
+        // The second of a line is seldom more than the first one's echo.
+        problems.dedup_by_key(|p| p.line);
+        Err(ConfigError::wrong(problems))
+    }
+
+    /// What the text says.
+    pub fn tree(&self) -> &Spanned<DeTable<'a>> {
+        &self.tree
     }
 
     /// What the TOML reader or serde refused.
-    pub fn syntax_error(&self, error: &toml::de::Error) -> ConfigError {
+    pub fn refused(&self, error: &toml::de::Error) -> Problem {
         let span = error.span().unwrap_or(0..0);
         let what = error.message().trim().replace('\n', ", ");
-        let key = self.key_at(&span);
-        let remedy = remedy_for(&what).unwrap_or_default();
-        let what =
-            what.split_once(", expected").filter(|_| !remedy.is_empty()).map_or(what.as_str(), |w| w.0);
-        ConfigError::Wrong(vec![self.problem(span.start, key, what.into(), remedy)])
+        let path = self.path_at(&span);
+        if let Some((nearest, known)) = meant(&what) {
+            let what = what.split_once(", expected").map_or(what.as_str(), |w| w.0).to_owned();
+            let found = what.split('`').nth(1).unwrap_or_default();
+            let close = distance(found, &nearest) <= nearest.len().max(found.len()) / 2;
+            let known = known.join(", ");
+            let remedy = match close {
+                true => format!("did you mean `{nearest}`? (known: {known})"),
+                false => format!("known here: {known}"),
+            };
+            return self.problem(span.start, render(&path), what, remedy);
+        }
+        let remedy = remedy_for(&what, &path);
+        self.problem(span.start, render(&path), what, remedy)
+    }
+
+    /// `field`, which is the last step of `path`, is missing in the table at `span`.
+    pub fn missing(&self, span: &Range<usize>, path: &[Step], field: &str) -> Problem {
+        let remedy = match path {
+            [_] => format!(
+                "add [{field}] with name = \"...\", this machine's name in its certificate; `pmemha init` makes a configuration"
+            ),
+            _ => format!("add {field} = ...; pmemhad.conf(5) says of what"),
+        };
+        self.problem(span.start, render(path), "missing".into(), remedy)
     }
 
     /// What validation found.
-    pub fn faults(&self, faults: Vec<Fault>) -> ConfigError {
-        let tree = DeTable::parse(self.text).ok();
-        let at = |fault: &Fault| tree.as_ref().map_or(0, |t| deepest(t, &fault.path));
-        let mut problems: Vec<_> =
-            faults.into_iter().map(|f| self.problem(at(&f), render(&f.path), f.what, f.remedy)).collect();
-        problems.sort_by_key(|p| p.line);
-        ConfigError::Wrong(problems)
+    pub fn problems(&self, faults: Vec<Fault>) -> Vec<Problem> {
+        let problem =
+            |f: Fault| self.problem(deepest(&self.tree, &f.path), render(&f.path), f.what, f.remedy);
+        faults.into_iter().map(problem).collect()
+    }
+
+    /// The innermost key whose name or value covers `span`.
+    pub fn path_at(&self, span: &Range<usize>) -> Vec<Step> {
+        let mut path = Vec::new();
+        descend_table(self.tree.get_ref(), span, &mut path);
+        path
     }
 
     fn problem(&self, offset: usize, key: String, what: String, remedy: String) -> Problem {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|b| **b == b'\n').count();
         Problem { file: self.file.to_path_buf(), line, key, what, remedy }
-    }
-
-    /// The innermost key whose name or value covers `span`.
-    fn key_at(&self, span: &Range<usize>) -> String {
-        let Ok(tree) = DeTable::parse(self.text) else { return String::new() };
-        let mut path = Vec::new();
-        descend_table(tree.get_ref(), span, &mut path);
-        render(&path)
     }
 }
 
@@ -194,8 +236,8 @@ fn render(path: &[Step]) -> String {
     })
 }
 
-/// serde says what it expected; the word nearest to what it found is most likely what was meant.
-fn remedy_for(message: &str) -> Option<String> {
+/// serde says what it expected instead of an unknown word: the nearest to it is most likely what was meant. That one, and all.
+pub(super) fn meant(message: &str) -> Option<(String, Vec<&str>)> {
     let (found, expected) = message.split_once(", expected")?;
     if !found.starts_with("unknown ") {
         return None;
@@ -203,13 +245,33 @@ fn remedy_for(message: &str) -> Option<String> {
     let found = found.split('`').nth(1)?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     let nearest = known.iter().min_by_key(|word| distance(found, word))?;
-    let close = distance(found, nearest) <= nearest.len().max(found.len()) / 2;
-    let all = known.join(", ");
-    Some(if close {
-        format!("did you mean `{nearest}`? (known: {all})")
-    } else {
-        format!("known here: {all}")
-    })
+    Some((nearest.to_string(), known))
+}
+
+/// What to write instead of a value of the wrong kind.
+fn remedy_for(message: &str, path: &[Step]) -> String {
+    if message.contains("invalid socket address") {
+        return "write an IP address and a port, such as \"127.0.0.1:9475\" or \"[::1]:9475\"".into();
+    }
+    if message.starts_with("wanted string or table") {
+        return "write one of the words that pmemhad.conf(5) lists, in quotes".into();
+    }
+    let Some((found, expected)) = message.split_once(", expected ") else { return String::new() };
+    let key =
+        match path.iter().rev().find_map(|step| if let Step::Key(key) = step { Some(key) } else { None }) {
+            Some(key) => key.as_str(),
+            None => return String::new(),
+        };
+    match expected {
+        "a sequence" if found.contains("map") => format!("write it as [[{key}]]"),
+        "a sequence" => format!("write a list: {key} = [\"...\"]"),
+        "a map" => format!("write a table: {key} = {{ ... }}"),
+        "u8" => "write a whole number from 0 to 255, without quotes".into(),
+        e if e.starts_with("struct ") && path.len() == 1 => format!("write it as [{key}]"),
+        e if e.starts_with("struct ") => format!("write a table: {key} = {{ ... }}"),
+        e if e.contains("string") || e.contains("socket address") => "write it in quotes".into(),
+        _ => String::new(),
+    }
 }
 
 /// Levenshtein's distance.

@@ -2,9 +2,12 @@
 //!
 //! [`Config::load`] either returns a configuration that the rest of the agent may trust without another look
 //! (names are unique, peers exist, sizes are in range, paths are absolute), or a [`ConfigError`] that lists
-//! every problem with file, line, key, what is wrong and what to do. `pmemhad.conf(5)` documents the keys.
+//! every problem with file, line, key, what is wrong and what to do. [`Config::check`] also looks whether the machine has
+//! what the configuration names. `pmemhad.conf(5)` documents the keys.
 
 mod check;
+mod here;
+mod keys;
 mod message;
 mod model;
 mod units;
@@ -12,6 +15,7 @@ mod units;
 use std::path::{Path, PathBuf};
 
 pub use message::{ConfigError, Problem};
+use message::{Fault, Source};
 pub use model::{
     Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, Power, PowerKind, Rdma,
     Replica, Tls, UserRef,
@@ -54,25 +58,36 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks `file`.
+    /// Reads and checks `file` for an agent that is to start with it on this machine.
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
-        let read = || -> std::io::Result<String> {
-            let len = std::fs::metadata(file)?.len();
-            if len > MAX_FILE {
-                return Err(std::io::Error::other(format!("{len} bytes; the limit is {MAX_FILE}")));
-            }
-            std::fs::read_to_string(file)
-        };
-        let text = read().map_err(|source| ConfigError::Unreadable { file: file.to_path_buf(), source })?;
-        Config::parse(&text, file)
+        Config::examine(&read(file)?, file, here::needed)
     }
 
-    /// Checks `text`; `file` is for the messages.
+    /// Reads and checks `file`, and everything of this machine that it names.
+    pub fn check(file: &Path) -> Result<Config, ConfigError> {
+        Config::examine(&read(file)?, file, here::wanted)
+    }
+
+    /// Checks `text`, for whatever machine; `file` is for the messages.
     pub fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
-        let source = message::Source::new(text, file);
-        let config: Config = toml::from_str(text).map_err(|e| source.syntax_error(&e))?;
-        let faults = check::faults(&config);
-        if faults.is_empty() { Ok(config) } else { Err(source.faults(faults)) }
+        Config::examine(text, file, |_| Vec::new())
+    }
+
+    fn examine(
+        text: &str,
+        file: &Path,
+        machine: impl Fn(&Config) -> Vec<Fault>,
+    ) -> Result<Config, ConfigError> {
+        let source = Source::new(text, file)?;
+        let mut keys = keys::read(&source);
+        if let Some(config) = &keys.config {
+            let found = check::faults(config).into_iter().chain(machine(config)).collect();
+            keys.problems.extend(source.problems(keys.lost.without_consequences(found)));
+        }
+        match keys.config {
+            Some(config) if keys.problems.is_empty() => Ok(config),
+            _ => Err(ConfigError::wrong(keys.problems)),
+        }
     }
 
     /// Control address of the peer `name`.
@@ -84,6 +99,17 @@ impl Config {
     pub fn socket(&self) -> PathBuf {
         self.node.runtime_dir.join("pmemhad.sock")
     }
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    let read = || -> std::io::Result<String> {
+        let len = std::fs::metadata(file)?.len();
+        if len > MAX_FILE {
+            return Err(std::io::Error::other(format!("{len} bytes; the limit is {MAX_FILE}")));
+        }
+        std::fs::read_to_string(file)
+    };
+    read().map_err(|source| ConfigError::Unreadable { file: file.to_path_buf(), source })
 }
 
 #[cfg(test)]

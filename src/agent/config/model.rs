@@ -1,11 +1,13 @@
 //! The keys of the configuration file as plain data.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::units;
 use crate::failover::{OnDeath, Trigger};
@@ -250,13 +252,41 @@ pub struct Rdma {
 }
 
 /// A user by number or name.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "a user is written as a name in quotes or as a uid")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserRef {
     /// uid
     Id(u32),
     /// Login name.
     Name(String),
+}
+
+/// By hand, since what serde says of an untagged enum names neither the value nor its place.
+impl<'de> Deserialize<'de> for UserRef {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = UserRef;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a user, written as a name in quotes or as a uid")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<UserRef, E> {
+                Ok(UserRef::Name(name.into()))
+            }
+
+            fn visit_i64<E: de::Error>(self, uid: i64) -> Result<UserRef, E> {
+                let wrong = |_| E::invalid_value(de::Unexpected::Signed(uid), &self);
+                uid.try_into().map(UserRef::Id).map_err(wrong)
+            }
+
+            fn visit_u64<E: de::Error>(self, uid: u64) -> Result<UserRef, E> {
+                let wrong = |_| E::invalid_value(de::Unexpected::Unsigned(uid), &self);
+                uid.try_into().map(UserRef::Id).map_err(wrong)
+            }
+        }
+        d.deserialize_any(Written)
+    }
 }
 
 /// `durability`: declared, or found out from the file system of `dir`.

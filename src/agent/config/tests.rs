@@ -139,7 +139,20 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("protect = [\"/mnt/pmem/db/*.pool\"]", "protect = [\"/mnt/[\"]", "group[0].protect[0]", "glob(7)"),
         ("protect = [\"/mnt/pmem/db/*.pool\"]", "protect = [\"/srv/**\"]", "replica[0].dir", "narrow"),
         ("listen = \"10.0.0.1:7475\"", "", "node.listen", "such as"),
-        ("users = [\"postgres\", 1000]", "users = [1.5]", "group[0].users", "as a uid"),
+        ("users = [\"postgres\", 1000]", "users = [1.5]", "group[0].users[0]", "as a uid"),
+        ("commit_timeout = \"5s\"", "commit_timeout = 5", "group[0].commit_timeout", "in quotes"),
+        ("listen = \"127.0.0.1:9475\"", "listen = \"here\"", "metrics.listen", "\"127.0.0.1:9475\""),
+        ("listen = \"127.0.0.1:9475\"", "listen = 9475", "metrics.listen", "in quotes"),
+        (
+            "protect = [\"/mnt/pmem/db/*.pool\"]",
+            "protect = \"/mnt/pmem/db/*.pool\"",
+            "group[0].protect",
+            "protect = [\"...\"]",
+        ),
+        ("[[peer]]", "[peer]", "peer", "[[peer]]"),
+        ("port = 1", "port = 300", "rdma.port", "from 0 to 255"),
+        ("commit = \"durable\"", "commit = 3", "group[0].commit", "in quotes"),
+        ("path = \"/run/power/online\"", "", "power.path", "add path = "),
     ] {
         let problems = problems_with(line, instead);
         let p =
@@ -178,6 +191,109 @@ fn all_problems_are_told_at_once_in_the_order_of_lines() {
         ["peer[0].address", "group[0].log_size"]
     );
     assert!(p[0].line < p[1].line);
+}
+
+/// Every key that is complained of in `text`.
+fn keys_of(text: &str) -> Vec<String> {
+    let Err(ConfigError::Wrong(problems)) = parse(text) else { panic!("not refused: {text}") };
+    problems.into_iter().map(|p| p.key).collect()
+}
+
+#[test]
+fn a_key_that_cannot_be_read_hides_no_other_fault() {
+    let text = WHOLE
+        .replace("data_listen = ", "data_lissten = ")
+        .replace("device = \"mlx5_0\"", "device = 5")
+        .replace("users = [\"postgres\", 1000]", "users = [1.5, \"postgres\", -1]")
+        .replace("log_size = \"64MiB\"", "log_size = \"65MiB\"")
+        .replace("on_full = \"block\"", "on_full = \"blokc\"")
+        .replace("trigger = \"saved\"", "trigger = \"safed\"")
+        .replace("destinations = [\"beta\"]", "destinations = [5, \"gamma\"]")
+        .replace("dir = \"/srv/replica/web\"", "dir = \"srv\"")
+        + "[grup]\nname = \"x\"\n";
+    assert_eq!(
+        keys_of(&text),
+        [
+            "node.data_lissten",
+            "rdma.device",
+            "group[0].users[0]",
+            "group[0].users[2]",
+            "group[0].log_size",
+            "group[0].on_full",
+            "group[0].destinations[0]",
+            "group[0].destinations[1]",
+            "group[0].trigger",
+            "replica[0].dir",
+            "grup",
+        ]
+    );
+}
+
+#[test]
+fn what_could_not_be_read_is_not_called_missing() {
+    for (line, instead, key) in [
+        ("listen = \"10.0.0.1:7475\"", "lissten = \"10.0.0.1:7475\"", "node.lissten"),
+        ("listen = \"10.0.0.1:7475\"", "listen = \"here\"", "node.listen"),
+        ("[tls]", "[tsl]", "tsl"),
+        ("destinations = [\"beta\"]", "destination = [\"beta\"]", "group[0].destination"),
+        ("destinations = [\"beta\"]", "destinations = \"beta\"", "group[0].destinations"),
+        ("command = [", "comand = [", "group[0].comand"),
+        ("[[peer]]", "[[peeer]]", "peeer"),
+        ("name = \"beta\"", "name = 5", "peer[0].name"),
+        ("from = [\"beta\"]", "from = [5]", "replica[0].from[0]"),
+        ("from = [\"beta\"]", "form = [\"beta\"]", "replica[0].form"),
+        ("name = \"alpha\"", "nam = \"alpha\"", "node.nam"),
+        ("[node]", "[nod]", "nod"),
+        ("ca = \"/etc/pmemha/ca.pem\"", "ca = 1", "tls.ca"),
+    ] {
+        assert_eq!(keys_of(&WHOLE.replacen(line, instead, 1)), [key], "{instead}");
+    }
+}
+
+#[test]
+fn a_missing_key_is_named_in_its_table_and_hides_nothing() {
+    let text = "[[group]]\nname = \"db\"\nusers = 5\n[[group]]\nlog_size = \"1MB\"\n[[peer]]\n";
+    assert_eq!(
+        keys_of(text),
+        ["node", "group[0].users", "group[1].name", "group[1].log_size", "peer[0].name", "peer[0].address"]
+    );
+    let Err(ConfigError::Wrong(p)) = parse("") else { panic!() };
+    assert!(p.len() == 1 && p[0].to_string().contains("add [node] with name"), "{p:?}");
+}
+
+#[test]
+fn a_text_that_is_no_toml_is_told_of_line_by_line() {
+    let text = format!("{WHOLE}\nx = = 1\ny = 2\nz = [\n");
+    let Err(ConfigError::Wrong(p)) = parse(&text) else { panic!() };
+    let begins = WHOLE.lines().count() + 1;
+    assert!(p.iter().any(|p| p.line == begins + 1) && p.iter().any(|p| p.line >= begins + 3), "{p:?}");
+}
+
+#[test]
+fn what_the_machine_lacks_is_told_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pmemhad.conf");
+    std::fs::write(dir.path().join("plain"), "no program").unwrap();
+    let text = WHOLE
+        .replace("/etc/pmemha", dir.path().to_str().unwrap())
+        .replace("\"postgres\"", "\"no-such-user\"")
+        .replace("\"/usr/bin/db\"", "\"/nonexistent/db\"")
+        .replace("\"/usr/bin/web\"", &format!("\"{}\"", dir.path().join("plain").display()))
+        .replace("working_dir = \"/mnt/pmem/db\"", "working_dir = \"/nonexistent\"");
+    std::fs::write(&file, &text).unwrap();
+    let keys = |refused: Result<Config, ConfigError>| -> Vec<String> {
+        let Err(ConfigError::Wrong(problems)) = refused else { panic!("not refused") };
+        for p in &problems {
+            let key = p.key.rsplit('.').next().unwrap().split('[').next().unwrap();
+            assert!(text.lines().nth(p.line - 1).unwrap().contains(key), "{p}");
+        }
+        problems.into_iter().map(|p| p.key).collect()
+    };
+    let start = ["tls.ca", "tls.cert", "tls.key", "group[0].users[0]", "group[0].user"];
+    assert_eq!(keys(Config::load(&file)), start);
+    let more = ["group[0].command", "group[0].working_dir", "replica[0].start"];
+    assert!(more.iter().chain(&start).all(|k| keys(Config::check(&file)).contains(&k.to_string())));
+    assert!(parse(&text).is_ok(), "another machine may have it all");
 }
 
 #[test]
