@@ -255,6 +255,9 @@ impl Shipper {
             _ => self.acked.durable,
         };
         let copied = is_copied(&self.acked, self.sync_from);
+        let counts = self.acked.counts && copied;
+        // Before its first word it has what it had when it was last heard.
+        let unheard = !self.acked.syncing && copied;
         if self.acked.counts {
             if let Some(gap) = self.log.gap()
                 && gap.end.is_none()
@@ -272,10 +275,11 @@ impl Shipper {
             durable,
             applied: self.acked.applied,
             drain: self.rate.bytes_per_s(),
-            counts: self.acked.counts && copied,
+            counts,
             counts_from: self.acked.counts_from,
             syncing: self.acked.syncing || !copied,
             faulted: self.acked.faulted,
+            holds: counts || unheard && self.status.view().holds,
         });
     }
 

@@ -19,6 +19,8 @@ pub struct ShipStatus {
     counts_from: AtomicU64,
     syncing: AtomicBool,
     faulted: AtomicBool,
+    /// As far as is known the destination has a complete image, up to `durable`: also while it is away.
+    holds: AtomicBool,
     /// End of what was posted, and the chained digest there: one is worth nothing without the other.
     digest: Mutex<(Lsn, u64)>,
     /// [`crate::log::region::boottime`] nanoseconds of the first post since [`ShipStatus::mark`]; 0: none yet.
@@ -47,6 +49,8 @@ pub struct ShipView {
     pub syncing: bool,
     /// Whether it cannot persist at present.
     pub faulted: bool,
+    /// Whether it has, as far as is known, a complete image up to `durable`, connected or not. Less than `counts`.
+    pub holds: bool,
 }
 
 impl ShipStatus {
@@ -62,6 +66,7 @@ impl ShipStatus {
             counts_from: Lsn(self.counts_from.load(Relaxed)),
             syncing: self.syncing.load(Relaxed),
             faulted: self.faulted.load(Relaxed),
+            holds: self.holds.load(Relaxed),
         }
     }
 
@@ -103,9 +108,15 @@ impl ShipStatus {
         self.syncing.store(view.syncing, Relaxed);
         self.faulted.store(view.faulted, Relaxed);
         self.counts.store(view.counts, Relaxed);
+        self.holds.store(view.holds, Relaxed);
     }
 
-    /// The link is down: nothing counts.
+    /// The stream begins anew: what the destination has says nothing of it.
+    pub fn begin_anew(&self) {
+        self.holds.store(false, Relaxed);
+    }
+
+    /// The link is down: nothing counts. What the destination holds, it keeps.
     pub fn disconnected(&self) {
         self.counts.store(false, Relaxed);
         self.syncing.store(false, Relaxed);

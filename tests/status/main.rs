@@ -138,3 +138,29 @@ fn every_field_says_what_is_so() {
         (power["online"].is_null() && power["error"].is_string()).then_some(())
     });
 }
+
+#[test]
+fn what_a_destination_has_is_not_exposed_while_it_is_away() {
+    const SIZE: u64 = 8 << 20;
+    let mut pair = Pair::start(BINARIES, &PairOptions::default());
+    let mut program = Program::start(&pair.alpha);
+    let file = pair.alpha.files().join("data");
+    program
+        .does(&format!("f = open({file:?}, 'w+b'); f.write(b'x' * {SIZE}); f.flush(); os.fsync(f.fileno())"));
+    await_quiet(&pair);
+    pair.beta.kill();
+    let away = wait::until("the destination to be missed", SOON, || {
+        row(&pair.alpha).filter(|row| row["state"] == "connecting")
+    });
+    assert_eq!(away["exposure_bytes"], 0, "{away}");
+    let told = pair.alpha.cli().arg("status").output().expect("pmemha runs");
+    assert!(String::from_utf8_lossy(&told.stdout).contains("! UNPROTECTED"), "{told:?}");
+    program.does("f.seek(0); f.write(b'y' * 4096); os.fsync(f.fileno())");
+    let exposed = row(&pair.alpha).expect("the agent runs")["exposure_bytes"].as_u64().expect("a number");
+    assert!((4096..SIZE / 2).contains(&exposed), "{exposed}");
+    // The next agent cannot know.
+    pair.alpha.kill();
+    pair.alpha.start();
+    let exposed = row(&pair.alpha).expect("the agent runs")["exposure_bytes"].as_u64().expect("a number");
+    assert!(exposed >= SIZE, "{exposed}");
+}

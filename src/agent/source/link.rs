@@ -104,6 +104,9 @@ impl Shared {
         let link = Link::prepare(endpoint, log, opened.durability)?;
         let begin = self.begin(&opened.have);
         let from = begin.consumer.position();
+        if begin.fresh {
+            self.ship.begin_anew();
+        }
         // Before the destination attaches: once it has, the next agent finds its position in this stream and goes on there.
         if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
             self.syncer.request();

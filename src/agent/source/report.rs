@@ -38,7 +38,9 @@ impl Shared {
         let log = group.log();
         let whole = log.is_whole();
         let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
-        let uncopied = if ship.counts && whole { 0 } else { regions };
+        // One that is away keeps what it has; one that refuses may have lost it, and a copy that is owed is missing there.
+        let holds = ship.counts || (ship.holds && !link.connected && !link.refused && !sync.active);
+        let uncopied = if holds && whole { 0 } else { regions };
         DestinationStatus {
             node: peer.name.clone(),
             role: Role::Source,

@@ -208,7 +208,7 @@ pub struct DestinationStatus {
     /// End of what is in the image.
     pub lsn_applied: Lsn,
     /// Bytes that would be lost with the source at this instant: published and not durable, and what a gap or an
-    /// unfinished first sync leaves out.
+    /// unfinished first sync leaves out. All of the regions while it is not known what the destination has.
     pub exposure_bytes: u64,
     /// Rate at which the tail was last seen to drain; none before anything was shipped.
     pub drain_bytes_per_s: Option<u64>,
