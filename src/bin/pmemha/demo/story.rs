@@ -14,7 +14,8 @@ pub struct Story {
     pub timeline: Timeline,
     /// Bytes that were not at the heir when the application was frozen.
     pub exposure_bytes: Option<u64>,
-    /// When the first byte of the rest left for the heir or, if nothing was left, the word that everything is there.
+    /// When the first byte of the rest left for the heir or, if nothing was left, when the heir heard of the last gasp; none if
+    /// it did not.
     pub first_byte_us: Option<i64>,
     /// When the heir was told that everything is there.
     pub saved_us: Option<i64>,
@@ -61,8 +62,12 @@ impl Story {
             }
             ("saved", _) => {
                 self.saved_us.get_or_insert(t);
-                self.first_byte_us.get_or_insert(t);
                 "beta is told: saved, take over"
+            }
+            ("source_is_saving", _) => {
+                // The rest's own first byte is told of before: by the source.
+                self.first_byte_us.get_or_insert(t);
+                return;
             }
             ("milestone", "handed_over") => "beta has accepted; alpha is no owner",
             ("milestone", "promoted") => "the image is verified, beta owns it",
@@ -107,12 +112,19 @@ mod tests {
             at(1_001_000, "tail_durable", tail),
             at(1_002_000, "saved", Value::Null),
         ];
-        let story = Story::new(cut, &alpha, &[at(1_003_000, "files_placed", Value::Null)]);
+        let beta =
+            [at(1_000_500, "source_is_saving", Value::Null), at(1_003_000, "files_placed", Value::Null)];
+        let story = Story::new(cut, &alpha, &beta);
         let times: Vec<_> = story.timeline.entries.iter().map(|e| e.t_us).collect();
         assert_eq!(times, [0, 600, 700, 1000, 2000, 3000]);
         assert_eq!(
             (story.exposure_bytes, story.first_byte_us, story.saved_us),
             (Some(77), Some(700), Some(2000))
         );
+        // Nothing was left to ship: the first that left was the word that it begins.
+        let tail = json!({ "took_us": 400, "first_byte_us": null, "exposure_bytes": 0 });
+        let alpha = [at(1_001_000, "tail_durable", tail), at(1_002_000, "saved", Value::Null)];
+        assert_eq!(Story::new(cut, &alpha, &beta).first_byte_us, Some(500));
+        assert_eq!(Story::new(cut, &alpha, &[]).first_byte_us, None);
     }
 }
