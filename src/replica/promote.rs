@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::applier::{Applier, ApplyError};
 use super::image::set::Promotable;
@@ -66,9 +66,16 @@ pub struct Promoted {
     /// Regions that no place is configured for, and where they were put in the replica's directory.
     pub unplaced: Vec<Placed>,
     /// Applying what had landed.
+    #[serde(rename = "applied_us", serialize_with = "micros")]
     pub applied_in: Duration,
     /// Putting the files in place.
+    #[serde(rename = "placed_us", serialize_with = "micros")]
     pub placed_in: Duration,
+}
+
+/// As every duration of an event.
+fn micros<S: Serializer>(duration: &Duration, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_u64(duration.as_micros() as u64)
 }
 
 /// Why nothing was promoted, or not everything yet.

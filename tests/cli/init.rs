@@ -47,7 +47,8 @@ fn two_nodes_replicate_by_what_init_made_for_them() {
         let out = alpha.cli().args(["last-gasp", "from-alpha"]).output().expect("pmemha runs");
         assert!(out.status.success(), "{}", said(&out));
         beta.await_group("the group, by the operator's order", |g| (g["role"] == "source").then_some(()));
-        beta.await_event("files_placed");
+        let event = beta.await_event("files_placed");
+        assert!(event["applied_us"].is_u64() && event["placed_us"].is_u64(), "{event}");
         let placed = fs::read_to_string(beta.files().join("notes.pool")).expect("the placed file");
         assert_eq!(placed, host);
     }
