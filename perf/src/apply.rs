@@ -19,7 +19,7 @@ use pmemha::types::{Durability, RegionId};
 
 use crate::Outcome;
 use crate::peers::memory::MEMCPY;
-use crate::report::{Output, Report, Row};
+use crate::report::{Aim, Output, Report, Row};
 
 /// Options of `pmemha-perf apply`.
 #[derive(Args, Debug)]
@@ -43,6 +43,9 @@ pub struct Options {
 /// Ring at either end; half of it is filled in each round.
 const RING: u64 = 64 << 20;
 
+/// Share of memcpy's rate that is aimed at.
+const AIM: Aim = Aim::AtLeast(0.5);
+
 /// The one region.
 const REGION: RegionId = RegionId(1);
 
@@ -61,7 +64,7 @@ pub fn run(options: &Options) -> Outcome<()> {
             ours.push(rate(rig.apply()?));
         }
         let row = Row::new("apply", Some(bytes as u64), "MB/s", ours.into());
-        report.push(row.beside(MEMCPY, peer.into()));
+        report.push(row.beside(MEMCPY, peer.into()).aiming(Some(AIM)));
     }
     report.finish()
 }

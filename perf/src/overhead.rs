@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::peers::{find_program, missing};
-use crate::report::{Output, Report, Row};
+use crate::report::{Aim, Output, Report, Row};
 
 /// Options of `pmemha-perf overhead`.
 #[derive(Args, Debug)]
@@ -66,9 +66,18 @@ pub fn run(options: &Options) -> Outcome<()> {
             let command = protected_command(options, &program, dir.path());
             ours.push(rate(command, options, mode, dir.path())? / 1e3);
         }
-        report.push(Row::new(mode, None, "k/s", ours.into()).beside(BARE, bare.into()));
+        report.push(Row::new(mode, None, "k/s", ours.into()).beside(BARE, bare.into()).aiming(aim(mode)));
     }
     report.finish()
+}
+
+/// Share of the bare program's rate that is aimed at.
+fn aim(mode: &str) -> Option<Aim> {
+    match mode {
+        "hashmap" => Some(Aim::AtLeast(0.85)),
+        "tx" => Some(Aim::AtLeast(0.6)),
+        _ => None,
+    }
 }
 
 fn compile(dir: &Path) -> Outcome<PathBuf> {

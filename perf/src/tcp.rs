@@ -13,7 +13,7 @@ use crate::Outcome;
 use crate::fabric::{Kind, Lane, open};
 use crate::figures::Times;
 use crate::peers::{iperf3, pingpong, take};
-use crate::report::{Output, Report, Row, Series};
+use crate::report::{Aim, Output, Report, Row, Series};
 
 /// Options of `pmemha-perf tcp`.
 #[derive(Args, Debug)]
@@ -43,15 +43,19 @@ pub struct Options {
     output: Output,
 }
 
+/// Share of one stream of iperf3 that is aimed at without encryption, which iperf3 has none of.
+const AIM: Aim = Aim::AtLeast(0.9);
+
 /// Bytes of the writes whose latency is measured.
 const SIZES: [usize; 2] = [64, 4096];
 
 /// Measures, and tells a row a figure.
 pub fn run(options: &Options) -> Outcome<()> {
     let mut report = Report::new("tcp", &options.output, options.rounds);
-    let mut lanes = vec![("plain", Lane::open(&*open(Kind::Tcp, false)?, options.ring)?, Vec::new())];
+    let plain = Lane::open(&*open(Kind::Tcp, false)?, options.ring)?;
+    let mut lanes = vec![("plain", plain, Vec::new(), Some(AIM))];
     if !options.plain_only {
-        lanes.push(("encrypted", Lane::open(&*open(Kind::Tcp, true)?, options.ring)?, Vec::new()));
+        lanes.push(("encrypted", Lane::open(&*open(Kind::Tcp, true)?, options.ring)?, Vec::new(), None));
     }
     let time = Duration::from_millis(options.time_ms);
     let mut stream = Vec::new();
@@ -59,7 +63,7 @@ pub fn run(options: &Options) -> Outcome<()> {
     for round in 1..=options.rounds {
         report.step(format!("round {round}"));
         stream.extend(take(&mut report, iperf3::bandwidth(time))?.map(|rate| rate / 1e6));
-        for (_, lane, rates) in &mut lanes {
+        for (_, lane, rates, _) in &mut lanes {
             rates.push(lane.bandwidth(options.batch, options.depth, time)? / 1e6);
         }
         for (size, (ours, peer)) in SIZES.into_iter().zip(&mut latency) {
@@ -67,8 +71,9 @@ pub fn run(options: &Options) -> Outcome<()> {
             peer.push(&pingpong::latency(size, options.count)?);
         }
     }
-    for (name, _, rates) in lanes {
-        let row = Row::new(format!("write, {name}"), Some(options.batch as u64), "MB/s", rates.into());
+    for (name, _, rates, aim) in lanes {
+        let row =
+            Row::new(format!("write, {name}"), Some(options.batch as u64), "MB/s", rates.into()).aiming(aim);
         report.push(if stream.is_empty() { row } else { row.beside(iperf3::NAME, stream.clone().into()) });
     }
     for (size, (ours, peer)) in SIZES.into_iter().zip(&latency) {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::figures::{NAMED, Spread, Times};
 
-/// What the ratio of ours to the peer's is meant to be.
+/// What the ratio of ours to the peer's, or ours alone, is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Aim {
     /// At most so much: of times.
@@ -13,16 +13,19 @@ pub enum Aim {
     Below(f64),
     /// At least so much: of rates.
     AtLeast(f64),
+    /// Ours below so much, whatever the peer's, in the row's unit: of times.
+    OursBelow(f64),
 }
 
 impl Aim {
-    /// Whether a ratio is what was aimed at.
-    pub fn met(self, ratio: f64) -> bool {
-        match self {
-            Aim::AtMost(limit) => ratio <= limit,
-            Aim::Below(limit) => ratio < limit,
-            Aim::AtLeast(limit) => ratio >= limit,
-        }
+    /// Whether the figures are what was aimed at.
+    fn met(self, ours: f64, ratio: Option<f64>) -> Option<bool> {
+        Some(match self {
+            Aim::AtMost(limit) => ratio? <= limit,
+            Aim::Below(limit) => ratio? < limit,
+            Aim::AtLeast(limit) => ratio? >= limit,
+            Aim::OursBelow(limit) => ours < limit,
+        })
     }
 
     /// As a person writes it.
@@ -31,6 +34,7 @@ impl Aim {
             Aim::AtMost(limit) => format!("<= {limit}"),
             Aim::Below(limit) => format!("< {limit}"),
             Aim::AtLeast(limit) => format!(">= {limit}"),
+            Aim::OursBelow(limit) => format!("ours < {limit}"),
         }
     }
 }
@@ -85,7 +89,7 @@ pub struct Row {
     pub ours: Series,
     /// The peer's name and figures.
     pub peer: Option<(&'static str, Series)>,
-    /// Of ours to the peer's.
+    /// Of ours to the peer's, or of ours.
     pub aim: Option<Aim>,
     /// What a reader must know to take it for no more than it is.
     pub label: Option<&'static str>,
@@ -103,7 +107,7 @@ impl Row {
         self
     }
 
-    /// With an aim for the ratio.
+    /// With an aim.
     pub fn aiming(mut self, aim: Option<Aim>) -> Row {
         self.aim = aim;
         self
@@ -123,9 +127,9 @@ impl Row {
         (ratio.rounds() > 0).then_some(ratio)
     }
 
-    /// Whether the median ratio is what was aimed at.
+    /// Whether the medians are what was aimed at.
     pub fn met(&self) -> Option<bool> {
-        Some(self.aim?.met(self.ratio()?.median()))
+        self.aim?.met(self.ours.spread().median(), self.ratio().map(|r| r.median()))
     }
 
     /// The row of `--json`.
@@ -173,6 +177,12 @@ mod tests {
     fn without_a_peer_nothing_is_met_or_missed() {
         let row = Row::new("x", None, "us", vec![1.0].into()).aiming(Some(Aim::AtLeast(0.95)));
         assert_eq!((row.met(), row.json()["ratio"].clone()), (None, Value::Null));
+        let own = |limit| row.clone().aiming(Some(Aim::OursBelow(limit)));
+        assert_eq!(
+            (own(1.5).met(), own(1.0).met()),
+            (Some(true), Some(false)),
+            "but for what is aimed at alone"
+        );
     }
 
     #[test]
