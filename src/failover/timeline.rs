@@ -94,7 +94,7 @@ impl Timeline {
 }
 
 /// A time in the unit that suits it, with three or four digits.
-fn human(us: i64) -> String {
+pub fn human(us: i64) -> String {
     let size = us.unsigned_abs();
     let sign = if us < 0 { '-' } else { '+' };
     match size {

@@ -5,6 +5,7 @@ mod arguments;
 mod check;
 mod doctor;
 mod init;
+mod last_gasp;
 mod run;
 
 use std::process::Output;

@@ -63,6 +63,7 @@ pub fn unexpected(reply: &Reply) -> Failure {
     Failure::new(SOFTWARE, format!("the agent answered something else: {reply:?}"))
 }
 
-fn gone(error: SocketError) -> Failure {
+/// The agent that was spoken to is silent.
+pub fn gone(error: SocketError) -> Failure {
     Failure::new(UNAVAILABLE, format!("the agent does not answer: {error}"))
 }

@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod init;
+mod last_gasp;
 mod local_agent;
 mod log;
 mod operate;
@@ -41,8 +42,8 @@ enum Command {
     Status(watch::Status),
     /// Follow what happens, a JSON object a line
     Events(watch::Events),
-    /// Bring everything to the destination and hand the group over, now
-    LastGasp(operate::LastGasp),
+    /// Bring everything to the destination and hand the group over, now; tells the steps, and ends with whether it was
+    LastGasp(last_gasp::LastGasp),
     /// Call a last gasp off: the application runs on here, once the heir has given the group back
     Cancel(operate::Cancel),
     /// Make this node the owner of a group
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run.execute(&agent),
         Command::Status(status) => status.execute(&agent).map(|()| 0),
         Command::Events(events) => events.execute(&agent).map(|()| 0),
-        Command::LastGasp(gasp) => gasp.execute(&agent).map(|()| 0),
+        Command::LastGasp(gasp) => gasp.execute(&agent),
         Command::Cancel(cancel) => cancel.execute(&agent).map(|()| 0),
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
         Command::Demo(demo) => demo.execute(),

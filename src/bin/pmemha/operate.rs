@@ -7,19 +7,6 @@ use pmemha::session::wire::{Reply, Request};
 use crate::agent::{Agent, unexpected};
 use crate::failure::Failure;
 
-/// `pmemha last-gasp`
-#[derive(Args)]
-pub struct LastGasp {
-    /// The group
-    group: String,
-}
-
-impl LastGasp {
-    pub fn execute(self, agent: &Agent) -> Result<(), Failure> {
-        done(agent.ask(&Request::LastGasp { group: Some(self.group) })?)
-    }
-}
-
 /// `pmemha cancel`
 #[derive(Args)]
 pub struct Cancel {
