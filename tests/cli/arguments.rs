@@ -33,6 +33,7 @@ fn what_cannot_be_done_ends_with_the_documented_code_and_says_what_to_do() {
         ("init exists", CANT_CREATE, "does not exist yet"),
         ("log list absent", DATA, "absent"),
         ("log replay exists --to 0 --out copy", DATA, "exists"),
+        ("log replay exists --to 0 --out made/copy", CANT_CREATE, "`made`"),
         ("status", UNAVAILABLE, "nobody.sock"),
         ("last-gasp app", UNAVAILABLE, "nobody.sock"),
     ] {
@@ -45,6 +46,7 @@ fn what_cannot_be_done_ends_with_the_documented_code_and_says_what_to_do() {
             .output()
             .expect("pmemha runs");
         assert_eq!(out.status.code(), Some(code), "pmemha {arguments}: {}", said(&out));
+        assert!(out.stdout.is_empty(), "pmemha {arguments}: {}", said(&out));
         let complaint = String::from_utf8_lossy(&out.stderr);
         assert!(complaint.contains(words), "pmemha {arguments}: no `{words}` in: {complaint}");
         assert!(!dir.path().join("made").exists(), "pmemha {arguments}: left something behind");

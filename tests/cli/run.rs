@@ -123,20 +123,22 @@ fn a_private_run_leaves_a_copy_and_an_archive_that_log_lists_and_replays() {
     let archive = archive.to_str().expect("a plain path");
     let listed = log(&["list", archive]);
     let mut lines = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    assert_eq!(lines.next().expect("a header"), ["lsn", "bytes", "region", "kind", "archived"]);
+    assert_eq!(lines.next().expect("a header"), ["lsn", "end", "bytes", "region", "kind", "archived"]);
     let rows: Vec<_> = lines.collect();
     for row in &rows {
-        assert!(row.len() == 5 && WallTime::parse(row[4]).is_some(), "{row:?} of\n{listed}");
+        assert!(row.len() == 6 && WallTime::parse(row[5]).is_some(), "{row:?} of\n{listed}");
     }
-    let kinds: Vec<&str> = rows.iter().map(|row| row[3]).collect();
+    let kinds: Vec<&str> = rows.iter().map(|row| row[4]).collect();
     assert!(kinds.contains(&"create") && kinds.contains(&"data"), "{listed}");
     let json = log(&["list", archive, "--json"]);
     assert_eq!(json.lines().count(), rows.len(), "a line a record:\n{json}");
 
     let last: Value = serde_json::from_str(json.lines().last().expect("records")).expect("JSON");
     let restored = dir.path().join("restored");
-    let (to, out) = (last["next"].to_string(), restored.to_str().expect("a plain path"));
-    log(&["replay", archive, "--to", &to, "--out", out]);
+    let end = rows.last().expect("records")[1];
+    assert_eq!(end, last["next"].to_string(), "the table shows where to replay to, too");
+    let (to, out) = (end, restored.to_str().expect("a plain path"));
+    log(&["replay", archive, "--to", to, "--out", out]);
     assert_eq!(fs::read(&restored).expect("the restored file"), b"remember this");
 }
 

@@ -27,7 +27,7 @@ enum Command {
     List {
         /// The archive
         dir: PathBuf,
-        /// A JSON object a line: lsn, time, bytes, region and more
+        /// A JSON object a line, with the fields that pmemha(1) lists
         #[arg(long)]
         json: bool,
     },
@@ -35,7 +35,7 @@ enum Command {
     Replay {
         /// The archive
         dir: PathBuf,
-        /// All records that end at or below it are in the result
+        /// All records that end at or below it are in the result: one of `end` of `list`, for the state after that record
         #[arg(long, value_name = "LSN")]
         to: u64,
         /// File to make, or a directory that exists for a group of several files
@@ -55,23 +55,35 @@ impl Log {
 
 fn list(dir: &std::path::Path, as_json: bool) -> Result<(), Failure> {
     let wrong = |e| Failure::new(DATA, e);
+    let entries = archive::list(dir).map_err(wrong)?;
     if !as_json {
-        print(&format!("{:>16} {:>10} {:>6} {:<10} archived\n", "lsn", "bytes", "region", "kind"))?;
+        print(&row("lsn", "end", "bytes", "region", "kind", "archived"))?;
     }
-    for entry in archive::list(dir).map_err(wrong)? {
+    for entry in entries {
         let entry = entry.map_err(wrong)?;
         if as_json {
             json_line(&entry)?;
             continue;
         }
         let region = entry.region.map_or("-".into(), |r| r.to_string());
-        let (lsn, time) = (entry.lsn.to_string(), WallTime(UNIX_EPOCH + Duration::from_nanos(entry.time)));
-        print(&format!("{lsn:>16} {:>10} {region:>6} {:<10} {time}\n", entry.bytes, entry.word()))?;
+        let [lsn, end] = [entry.lsn, entry.next].map(|lsn| lsn.to_string());
+        let time = WallTime(UNIX_EPOCH + Duration::from_nanos(entry.time)).to_string();
+        print(&row(&lsn, &end, &entry.bytes.to_string(), &region, entry.word(), &time))?;
     }
     Ok(())
 }
 
+fn row(lsn: &str, end: &str, bytes: &str, region: &str, kind: &str, archived: &str) -> String {
+    format!("{lsn:>16} {end:>16} {bytes:>10} {region:>6} {kind:<10} {archived}\n")
+}
+
 fn replay(dir: &std::path::Path, to: Lsn, out: PathBuf) -> Result<(), Failure> {
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        let message =
+            format!("--out: there is no directory `{}`; make it, or correct the path", parent.display());
+        return Err(Failure::new(CANT_CREATE, message));
+    }
     // Drawn on standard error, and only on a terminal.
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left") {
