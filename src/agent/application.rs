@@ -7,9 +7,9 @@ mod means;
 mod order;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use super::context::Context;
 use super::restarts::Restarts;
 use crate::failover::supervise::{Exit, ExitWatch, StartCommand, SuperviseError, Supervisor};
 use crate::failover::{Event, Life};
+use crate::locks::lock;
 use freeze::SEEN_WITHIN;
 use means::{best_means, children, system};
 
@@ -30,6 +31,8 @@ pub type Hear = Arc<dyn Fn(Event) + Send + Sync>;
 pub struct Application {
     means: &'static str,
     input: Sender<Input>,
+    /// Why the command was not started when it last should have been.
+    failure: Arc<Mutex<Option<String>>>,
     /// Orders that halt it, so far. Relaxed: those and the tickets are of one thread, the state machine's.
     halts: AtomicU64,
     thread: Option<JoinHandle<()>>,
@@ -81,6 +84,8 @@ struct Keeper {
     commanded: bool,
     /// The order to hold frozen could not be carried out.
     unheld: bool,
+    /// See [`Application::failure`].
+    failure: Arc<Mutex<Option<String>>>,
 }
 
 impl Application {
@@ -119,7 +124,7 @@ impl Application {
         hear: Hear,
     ) -> io::Result<Application> {
         let (input, received) = mpsc::channel();
-        let word = means.means();
+        let (word, failure) = (means.means(), Arc::default());
         let mut keeper = Keeper {
             name: name.to_owned(),
             means,
@@ -136,15 +141,21 @@ impl Application {
             run: 0,
             commanded: false,
             unheld: false,
+            failure: Arc::clone(&failure),
         };
         let thread =
             thread::Builder::new().name(format!("app-{name}")).spawn(move || keeper.run(&received))?;
-        Ok(Application { means: word, input, halts: AtomicU64::new(0), thread: Some(thread) })
+        Ok(Application { means: word, input, failure, halts: AtomicU64::new(0), thread: Some(thread) })
     }
 
     /// What freezes it, a word for status.
     pub fn means(&self) -> &'static str {
         self.means
+    }
+
+    /// Why the command could not be started, or is not started again; nothing once it was.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.failure).clone()
     }
 
     /// For a start that is to be ordered later, perhaps from another thread.
@@ -278,12 +289,15 @@ impl Keeper {
         let now = Instant::now();
         self.due = self.restarts.as_mut().map_or(Some(now), |restarts| restarts.next(now));
         if self.due.is_none() {
-            tracing::error!(
-                group = self.name,
-                "the application keeps dying: given up; mend it, then start it again"
-            );
-            (self.hear)(Event::ApplicationFailedToStart);
+            self.failed_to_start("it keeps dying");
         }
+    }
+
+    /// Says that the command is not started any more.
+    fn failed_to_start(&self, why: &str) {
+        tracing::error!(group = self.name, why, "the application is not started");
+        *lock(&self.failure) = Some(why.to_owned());
+        (self.hear)(Event::ApplicationFailedToStart);
     }
 
     fn start(&mut self) -> Result<(), SuperviseError> {
@@ -296,10 +310,11 @@ impl Keeper {
         let mut started = match self.means.thaw().and_then(|()| self.means.start(command)) {
             Ok(started) => started,
             Err(error) => {
-                (self.hear)(Event::ApplicationFailedToStart);
+                self.failed_to_start(&error.to_string());
                 return Err(error);
             }
         };
+        *lock(&self.failure) = None;
         self.run += 1;
         self.commanded = true;
         (self.hear)(Event::ApplicationStarted);

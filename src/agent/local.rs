@@ -21,7 +21,7 @@ use super::restarts::Restarts;
 use super::source::{Source, SourceSetup};
 use super::status::{GroupStatus, Role};
 use super::users;
-use crate::failover::{Event, OnDeath};
+use crate::failover::{Alarm, Event, OnDeath};
 use crate::locks::lock;
 use crate::log::region::{BEAT, boottime};
 use crate::log::{LinkState, LogRegion, SleepDepth};
@@ -133,6 +133,7 @@ impl Controller for Local {
             generation: self.group.generation(),
             state: "unprotected".into(),
             supervision: self.application.as_ref().map(|a| a.means().to_owned()),
+            command_error: self.application.as_ref().and_then(|a| a.failure()),
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
             log: Some(self.group.log_status()),
@@ -219,12 +220,17 @@ fn start_application(
         let (how, again) = match event {
             Event::ApplicationDied => ("died", care.restart),
             Event::ApplicationExited => ("exited", false),
-            Event::ApplicationFailedToStart => ("failed to start", false),
+            Event::ApplicationFailedToStart => (FAILED_TO_START, false),
             _ => return,
         };
         events.events.emit(Some(&name), Kind::CommandEnded, json!({ "how": how, "restarts": again }));
         if again {
             care.start();
+        }
+        if how == FAILED_TO_START {
+            let message = "the command of this group could not be started: `pmemha status` says why; mend it and restart pmemhad";
+            let detail = json!({ "what": Alarm::StartFailed, "message": message });
+            events.events.emit(Some(&name), Kind::Alarm, detail);
         }
     };
     let owner = owner.map(|u| (u.uid, u.gid));
@@ -233,6 +239,9 @@ fn start_application(
         Application::of_group(context, config, owner, Some(Restarts::default()), look, Arc::new(hear))?;
     Ok(Some(Arc::new(application)))
 }
+
+/// How a command ended that never ran, or is not started any more.
+const FAILED_TO_START: &str = "failed to start";
 
 /// What the application's thread sees of the group once that is open.
 struct LocalLook(Opened);

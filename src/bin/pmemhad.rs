@@ -57,7 +57,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return answered(&told),
+    };
     let done = match arguments.command {
         Some(Command::Check { file }) => check(&file),
         Some(Command::Hold { socket }) => {
@@ -77,6 +80,13 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Prints what the arguments ask for (help, the version), or what is wrong with them.
+fn answered(told: &clap::Error) -> ExitCode {
+    // Nobody reads it if it cannot be written.
+    let _ = told.print();
+    if told.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
 }
 
 /// Runs the agent until SIGTERM, SIGINT or an operator's shutdown.
@@ -136,6 +146,8 @@ impl Failure {
     }
 }
 
+/// The arguments do not fit together.
+const EX_USAGE: u8 = 64;
 /// An internal or system failure.
 const EX_SOFTWARE: u8 = 70;
 /// The configuration cannot be used.

@@ -43,3 +43,22 @@ fn a_command_that_dies_is_left_dead_unless_it_is_to_be_restarted() {
     let (lives, told) = ends("none", "exit 3");
     assert_eq!((lives, told[0]["how"].as_str()), (1, Some("died")));
 }
+
+#[test]
+fn a_command_that_cannot_be_executed_is_given_up_at_once_and_shown() {
+    let bench = Bench::with("command = [\"/nonexistent/program\"]\non_death = \"restart\"");
+    let _agent = bench.start();
+    let ended = bench.connect().event("command_ended")["detail"].clone();
+    assert_eq!((&ended["how"], &ended["restarts"]), (&"failed to start".into(), &false.into()));
+    let alarm = bench.connect().event("alarm")["detail"].clone();
+    assert_eq!(alarm["what"], "start_failed", "{alarm}");
+    let document = bench.connect().status();
+    let error = document["groups"][0]["command_error"].as_str().expect("a reason");
+    assert!(error.contains("/nonexistent/program"), "{error}");
+    let status = serde_json::from_value(document).expect("the agent is of this version");
+    let told = pmemha::agent::status::text::render(&status);
+    assert!(
+        told.lines().any(|l| l.trim_start().starts_with("! ") && l.contains("/nonexistent/program")),
+        "{told}"
+    );
+}

@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 
 use super::{BINARIES, said};
 
-/// Of `pmemhad(8)`: the configuration cannot be used.
+/// Of `pmemhad(8)`: the arguments do not fit together.
+const USAGE: i32 = 64;
+/// The configuration cannot be used.
 const CONFIG: i32 = 78;
 
 fn agent(arguments: &[&str]) -> Output {
@@ -42,6 +44,18 @@ fn everything_that_is_wrong_is_said_at_once_also_of_the_machine() {
     }
     let out = agent(&["--config", file]);
     assert_eq!(out.status.code(), Some(CONFIG), "{}", said(&out));
+}
+
+#[test]
+fn wrong_arguments_end_with_the_documented_code() {
+    for arguments in [&["frobnicate"][..], &["--frobnicate"], &["hold"]] {
+        let out = agent(arguments);
+        assert_eq!(out.status.code(), Some(USAGE), "{arguments:?}: {}", said(&out));
+    }
+    for argument in ["--help", "--version"] {
+        let out = agent(&[argument]);
+        assert!(out.status.success() && !out.stdout.is_empty(), "{}", said(&out));
+    }
 }
 
 #[test]

@@ -164,3 +164,19 @@ fn what_a_destination_has_is_not_exposed_while_it_is_away() {
     let exposed = row(&pair.alpha).expect("the agent runs")["exposure_bytes"].as_u64().expect("a number");
     assert!(exposed >= SIZE, "{exposed}");
 }
+
+#[test]
+fn a_watched_status_outlives_the_agent_and_says_that_it_is_gone() {
+    let mut pair = Pair::start(BINARIES, &PairOptions::default());
+    let mut watching =
+        pair.alpha.cli().args(["status", "--watch"]).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut lines = BufReader::new(watching.stdout.take().expect("piped")).lines().map(|l| l.expect("text"));
+    let mut until = |what: &str| assert!(lines.any(|line| line.contains(what)), "it ended before: {what}");
+    until("app  source");
+    pair.alpha.kill();
+    until("asking again");
+    pair.alpha.start();
+    until("app  source");
+    watching.kill().expect("our own child");
+    watching.wait().expect("our own child");
+}

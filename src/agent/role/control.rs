@@ -59,6 +59,8 @@ impl Controller for Arc<Role> {
             generation,
             state: phase.map_or(OPENING, Phase::word).to_owned(),
             supervision: Some(self.application.means().to_owned()),
+            // Of a group that is handed over an alarm says so: it may run elsewhere by now.
+            command_error: None,
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
             log: group.map(|g| g.log_status()),

@@ -102,6 +102,8 @@ pub struct GroupStatus {
     pub state: String,
     /// What the application is frozen by: `cgroup2`, `cgroup1`, or `signals` (SIGSTOP); none if nothing here would.
     pub supervision: Option<String>,
+    /// In a group without destinations: why its command could not be started, or is not started again.
+    pub command_error: Option<String>,
     /// The application's processes that are attached.
     pub sessions: Vec<SessionStatus>,
     /// What is protected.

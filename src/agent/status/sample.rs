@@ -30,6 +30,7 @@ pub fn status() -> Status {
         generation: Generation(3),
         state: "running".into(),
         supervision: Some("cgroup2".into()),
+        command_error: None,
         sessions: vec![],
         regions: vec![RegionStatus {
             region: RegionId(1),

@@ -75,6 +75,9 @@ fn render_group(out: &mut String, group: &GroupStatus) {
             group.name, group.state, group.generation
         ),
     );
+    if let Some(error) = &group.command_error {
+        push(out, format_args!("  ! the command does not run: {error}"));
+    }
     if let Some(log) = &group.log {
         render_log(out, log);
     }
@@ -259,9 +262,12 @@ mod tests {
         let row = &mut s.groups[0].destinations[0];
         row.state = DestinationState::Syncing;
         row.sync = Some(SyncStatus { done_bytes: 1 << 30, total_bytes: 4 << 30 });
+        s.groups[0].command_error = Some("starting /db: no such file".into());
+        let row = &mut s.groups[0].destinations[0];
         row.last_error = Some("connection \x1b[31mlost".into());
         let text = render(&s);
         assert!(text.contains("! UNPROTECTED"), "{text}");
+        assert!(text.contains("\n  ! the command does not run: starting /db: no such file\n"), "{text}");
         assert!(text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB"), "{text}");
         assert!(text.contains("! connection [31mlost"), "{text}");
     }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use pmemha::agent::clock::WallTime;
 use pmemha::agent::status;
 use pmemha::session::wire::{Reply, Request};
 
 use crate::agent::{Agent, receive, unexpected};
-use crate::failure::{Failure, SOFTWARE};
+use crate::failure::{Failure, SOFTWARE, UNAVAILABLE};
 use crate::output::{json_line, print};
 
 /// `pmemha status`
@@ -25,24 +26,41 @@ pub struct Status {
 
 impl Status {
     pub fn execute(self, agent: &Agent) -> Result<(), Failure> {
+        if !self.watch {
+            return self.show(agent);
+        }
         loop {
-            let document = match agent.ask(&Request::Status {})? {
-                Reply::Status { document } => document,
-                other => return Err(unexpected(&other)),
-            };
-            if self.json {
-                json_line(&document)?;
-            } else {
-                let status: status::Status = serde_json::from_value(document)
-                    .map_err(|e| Failure::new(SOFTWARE, format!("the agent is of another version: {e}")))?;
-                let clear = if self.watch { CLEAR } else { "" };
-                print(&format!("{clear}{}", status::text::render(&status)))?;
-            }
-            if !self.watch {
-                return Ok(());
+            match self.show(agent) {
+                // The agent may be about to be started again, which is just what is watched for.
+                Err(Failure::Told { code: UNAVAILABLE, message }) => self.miss(&message)?,
+                shown => shown?,
             }
             thread::sleep(PERIOD);
         }
+    }
+
+    fn show(&self, agent: &Agent) -> Result<(), Failure> {
+        let document = match agent.ask(&Request::Status {})? {
+            Reply::Status { document } => document,
+            other => return Err(unexpected(&other)),
+        };
+        if self.json {
+            return json_line(&document);
+        }
+        let status: status::Status = serde_json::from_value(document)
+            .map_err(|e| Failure::new(SOFTWARE, format!("the agent is of another version: {e}")))?;
+        let clear = if self.watch { CLEAR } else { "" };
+        print(&format!("{clear}{}", status::text::render(&status)))
+    }
+
+    /// Says instead of a status that there is none.
+    fn miss(&self, why: &str) -> Result<(), Failure> {
+        let line = format!("! {}  {why}; asking again\n", WallTime::now());
+        if self.json {
+            eprint!("pmemha: {line}");
+            return Ok(());
+        }
+        print(&format!("{CLEAR}{line}"))
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -35,6 +36,8 @@ impl StartCommand {
             SuperviseError::system("starting the application", io::Error::other("no command is configured"))
         };
         let program = self.argv.first().ok_or_else(missing)?;
+        is_there(Path::new(program))
+            .map_err(|e| SuperviseError::system(format!("starting {}", program.to_string_lossy()), e))?;
         let by_helper = procs.is_some();
         let mut command = match procs {
             Some(procs) => {
@@ -71,6 +74,22 @@ impl StartCommand {
             .spawn()
             .map_err(|e| SuperviseError::system(format!("starting {}", program.to_string_lossy()), e))?;
         Ok(Started { child })
+    }
+}
+
+/// Whether there is something to be executed. What a helper executes fails out of sight otherwise: as the end of the application.
+fn is_there(program: &Path) -> io::Result<()> {
+    // Others are looked for in PATH, by the system.
+    if !program.is_absolute() {
+        return Ok(());
+    }
+    match fs::metadata(program) {
+        Ok(meta) if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 => {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is no executable file"))
+        }
+        // The user that it runs as may see what we may not.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
 }
 
