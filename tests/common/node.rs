@@ -39,6 +39,9 @@ pub struct Pair {
     pub beta: Node,
 }
 
+/// What procfs counts processor time in, on x86-64 whatever the kernel's own clock.
+const TICK: Duration = Duration::from_millis(10);
+
 /// Stands in [`PairOptions`] for the node's own directory of files.
 const FILES: &str = "@files@";
 
@@ -280,6 +283,15 @@ impl Node {
     /// Process id of the agent.
     pub fn pid(&self) -> u32 {
         self.agent.as_ref().expect("the agent runs").id()
+    }
+
+    /// Processor time that the agent has taken so far, in steps of the kernel's clock tick.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the agent runs");
+        let fields: Vec<&str> = stat.rsplit_once(") ").expect("a program's name").1.split(' ').collect();
+        // utime and stime, the 14th and 15th of all.
+        let ticks: u32 = [11, 12].map(|i| fields[i].parse::<u32>().expect("a number")).iter().sum();
+        TICK * ticks
     }
 
     /// A command of the CLI that talks to this node.

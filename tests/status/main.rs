@@ -1,5 +1,6 @@
 //! Honest status: what `pmemha status --json` says is so at that instant, or says how old it is.
 
+mod idle;
 mod metrics;
 mod unseen;
 

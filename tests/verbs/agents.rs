@@ -126,21 +126,13 @@ fn idle_agents_take_next_to_no_processor_time() {
     // A thread that polls would take all of it.
     let (rest, most) = (Duration::from_secs(1), Duration::from_millis(200));
     eventually("both agents rest for a second", PATIENCE, || {
-        let before = [&pair.alpha, &pair.beta].map(processor_time);
+        let before = [&pair.alpha, &pair.beta].map(Node::processor_time);
         std::thread::park_timeout(rest);
-        let taken = [&pair.alpha, &pair.beta].map(processor_time);
+        let taken = [&pair.alpha, &pair.beta].map(Node::processor_time);
         let taken = [taken[0] - before[0], taken[1] - before[1]];
         println!("processor time of a second at rest: source {:?}, destination {:?}", taken[0], taken[1]);
         taken.iter().all(|t| *t < most)
     });
-}
-
-/// What the agent of `node` has taken so far, in ticks of 10 ms.
-fn processor_time(node: &Node) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", node.pid())).unwrap();
-    let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    // utime and stime, the 14th and 15th of all.
-    Duration::from_millis([11, 12].map(|i| fields[i].parse::<u64>().unwrap() * 10).iter().sum())
 }
 
 /// While the destination's agent stands still, its adapter goes on.
