@@ -156,7 +156,7 @@ fn what_a_destination_has_is_not_exposed_while_it_is_away() {
     assert_eq!(away["exposure_bytes"], 0, "{away}");
     let told = pair.alpha.cli().arg("status").output().expect("pmemha runs");
     assert!(String::from_utf8_lossy(&told.stdout).contains("! UNPROTECTED"), "{told:?}");
-    program.does("f.seek(0); f.write(b'y' * 4096); os.fsync(f.fileno())");
+    program.does("f.seek(0); f.write(b'y' * 4096); f.flush(); os.fsync(f.fileno())");
     let exposed = row(&pair.alpha).expect("the agent runs")["exposure_bytes"].as_u64().expect("a number");
     assert!((4096..SIZE / 2).contains(&exposed), "{exposed}");
     // The next agent cannot know.
