@@ -182,6 +182,31 @@ fn an_installation_is_complete() {
 }
 
 #[test]
+fn an_installed_command_finds_its_agent_and_says_where_it_looked_for_one() {
+    let (tree, dir) = (&examples().0, in_memory());
+    let pool = dir.path().join("pool");
+    let run = |cli: &Path| {
+        let mut command = Command::new(cli);
+        command.args(["run", "--protect"]).arg(&pool).arg("--to").arg(dir.path().join("copy"));
+        command.args(["--", "true"]).env("PMEMHA_PRELOAD", tree.lib().join("libpmemha_preload.so"));
+        let Output { status, stderr, .. } = command.output().expect("pmemha runs");
+        (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+    };
+    let cli = tree.prefix().join("bin/pmemha");
+    let (code, said) = run(&cli);
+    assert_eq!(code, Some(0), "{said}");
+
+    let alone = dir.path().join("bin/pmemha");
+    std::fs::create_dir(alone.with_file_name("")).expect("an own directory");
+    std::fs::copy(&cli, &alone).expect("an own directory");
+    let (code, said) = run(&alone);
+    assert_eq!(code, Some(70), "{said}");
+    for place in ["bin/pmemhad", "sbin/pmemhad"].map(|place| dir.path().join(place)) {
+        assert!(said.contains(&*place.to_string_lossy()) && said.contains("PATH"), "{said}");
+    }
+}
+
+#[test]
 fn the_manual_pages_are_sound() {
     let pages: Vec<_> = std::fs::read_dir(repo().join("man")).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(pages.len() >= 5);

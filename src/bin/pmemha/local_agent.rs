@@ -91,7 +91,8 @@ impl LocalAgent {
         let told = UnixDatagram::bind(&notify).map_err(Failure::system(notify.display()))?;
         let log = dir.join(LOG);
         let log = fs::File::create(&log).map_err(Failure::system(log.display()))?;
-        let child = Command::new(pmemhad()?)
+        let program = pmemhad()?;
+        let child = Command::new(&program)
             .arg("--config")
             .arg(dir.join(CONF))
             .env("NOTIFY_SOCKET", &notify)
@@ -102,7 +103,7 @@ impl LocalAgent {
             // An interrupt from the terminal is for the program; the agents end after it.
             .process_group(0)
             .spawn()
-            .map_err(Failure::system("starting pmemhad"))?;
+            .map_err(Failure::system(format!("starting {}", program.display())))?;
         let agent = Agent::new(Some(dir.join("run/pmemhad.sock")));
         let mut member = LocalAgent { dir: dir.into(), child, agent };
         member.await_ready(&told).inspect_err(|_| member.end())?;
@@ -201,11 +202,29 @@ fn free_port() -> Result<SocketAddr, Failure> {
     TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(Failure::system("a free port"))
 }
 
-/// The agent's program: beside this one.
+/// The agent's program: beside this one, in the sbin directory next to it, or where the shell looks.
 fn pmemhad() -> Result<PathBuf, Failure> {
     let own = std::env::current_exe().map_err(Failure::system("finding pmemhad"))?;
-    Ok(own.with_file_name("pmemhad"))
+    let beside = own.with_file_name(PMEMHAD);
+    let sbin = own.parent().and_then(Path::parent).map(|p| p.join("sbin").join(PMEMHAD)).unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // Not below the current directory, which a relative entry means.
+    let in_path = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(PMEMHAD));
+    let mut places = [beside.clone(), sbin.clone()].into_iter().chain(in_path);
+    places.find(|place| place.is_file()).ok_or_else(|| {
+        Failure::new(
+            SOFTWARE,
+            format!(
+                "no {PMEMHAD} at {} or {}, nor in a directory of PATH: install it there (`make install`)",
+                beside.display(),
+                sbin.display()
+            ),
+        )
+    })
 }
+
+/// File name of the agent's program.
+const PMEMHAD: &str = "pmemhad";
 
 const CONF: &str = "pmemhad.conf";
 const LOG: &str = "pmemhad.log";
