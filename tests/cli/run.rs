@@ -142,6 +142,47 @@ fn a_private_run_leaves_a_copy_and_an_archive_that_log_lists_and_replays() {
     assert_eq!(fs::read(&restored).expect("the restored file"), b"remember this");
 }
 
+/// `pmemha run --protect FILES … -- /bin/sh -c SCRIPT`, under agents of its own that live below `dir`.
+fn private(dir: &Path, options: &[&str], script: &str) -> Command {
+    let files = dir.join("files");
+    fs::create_dir_all(&files).expect("an own directory");
+    let mut command = Command::new(BINARIES.cli);
+    command
+        .env("PMEMHA_PRELOAD", programs::preload())
+        .env("PMEMHA_SOCKET", dir.join("nobody.sock"))
+        .env("TMPDIR", dir)
+        .current_dir(dir)
+        .args(["run", "--protect", "files"])
+        .args(options)
+        .args(["--", "/bin/sh", "-c", script])
+        .stdin(Stdio::null());
+    command
+}
+
+/// What `run` says of a program that exits with 0.
+fn complaint(mut run: Command) -> String {
+    let out = run.output().expect("pmemha runs");
+    assert_eq!(out.status.code(), Some(0), "{}", said(&out));
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Writes one protected file and exits.
+const WRITE: &str = "printf 'remember this' | dd of=files/notes conv=fsync status=none";
+
+#[test]
+fn what_a_run_left_is_no_place_for_another_ones_copy_or_archive() {
+    let dir = dirs::in_memory();
+    complaint(private(dir.path(), &["--to", "copy", "--archive", "archive"], WRITE));
+    for option in ["--to", "--archive"] {
+        let taken = &option["--".len()..].replace("to", "copy");
+        let out = private(dir.path(), &[option, taken], "touch ran").output().expect("pmemha runs");
+        let complained = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(73), "{}", said(&out));
+        assert!(complained.contains(option) && complained.contains("not empty"), "{}", said(&out));
+        assert!(!dir.path().join("ran").exists(), "nothing is run whose copy has no place");
+    }
+}
+
 /// All files in `dir` and below.
 fn below(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -4,6 +4,7 @@ mod agent;
 mod demo;
 mod doctor;
 mod failure;
+mod filled;
 mod init;
 mod last_gasp;
 mod local_agent;

@@ -18,6 +18,7 @@ use pmemha::session::wire::{Request, VERSION};
 
 use crate::agent::{Agent, ask};
 use crate::failure::{CANT_EXECUTE, Failure, NOT_FOUND, SOFTWARE, USAGE};
+use crate::filled::Filled;
 use crate::private::{GROUP, Private, Wanted};
 
 /// `pmemha run`
@@ -60,16 +61,20 @@ impl Run {
                 ),
             ));
         }
-        let dir = std::env::temp_dir().join(format!("pmemha-run-{}", std::process::id()));
-        let image = self.to.clone().unwrap_or_else(|| dir.with_extension("image"));
-        let (image, archive) = (absolute(&image)?, self.archive.as_deref().map(absolute).transpose()?);
+        let dir = own_dir();
+        let image = Filled::new("--to", absolute(self.to.as_deref().unwrap_or(&image_beside(&dir)))?)?;
+        let archive = self.archive.as_deref().map(|dir| Filled::new("--archive", absolute(dir)?)).transpose()?;
         let protect = self.protect.iter().map(|p| pattern(p)).collect::<Result<Vec<_>, _>>()?;
-        let wanted =
-            Wanted { protect: &protect, image: &image, archive: archive.as_deref(), commit: &self.commit };
+        let wanted = Wanted {
+            protect: &protect,
+            image: image.path(),
+            archive: archive.as_ref().map(Filled::path),
+            commit: &self.commit,
+        };
         let private = Private::start(&dir, &wanted)?;
         let code = self.launch(private.agent(), Some(GROUP), &preload)?;
         private.stop()?;
-        eprintln!("pmemha: the copy is in {}", image.display());
+        eprintln!("pmemha: the copy is in {}", image.path().display());
         Ok(code)
     }
 
@@ -103,6 +108,18 @@ impl Run {
             (None, signal) => 128u8.wrapping_add(signal.unwrap_or(0) as u8),
         })
     }
+}
+
+/// A directory for the agents, with a place for an image beside it: of our pid, which an earlier run may have had too.
+fn own_dir() -> PathBuf {
+    let base = std::env::temp_dir().join(format!("pmemha-run-{}", std::process::id()));
+    let more = (2..).map(|n| PathBuf::from(format!("{}-{n}", base.display())));
+    let mut all = std::iter::once(base.clone()).chain(more);
+    all.find(|dir| !dir.exists() && !image_beside(dir).exists()).unwrap_or(base)
+}
+
+fn image_beside(dir: &Path) -> PathBuf {
+    dir.with_extension("image")
 }
 
 fn tell_end(session: &Connection, pid: u32, status: ExitStatus) {
