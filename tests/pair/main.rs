@@ -64,6 +64,30 @@ fn content_from_before_the_protection_is_in_the_image() {
 }
 
 #[test]
+fn an_agent_that_ends_waits_for_its_link_and_not_for_a_destination_that_is_away() {
+    let mut pair = Pair::start("1MiB", "", "");
+    let mut app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    pair.beta.stop();
+    pair.alpha.await_status("the link is down", |s| {
+        s.destinations[0].state == DestinationState::Connecting && s.destinations[0].last_error.is_some()
+    });
+    app.write();
+    pair.beta.start();
+    // The next attempt is still to come, as a rule.
+    assert_eq!(pair.alpha.controller().finish(Instant::now() + SOON), None);
+    pair.beta.stop();
+    assert_eq!(check_prefix(&image_file(&pair.beta)), app.next);
+
+    let mut pair = Pair::start("1MiB", "", "");
+    let _app = App::start(&pair.alpha, 0);
+    pair.await_streaming();
+    pair.beta.stop();
+    let left = pair.alpha.controller().finish(Instant::now() + SOON * 10);
+    assert!(left.as_ref().is_some_and(|why| why.contains("no destination is connected")), "{left:?}");
+}
+
+#[test]
 fn a_destination_that_is_away_never_blocks_and_catches_up() {
     let mut pair = Pair::start("64KiB", "", "");
     let mut app = App::start(&pair.alpha, 0);

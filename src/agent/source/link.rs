@@ -34,6 +34,8 @@ pub(super) struct LinkInfo {
     /// The stream went on where the destination's image ends.
     pub(super) resumed: Option<bool>,
     pub(super) last_error: Option<String>,
+    /// Attempts that failed and links that ended, so far.
+    pub(super) failures: u64,
 }
 
 /// Why a link was not made or ended.
@@ -78,6 +80,7 @@ impl Shared {
         *link = LinkInfo {
             refused: matches!(error, LinkError::Control(ControlError::Refused { .. })),
             last_error: Some(format!("{} {error}", WallTime::now())),
+            failures: link.failures + 1,
             ..LinkInfo::default()
         };
         drop(link);
@@ -113,7 +116,8 @@ impl Shared {
         }
         let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
         let landing = self.attach(&mut client, &attach)?;
-        *self.link() = LinkInfo {
+        let mut known = self.link();
+        *known = LinkInfo {
             connected: true,
             refused: false,
             fabric: Some(fabric.kind()),
@@ -121,7 +125,9 @@ impl Shared {
             durability: Some(opened.durability),
             resumed: Some(!begin.fresh),
             last_error: None,
+            failures: known.failures,
         };
+        drop(known);
         tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
         let stop = Arc::new(AtomicBool::new(false));
         let (observed, shipped, sampler) = (group.clone(), group.clone(), self.sampler.clone());

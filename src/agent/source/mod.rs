@@ -39,6 +39,9 @@ use table::GroupRegions;
 /// How often [`Source::finish`] looks.
 const FINISH_LOOK: Duration = Duration::from_millis(2);
 
+/// What [`Source::finish`] says without a link.
+const NO_DESTINATION: &str = "no destination is connected: what the log holds is on this machine only";
+
 /// Which consumer of the ring the destination is.
 const DESTINATION: usize = 0;
 
@@ -117,20 +120,25 @@ impl Source {
         self.shared.syncer.requester()
     }
 
-    /// Waits until everything published is durable at the destination; what is missing at the deadline, as a sentence.
+    /// Waits until everything published is durable at the destination; what is missing at the deadline, as a sentence. A link
+    /// that is down is waited for while it may be made: until the destination refuses, or an attempt that began meanwhile fails.
     pub fn finish(&self, deadline: Instant) -> Option<String> {
         let published = self.shared.setup.group.log().published();
+        let failures = self.shared.link().failures;
         loop {
             let ship = self.shared.ship.view();
             if ship.counts && ship.durable >= published {
                 return None;
             }
-            if !self.shared.link().connected {
-                return Some(
-                    "no destination is connected: what the log holds is on this machine only".into(),
-                );
+            let link = self.shared.link().clone();
+            // The first of the failures may be that of an attempt which had begun before.
+            if link.refused || !link.connected && link.failures >= failures + 2 {
+                return Some(NO_DESTINATION.into());
             }
             if Instant::now() >= deadline {
+                if !link.connected {
+                    return Some(NO_DESTINATION.into());
+                }
                 let missing = published.since(ship.durable);
                 return Some(format!("{missing} bytes of the log are not durable at the destination"));
             }
