@@ -170,6 +170,21 @@ fn complaint(mut run: Command) -> String {
 const WRITE: &str = "printf 'remember this' | dd of=files/notes conv=fsync status=none";
 
 #[test]
+fn a_program_that_is_over_at_once_leaves_a_complete_copy() {
+    let dir = dirs::in_memory();
+    for round in ["1", "2", "3", "4"] {
+        let script = format!("printf 'remember {round}' | dd of=files/notes conv=fsync status=none");
+        let complained = complaint(private(dir.path(), &["--to", round], &script));
+        let copy = dir.path().join(round);
+        assert!(complained.contains(&format!("the copy is in {}, complete", copy.display())), "{complained}");
+        let copies = below(&copy);
+        let whole = |path: &PathBuf| fs::read(path).is_ok_and(|b| b == format!("remember {round}").as_bytes());
+        assert!(copies.iter().any(whole), "none of {copies:?} is the copy:\n{complained}");
+        fs::remove_file(dir.path().join("files/notes")).expect("what the program wrote");
+    }
+}
+
+#[test]
 fn what_a_run_left_is_no_place_for_another_ones_copy_or_archive() {
     let dir = dirs::in_memory();
     complaint(private(dir.path(), &["--to", "copy", "--archive", "archive"], WRITE));

@@ -46,6 +46,14 @@ impl Failure {
         move |e| Failure::new(SOFTWARE, format!("{what}: {e}"))
     }
 
+    /// What it says.
+    pub fn into_message(self) -> String {
+        match self {
+            Failure::OutputClosed => "nobody reads the output any more".into(),
+            Failure::Told { message, .. } => message,
+        }
+    }
+
     /// Tells it and yields the exit code.
     pub fn report(self) -> ExitCode {
         match self {

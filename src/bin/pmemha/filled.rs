@@ -33,6 +33,19 @@ impl Filled {
         Ok(Filled { dir, existed })
     }
 
+    /// Removes what the run has put there, which is nothing that anybody needs.
+    pub fn clear(&self) {
+        // What cannot be removed is named by the next run that is to use it.
+        if self.existed {
+            for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            }
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.dir

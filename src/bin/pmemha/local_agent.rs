@@ -115,12 +115,13 @@ impl LocalAgent {
         &self.agent
     }
 
-    /// Has it finish.
-    pub fn stop(&mut self) -> Result<(), Failure> {
+    /// Has it finish; what it leaves undone, a sentence each.
+    pub fn stop(&mut self) -> Result<Vec<String>, Failure> {
         self.agent.ask(&Request::Shutdown {})?;
         let status = self.child.wait().map_err(Failure::system("waiting for pmemhad"))?;
         if status.success() {
-            return Ok(());
+            let log = fs::read_to_string(self.dir.join(LOG)).unwrap_or_default();
+            return Ok(log.lines().filter_map(|line| line.strip_prefix(UNDONE)).map(str::to_owned).collect());
         }
         Err(Failure::new(SOFTWARE, format!("the agent ended with {status}:\n{}", self.diagnostics())))
     }
@@ -227,4 +228,7 @@ fn pmemhad() -> Result<PathBuf, Failure> {
 const PMEMHAD: &str = "pmemhad";
 
 const CONF: &str = "pmemhad.conf";
+/// How the agent begins a line on what it leaves undone.
+const UNDONE: &str = "pmemhad: left undone: ";
+
 const LOG: &str = "pmemhad.log";

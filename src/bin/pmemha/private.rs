@@ -4,11 +4,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use pmemha::agent::events::Kind;
 use pmemha::agent::sessions::LAUNCHER;
+use pmemha::agent::status::{DestinationState, DestinationStatus};
 use pmemha::session::wire::{Request, VERSION};
+use pmemha::types::Lsn;
 
 use crate::agent::Agent;
 use crate::failure::Failure;
@@ -23,6 +27,12 @@ const COPY: &str = "copy";
 /// Name of the group.
 pub const GROUP: &str = "run";
 
+/// A copy of which nothing moves for this long is not waited for any longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A copy that takes longer than this is told of.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// What the agent is to do.
 pub struct Wanted<'a> {
     /// Absolute patterns to protect.
@@ -35,7 +45,7 @@ pub struct Wanted<'a> {
     pub commit: &'a str,
 }
 
-/// The agents. Dropped without [`Private::stop`], they are killed.
+/// The agents. Dropped without [`Private::finish`], they are killed.
 pub struct Private {
     dir: PathBuf,
     // In the order in which they are stopped: the source brings out what it has while the copy still listens.
@@ -78,11 +88,73 @@ impl Private {
         self.source.agent()
     }
 
-    /// Has them finish, and removes what only they needed.
-    pub fn stop(mut self) -> Result<(), Failure> {
-        self.source.stop()?;
-        self.copy.stop()
+    /// Whether anything was protected at any time.
+    pub fn has_protected(&self) -> Result<bool, Failure> {
+        if !self.agent().group(GROUP)?.regions.is_empty() {
+            return Ok(true);
+        }
+        // What was protected may have been removed again.
+        let protected = serde_json::json!(Kind::RegionProtected);
+        Ok(self.agent().events(GROUP)?.iter().any(|event| event["kind"] == protected))
     }
+
+    /// Has them finish, once everything that the program made persistent is in the image; if it is not, why. Whoever sets
+    /// `given_up` does not want to wait for it.
+    pub fn finish(mut self, given_up: &AtomicBool) -> Result<(), String> {
+        let complete = self.await_copy(given_up);
+        if given_up.load(Ordering::Relaxed) {
+            return complete;
+        }
+        let left = self.source.stop().and_then(|mut left| {
+            left.extend(self.copy.stop()?);
+            Ok(left)
+        });
+        complete?;
+        match left.map_err(Failure::into_message)?.as_slice() {
+            [] => Ok(()),
+            left => Err(left.join("; ")),
+        }
+    }
+
+    fn await_copy(&self, given_up: &AtomicBool) -> Result<(), String> {
+        let began = Instant::now();
+        let (mut target, mut before, mut moved, mut told) = (None, None, began, false);
+        loop {
+            let group = self.agent().group(GROUP).map_err(Failure::into_message)?;
+            let row = group.destinations.first().ok_or("the agent knows of no copy")?;
+            let target = *target.get_or_insert(row.lsn_published);
+            let Some(why) = missing(row, target) else { return Ok(()) };
+            let progress = (row.lsn_received, row.lsn_applied, row.sync.map(|sync| sync.done_bytes));
+            if before.replace(progress) != Some(progress) {
+                moved = Instant::now();
+            }
+            if given_up.load(Ordering::Relaxed) {
+                return Err(format!("given up: {why}"));
+            }
+            if row.state == DestinationState::Refused || moved.elapsed() >= PATIENCE {
+                return Err(why);
+            }
+            if began.elapsed() >= SILENCE && !told {
+                eprintln!("pmemha: the program has ended; its copy is being completed, and an interrupt gives it up");
+                told = true;
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+/// What the image lacks of everything up to `target`, if anything.
+fn missing(row: &DestinationStatus, target: Lsn) -> Option<String> {
+    let uncopied = row.exposure_bytes > row.lsn_published.since(row.lsn_durable);
+    let left = target.since(row.lsn_applied);
+    let why = match row.state {
+        DestinationState::Streaming if left == 0 && !uncopied => return None,
+        DestinationState::Streaming if uncopied => "files are still to be copied as a whole".into(),
+        DestinationState::Streaming => format!("{left} bytes of the log are not in it"),
+        DestinationState::Syncing => "the first copy of the files is not complete".into(),
+        state => format!("its agent is not connected ({})", state.word()),
+    };
+    Some(row.last_error.as_ref().map_or(why.clone(), |error| format!("{why}: {error}")))
 }
 
 impl Drop for Private {

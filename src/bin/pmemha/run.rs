@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use clap::Args;
@@ -73,8 +75,12 @@ impl Run {
         };
         let private = Private::start(&dir, &wanted)?;
         let code = self.launch(private.agent(), Some(GROUP), &preload)?;
-        private.stop()?;
-        eprintln!("pmemha: the copy is in {}", image.path().display());
+        let given_up = on_interrupt()?;
+        let (copy, dir) = (private.finish(&given_up), image.path().display());
+        match copy {
+            Ok(()) => eprintln!("pmemha: the copy is in {dir}, complete"),
+            Err(why) => eprintln!("pmemha: ! the copy in {dir} is NOT complete: {why}"),
+        }
         Ok(code)
     }
 
@@ -108,6 +114,15 @@ impl Run {
             (None, signal) => 128u8.wrapping_add(signal.unwrap_or(0) as u8),
         })
     }
+}
+
+/// Set once an interrupt comes: the program has had those before.
+fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in passed_on()?.filter(|signal| [SIGINT, SIGTERM].contains(signal)) {
+        signal_hook::flag::register(signal, interrupted.clone()).map_err(Failure::system("handling signals"))?;
+    }
+    Ok(interrupted)
 }
 
 /// A directory for the agents, with a place for an image beside it: of our pid, which an earlier run may have had too.

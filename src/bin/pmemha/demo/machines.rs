@@ -2,22 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use pmemha::agent::status::{DestinationState, DestinationStatus, GroupStatus, Status};
-use pmemha::session::wire::{Reply, Request};
+use pmemha::agent::status::{DestinationState, DestinationStatus, GroupStatus};
 use serde_json::Value;
 
 use super::program::{Lines, Program};
-use crate::agent::{Agent, unexpected};
+use crate::agent::Agent;
 use crate::failure::{Failure, SOFTWARE};
 use crate::local_agent::{Home, LocalAgent, make_dir, make_homes, quote, write};
 
 /// Name of the group.
 const GROUP: &str = "app";
-
-/// Remembered events come at once; a pause of this length means that there are no more.
-const LAST_EVENT: Duration = Duration::from_millis(200);
 
 /// A node with its agent and the application's files on it.
 pub struct Machine {
@@ -33,14 +29,7 @@ impl Machine {
 
     /// The group, as the agent sees it.
     pub fn group(&self) -> Result<GroupStatus, Failure> {
-        let document = match self.agent().ask(&Request::Status {})? {
-            Reply::Status { document } => document,
-            other => return Err(unexpected(&other)),
-        };
-        let status: Status = serde_json::from_value(document)
-            .map_err(|e| Failure::new(SOFTWARE, format!("the agent is of another version: {e}")))?;
-        let group = status.groups.into_iter().find(|g| g.name == GROUP);
-        group.ok_or_else(|| Failure::new(SOFTWARE, format!("the agent knows of no group `{GROUP}`")))
+        self.agent().group(GROUP)
     }
 
     /// The group's stream.
@@ -51,17 +40,7 @@ impl Machine {
 
     /// Everything that happened to the group so far.
     pub fn events(&self) -> Result<Vec<Value>, Failure> {
-        let connection = self.agent().connect()?;
-        let deadline = || Some(Instant::now() + LAST_EVENT);
-        let sent = connection.send(&Request::Events { since: Some(0) }, None, deadline());
-        sent.map_err(|e| Failure::new(SOFTWARE, e))?;
-        let mut events = Vec::new();
-        while let Ok((Reply::Event { event }, _)) = connection.recv(deadline()) {
-            if event["group"] == GROUP {
-                events.push(event);
-            }
-        }
-        Ok(events)
+        self.agent().events(GROUP)
     }
 
     fn agent(&self) -> &Agent {
