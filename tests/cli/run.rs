@@ -144,6 +144,10 @@ fn a_private_run_leaves_a_copy_and_an_archive_that_log_lists_and_replays() {
 
 /// `pmemha run --protect FILES … -- /bin/sh -c SCRIPT`, under agents of its own that live below `dir`.
 fn private(dir: &Path, options: &[&str], script: &str) -> Command {
+    private_run(dir, options, &["/bin/sh", "-c", script])
+}
+
+fn private_run(dir: &Path, options: &[&str], program: &[&str]) -> Command {
     let files = dir.join("files");
     fs::create_dir_all(&files).expect("an own directory");
     let mut command = Command::new(BINARIES.cli);
@@ -154,7 +158,8 @@ fn private(dir: &Path, options: &[&str], script: &str) -> Command {
         .current_dir(dir)
         .args(["run", "--protect", "files"])
         .args(options)
-        .args(["--", "/bin/sh", "-c", script])
+        .arg("--")
+        .args(program)
         .stdin(Stdio::null());
     command
 }
@@ -182,6 +187,49 @@ fn a_program_that_is_over_at_once_leaves_a_complete_copy() {
         assert!(copies.iter().any(whole), "none of {copies:?} is the copy:\n{complained}");
         fs::remove_file(dir.path().join("files/notes")).expect("what the program wrote");
     }
+}
+
+#[test]
+fn a_run_that_protected_nothing_says_so_and_leaves_nothing() {
+    let dir = dirs::in_memory();
+    fs::create_dir(dir.path().join("archive")).expect("an own directory");
+    let options = ["--to", "copy", "--archive", "archive"];
+    let complained = complaint(private(dir.path(), &options, "true"));
+    assert!(complained.contains("nothing was protected") && complained.contains("files/**"), "{complained}");
+    let complained = complaint(private(dir.path(), &[], "printf x > files/gone; rm files/gone"));
+    assert!(complained.contains("complete"), "what was protected and removed was protected:\n{complained}");
+    assert!(!dir.path().join("copy").exists() && below(&dir.path().join("archive")).is_empty());
+}
+
+#[test]
+fn a_program_that_does_not_exist_leaves_nothing_of_its_run() {
+    let dir = dirs::in_memory();
+    let out = private_run(dir.path(), &[], &["/nonexistent/program"]).output().expect("pmemha runs");
+    assert_eq!(out.status.code(), Some(127), "{}", said(&out));
+    let left: Vec<_> = fs::read_dir(dir.path()).expect("an own directory").flatten().collect();
+    assert!(left.len() == 1 && left[0].file_name() == "files", "{left:?}");
+}
+
+#[test]
+fn the_status_of_a_private_run_can_be_asked_for_as_it_says() {
+    let dir = dirs::in_memory();
+    let script = format!("printf x > files/f; {} --socket $PMEMHA_SOCKET status > seen", BINARIES.cli);
+    let complained = complaint(private(dir.path(), &[], &script));
+    let command = complained.lines().find_map(|line| line.strip_prefix("pmemha: status of this run: "));
+    let socket = command.and_then(|c| c.split(' ').nth(2)).unwrap_or_else(|| panic!("{complained}"));
+    assert!(socket.starts_with(&*dir.path().to_string_lossy()), "{socket}");
+    let seen = fs::read_to_string(dir.path().join("seen")).expect("the status");
+    assert!(seen.contains("run") && seen.contains("source"), "{seen}");
+}
+
+#[test]
+fn a_preload_library_that_is_not_there_is_named_before_anything_starts() {
+    let dir = dirs::in_memory();
+    let mut run = private(dir.path(), &[], "touch ran");
+    let out = run.env("PMEMHA_PRELOAD", "/nonexistent/lib.so").output().expect("pmemha runs");
+    assert_eq!(out.status.code(), Some(70), "{}", said(&out));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("/nonexistent/lib.so"), "{}", said(&out));
+    assert!(!dir.path().join("ran").exists());
 }
 
 #[test]

@@ -73,8 +73,20 @@ impl Run {
             archive: archive.as_ref().map(Filled::path),
             commit: &self.commit,
         };
-        let private = Private::start(&dir, &wanted)?;
-        let code = self.launch(private.agent(), Some(GROUP), &preload)?;
+        let clear = || [Some(&image), archive.as_ref()].into_iter().flatten().for_each(Filled::clear);
+        let private = Private::start(&dir, &wanted).inspect_err(|_| clear())?;
+        eprintln!("pmemha: status of this run: pmemha --socket {} status", private.agent().socket().display());
+        let launched = self.launch(private.agent(), Some(GROUP), &preload);
+        if let Ok(false) = private.has_protected() {
+            drop(private);
+            clear();
+            if launched.is_ok() {
+                let patterns = protect.join(" or ");
+                eprintln!("pmemha: ! nothing was protected: no process opened a file that matches {patterns}");
+            }
+            return launched;
+        }
+        let code = launched?;
         let given_up = on_interrupt()?;
         let (copy, dir) = (private.finish(&given_up), image.path().display());
         match copy {
@@ -178,7 +190,12 @@ fn forward(mut signals: Signals, child: &Child) -> Result<signal_hook::iterator:
 /// The preload library: named by PMEMHA_PRELOAD, beside this program, or in the lib directory next to it.
 pub fn find_preload() -> Result<PathBuf, Failure> {
     if let Some(named) = std::env::var_os("PMEMHA_PRELOAD") {
-        return absolute(Path::new(&named));
+        let named = absolute(Path::new(&named))?;
+        if named.is_file() {
+            return Ok(named);
+        }
+        let message = format!("PMEMHA_PRELOAD names {}, which is no file: name {PRELOAD}", named.display());
+        return Err(Failure::new(SOFTWARE, message));
     }
     let own = std::env::current_exe().map_err(Failure::system("finding the preload library"))?;
     let beside = own.with_file_name(PRELOAD);
