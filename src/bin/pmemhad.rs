@@ -3,13 +3,16 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 use clap::{Parser, Subcommand};
 
 use pmemha::agent::config::{Config, ConfigError, DEFAULT_FILE};
-use pmemha::agent::daemon::{Daemon, FINISH_WITHIN, Stop};
-use pmemha::agent::holder;
+use pmemha::agent::daemon::{Daemon, FINISH_WITHIN, HOLDER_SOCKET, Stop};
+use pmemha::agent::holder::{self, Holder};
 use pmemha::failover::supervise;
 
 /// The agent that keeps this node's persistent memory safe on another machine.
@@ -19,6 +22,12 @@ struct Arguments {
     /// Configuration file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE)]
     config: PathBuf,
+    /// This agent's directory, which is removed when the launcher at the other end of standard input is gone
+    #[arg(long, value_name = "DIR", hide = true)]
+    private: Option<PathBuf>,
+    /// Directory of another private agent, which is to be gone before this one follows their launcher
+    #[arg(long, value_name = "DIR", hide = true, requires = "private")]
+    after: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -71,7 +80,10 @@ fn main() -> ExitCode {
         Some(Command::ExecIn { procs, user, argv }) => {
             Err(Failure::software(supervise::exec_in(&procs, &user, &argv).to_string()))
         }
-        None => serve(&arguments.config),
+        None => {
+            let private = arguments.private.map(|dir| Private { dir, after: arguments.after });
+            serve(&arguments.config, private)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,21 +101,73 @@ fn answered(told: &clap::Error) -> ExitCode {
     if told.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
 }
 
-/// Runs the agent until SIGTERM, SIGINT or an operator's shutdown.
-fn serve(file: &Path) -> Result<(), Failure> {
+/// Runs the agent until SIGTERM, SIGINT, an operator's shutdown or, where it is private, its launcher's end.
+fn serve(file: &Path, private: Option<Private>) -> Result<(), Failure> {
     let config = Config::load(file).map_err(unusable)?;
+    let holder = config.node.runtime_dir.join(HOLDER_SOCKET);
     start_tracing();
     let program = std::env::current_exe().map_err(|e| Failure::software(e.to_string()))?;
     let (stop, stopped) = Stop::new();
     let on_signal = stop.clone();
     ctrlc::set_handler(move || on_signal.tell()).map_err(|e| Failure::software(e.to_string()))?;
+    let orphaned = Arc::new(AtomicBool::new(false));
+    if private.is_some() {
+        watch_launcher(stop.clone(), orphaned.clone())?;
+    }
     let daemon = Daemon::start(config, &program, stop).map_err(|e| Failure::software(e.to_string()))?;
     tracing::info!(socket = %daemon.socket().display(), "pmemhad is ready");
     daemon.run(&stopped);
+    let orphan = private.filter(|_| orphaned.load(Ordering::Acquire));
+    if let Some(orphan) = &orphan {
+        orphan.await_other();
+    }
     for left in daemon.finish(Instant::now() + FINISH_WITHIN) {
         eprintln!("pmemhad: left undone: {left}");
     }
+    if let Some(orphan) = &orphan {
+        orphan.clean_up(&holder);
+    }
     Ok(())
+}
+
+/// An agent that a launcher has started for its own purposes.
+struct Private {
+    dir: PathBuf,
+    after: Option<PathBuf>,
+}
+
+impl Private {
+    /// A copy takes what the source, which the same launcher has left, still brings out.
+    fn await_other(&self) {
+        let deadline = Instant::now() + FINISH_WITHIN;
+        while self.after.as_ref().is_some_and(|dir| dir.exists()) && Instant::now() < deadline {
+            thread::sleep(OTHER_LOOK);
+        }
+    }
+
+    /// Does for a launcher that is gone what it would have done.
+    fn clean_up(&self, holder: &Path) {
+        if holder.exists()
+            && let Ok(holder) = Holder::find_or_start(holder, Path::new("/nonexistent"))
+        {
+            let _ = holder.finish();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+        // The last of several agents removes what they were in.
+        let _ = self.dir.parent().map(fs::remove_dir);
+    }
+}
+
+/// Stops the agent when nobody holds the other end of standard input any more, however its launcher ended.
+fn watch_launcher(stop: Stop, orphaned: Arc<AtomicBool>) -> Result<(), Failure> {
+    let watch = move || {
+        // What cannot be read has no launcher either.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        orphaned.store(true, Ordering::Release);
+        stop.tell();
+    };
+    let thread = thread::Builder::new().name("launcher".into()).spawn(watch);
+    thread.map(drop).map_err(|e| Failure::software(format!("starting a thread: {e}")))
 }
 
 /// Diagnostics to standard error; PMEMHA_LOG chooses what (`pmemha=debug`), as tracing's filters do.
@@ -148,6 +212,8 @@ impl Failure {
 
 /// The arguments do not fit together.
 const EX_USAGE: u8 = 64;
+/// How often an orphan looks for the directory of another one.
+const OTHER_LOOK: Duration = Duration::from_millis(20);
 /// An internal or system failure.
 const EX_SOFTWARE: u8 = 70;
 /// The configuration cannot be used.

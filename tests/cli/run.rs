@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pmemha::agent::clock::WallTime;
 use pmemha_testkit::node::{Node, archiving};
-use pmemha_testkit::{dirs, programs, wait};
+use pmemha_testkit::{dirs, process, programs, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -183,7 +183,8 @@ fn a_program_that_is_over_at_once_leaves_a_complete_copy() {
         let copy = dir.path().join(round);
         assert!(complained.contains(&format!("the copy is in {}, complete", copy.display())), "{complained}");
         let copies = below(&copy);
-        let whole = |path: &PathBuf| fs::read(path).is_ok_and(|b| b == format!("remember {round}").as_bytes());
+        let whole =
+            |path: &PathBuf| fs::read(path).is_ok_and(|b| b == format!("remember {round}").as_bytes());
         assert!(copies.iter().any(whole), "none of {copies:?} is the copy:\n{complained}");
         fs::remove_file(dir.path().join("files/notes")).expect("what the program wrote");
     }
@@ -230,6 +231,40 @@ fn a_preload_library_that_is_not_there_is_named_before_anything_starts() {
     assert_eq!(out.status.code(), Some(70), "{}", said(&out));
     assert!(String::from_utf8_lossy(&out.stderr).contains("/nonexistent/lib.so"), "{}", said(&out));
     assert!(!dir.path().join("ran").exists());
+}
+
+#[test]
+fn the_agents_of_a_run_that_is_killed_complete_the_copy_and_end() {
+    let dir = dirs::in_memory();
+    let script = format!("{WRITE}; touch ready; exec sleep 1000");
+    let mut run = private(dir.path(), &["--to", "copy"], &script).spawn().expect("pmemha runs");
+    wait::eventually("the program to run", SOON, || dir.path().join("ready").exists());
+    let own = dir.path().join(format!("pmemha-run-{}", run.id()));
+    assert!(own.join("source/node.key").exists());
+    run.kill().and_then(|()| run.wait()).expect("our own child");
+    let of_run = |p: &process::Process| p.arguments().iter().any(|a| Path::new(a).starts_with(&own));
+    wait::eventually("agents and holders to end", SOON, || !process::all().any(|p| of_run(&p)));
+    for process in
+        process::all().filter(|p| p.has_variable("PMEMHA_SOCKET", &own.join("source/run/pmemhad.sock")))
+    {
+        process.kill();
+    }
+    assert!(!own.exists(), "keys are left in {}", own.display());
+    let copies = below(&dir.path().join("copy"));
+    let whole = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes == b"remember this");
+    assert!(copies.iter().any(whole), "none of {copies:?} is the copy");
+}
+
+#[test]
+fn a_run_that_cannot_start_its_agents_leaves_nothing() {
+    let dir = dirs::in_memory();
+    fs::write(dir.path().join("file"), "").expect("an own directory");
+    let mut run = private(dir.path(), &["--archive", "archive", "--to", "file/copy"], "touch files/ran");
+    let out = run.output().expect("pmemha runs");
+    assert_ne!(out.status.code(), Some(0), "{}", said(&out));
+    let left: Vec<_> =
+        fs::read_dir(dir.path()).expect("an own directory").flatten().map(|e| e.file_name()).collect();
+    assert!(left.len() == 2 && below(&dir.path().join("files")).is_empty(), "{left:?}\n{}", said(&out));
 }
 
 #[test]

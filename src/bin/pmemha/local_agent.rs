@@ -1,13 +1,14 @@
 //! Agents that this command starts on this machine for its own purposes, each with a directory, certificates and free
 //! ports of its own. `run` (through `private`) and `demo` start two, which are each other's peers over loopback.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pmemha::agent::daemon::HOLDER_SOCKET;
@@ -31,9 +32,8 @@ pub struct Home {
     address: SocketAddr,
 }
 
-/// Makes `dir` and in it a home for each node, with certificates of one authority.
+/// Makes in `dir` a home for each node, with certificates of one authority.
 pub fn make_homes<const N: usize>(dir: &Path, nodes: [&'static str; N]) -> Result<[Home; N], Failure> {
-    make_dir(dir)?;
     let tls = |e| Failure::new(SOFTWARE, format!("{e}"));
     let authority = make_authority().map_err(tls)?;
     let mut homes = Vec::with_capacity(N);
@@ -75,29 +75,32 @@ impl Home {
     }
 }
 
-/// An agent, ended when dropped.
+/// An agent, ended when dropped. Should this process end without that, the agent finishes by itself and removes its home.
 pub struct LocalAgent {
     dir: PathBuf,
     child: Child,
+    /// Its end tells the agent that we are gone.
+    _lifeline: Option<ChildStdin>,
     agent: Agent,
 }
 
 impl LocalAgent {
-    /// Starts the agent of `home` and waits until it serves.
-    pub fn start(home: &Home) -> Result<LocalAgent, Failure> {
+    /// Starts the agent of `home` and waits until it serves. Should we end, it ends after that of `before`.
+    pub fn start(home: &Home, before: Option<&Home>) -> Result<LocalAgent, Failure> {
         let dir = home.dir();
-        // The agent says READY=1 to its service manager, which is us.
-        let notify = dir.join("notify");
-        let told = UnixDatagram::bind(&notify).map_err(Failure::system(notify.display()))?;
         let log = dir.join(LOG);
         let log = fs::File::create(&log).map_err(Failure::system(log.display()))?;
         let program = pmemhad()?;
-        let child = Command::new(&program)
+        let mut child = Command::new(&program)
             .arg("--config")
             .arg(dir.join(CONF))
-            .env("NOTIFY_SOCKET", &notify)
+            .arg("--private")
+            .arg(dir)
+            .args(before.into_iter().flat_map(|other| [OsStr::new("--after"), other.dir.as_os_str()]))
+            // Not the service that systemd may run us as.
+            .env_remove("NOTIFY_SOCKET")
             .env_remove("LD_PRELOAD")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             // An interrupt from the terminal is for the program; the agents end after it.
@@ -105,8 +108,10 @@ impl LocalAgent {
             .spawn()
             .map_err(Failure::system(format!("starting {}", program.display())))?;
         let agent = Agent::new(Some(dir.join("run/pmemhad.sock")));
-        let mut member = LocalAgent { dir: dir.into(), child, agent };
-        member.await_ready(&told).inspect_err(|_| member.end())?;
+        // Taken, since waiting for the child would close it.
+        let lifeline = child.stdin.take();
+        let mut member = LocalAgent { dir: dir.into(), child, _lifeline: lifeline, agent };
+        member.await_ready().inspect_err(|_| member.end())?;
         Ok(member)
     }
 
@@ -148,14 +153,11 @@ impl LocalAgent {
         }
     }
 
-    fn await_ready(&mut self, told: &UnixDatagram) -> Result<(), Failure> {
+    /// It listens last of all.
+    fn await_ready(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + READY_WITHIN;
-        told.set_read_timeout(Some(LOOK)).map_err(Failure::system("waiting for pmemhad"))?;
-        let mut message = [0; 256];
         while Instant::now() < deadline {
-            if let Ok(n) = told.recv(&mut message)
-                && message[..n].starts_with(b"READY=1")
-            {
+            if self.agent.connect().is_ok() {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait().map_err(Failure::system("waiting for pmemhad"))? {
@@ -164,6 +166,7 @@ impl LocalAgent {
                     format!("the agent ended with {status} before it served:\n{}", self.diagnostics()),
                 ));
             }
+            thread::sleep(LOOK);
         }
         Err(Failure::new(SOFTWARE, format!("the agent does not serve:\n{}", self.diagnostics())))
     }

@@ -16,7 +16,7 @@ use pmemha::types::Lsn;
 
 use crate::agent::Agent;
 use crate::failure::Failure;
-use crate::local_agent::{LOOK, LocalAgent, READY_WITHIN, make_homes, quote};
+use crate::local_agent::{LOOK, LocalAgent, READY_WITHIN, make_dir, make_homes, quote};
 
 /// Node of the agent that the program attaches to.
 const SOURCE: &str = "source";
@@ -47,21 +47,38 @@ pub struct Wanted<'a> {
 
 /// The agents. Dropped without [`Private::finish`], they are killed.
 pub struct Private {
-    dir: PathBuf,
     // In the order in which they are stopped: the source brings out what it has while the copy still listens.
     source: LocalAgent,
     copy: LocalAgent,
+    _dir: OwnDir,
+}
+
+/// A directory of keys, logs and state that only this run needs, removed when dropped.
+struct OwnDir(PathBuf);
+
+impl OwnDir {
+    fn make(dir: &Path) -> Result<OwnDir, Failure> {
+        make_dir(dir)?;
+        Ok(OwnDir(dir.into()))
+    }
+}
+
+impl Drop for OwnDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Private {
     /// Starts both, with their state in the new directory `dir`, and waits until they serve.
     pub fn start(dir: &Path, wanted: &Wanted<'_>) -> Result<Private, Failure> {
+        let own = OwnDir::make(dir)?;
         let [source, copy] = make_homes(dir, [SOURCE, COPY])?;
         copy.configure(&source, &replica_section(wanted))?;
         source.configure(&copy, &group_section(wanted))?;
-        let copy = LocalAgent::start(&copy)?;
-        let source = LocalAgent::start(&source)?;
-        let private = Private { dir: dir.into(), source, copy };
+        let copy = LocalAgent::start(&copy, Some(&source))?;
+        let source = LocalAgent::start(&source, None)?;
+        let private = Private { source, copy, _dir: own };
         private.await_admission()?;
         Ok(private)
     }
@@ -135,7 +152,9 @@ impl Private {
                 return Err(why);
             }
             if began.elapsed() >= SILENCE && !told {
-                eprintln!("pmemha: the program has ended; its copy is being completed, and an interrupt gives it up");
+                eprintln!(
+                    "pmemha: the program has ended; its copy is being completed, and an interrupt gives it up"
+                );
                 told = true;
             }
             thread::sleep(LOOK);
@@ -161,7 +180,6 @@ impl Drop for Private {
     fn drop(&mut self) {
         self.source.end();
         self.copy.end();
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

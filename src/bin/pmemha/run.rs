@@ -65,7 +65,8 @@ impl Run {
         }
         let dir = own_dir();
         let image = Filled::new("--to", absolute(self.to.as_deref().unwrap_or(&image_beside(&dir)))?)?;
-        let archive = self.archive.as_deref().map(|dir| Filled::new("--archive", absolute(dir)?)).transpose()?;
+        let archive =
+            self.archive.as_deref().map(|dir| Filled::new("--archive", absolute(dir)?)).transpose()?;
         let protect = self.protect.iter().map(|p| pattern(p)).collect::<Result<Vec<_>, _>>()?;
         let wanted = Wanted {
             protect: &protect,
@@ -75,14 +76,19 @@ impl Run {
         };
         let clear = || [Some(&image), archive.as_ref()].into_iter().flatten().for_each(Filled::clear);
         let private = Private::start(&dir, &wanted).inspect_err(|_| clear())?;
-        eprintln!("pmemha: status of this run: pmemha --socket {} status", private.agent().socket().display());
+        eprintln!(
+            "pmemha: status of this run: pmemha --socket {} status",
+            private.agent().socket().display()
+        );
         let launched = self.launch(private.agent(), Some(GROUP), &preload);
         if let Ok(false) = private.has_protected() {
             drop(private);
             clear();
             if launched.is_ok() {
                 let patterns = protect.join(" or ");
-                eprintln!("pmemha: ! nothing was protected: no process opened a file that matches {patterns}");
+                eprintln!(
+                    "pmemha: ! nothing was protected: no process opened a file that matches {patterns}"
+                );
             }
             return launched;
         }
@@ -132,7 +138,8 @@ impl Run {
 fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in passed_on()?.filter(|signal| [SIGINT, SIGTERM].contains(signal)) {
-        signal_hook::flag::register(signal, interrupted.clone()).map_err(Failure::system("handling signals"))?;
+        signal_hook::flag::register(signal, interrupted.clone())
+            .map_err(Failure::system("handling signals"))?;
     }
     Ok(interrupted)
 }

@@ -59,6 +59,7 @@ pub struct Machines {
 impl Machines {
     /// Starts both agents in the new directory `dir`; alpha's starts `program` with drains that wait for `commit`.
     pub fn start(dir: &Path, program: &Program, preload: &Path, commit: &str) -> Result<Machines, Failure> {
+        make_dir(dir)?;
         let [alpha, beta] = make_homes(dir, ["alpha", "beta"])?;
         for home in [&alpha, &beta] {
             make_dir(&files(home))?;
@@ -92,7 +93,7 @@ impl Machines {
             ),
         )?;
         let start = |home: &Home| {
-            Ok::<_, Failure>(Machine { dir: home.dir().into(), agent: LocalAgent::start(home)? })
+            Ok::<_, Failure>(Machine { dir: home.dir().into(), agent: LocalAgent::start(home, None)? })
         };
         let beta = start(&beta)?;
         Ok(Machines { alpha: start(&alpha)?, beta })
