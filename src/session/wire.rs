@@ -132,6 +132,11 @@ pub enum Reply {
     },
     /// Done.
     Ok {},
+    /// Answer to Ended: the program was killed because its group is another node's by now.
+    HandedOver {
+        /// The node.
+        to: String,
+    },
     /// Refused or failed.
     Error {
         /// For a person.

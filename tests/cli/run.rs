@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pmemha::agent::clock::WallTime;
-use pmemha_testkit::node::{Node, archiving};
+use pmemha_testkit::node::{Node, Pair, PairOptions, archiving};
 use pmemha_testkit::{dirs, process, programs, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -265,6 +265,23 @@ fn a_run_that_cannot_start_its_agents_leaves_nothing() {
     let left: Vec<_> =
         fs::read_dir(dir.path()).expect("an own directory").flatten().map(|e| e.file_name()).collect();
     assert!(left.len() == 2 && below(&dir.path().join("files")).is_empty(), "{left:?}\n{}", said(&out));
+}
+
+#[test]
+fn a_program_that_is_killed_by_a_handover_is_told_of() {
+    let Pair { mut alpha, mut beta } = Pair::prepare(BINARIES, &PairOptions::default());
+    beta.start();
+    alpha.start();
+    let script = format!("exec 3>{}/f; while :; do sleep 0.01; done", alpha.files().display());
+    let run = shell(&alpha, &script).stderr(Stdio::piped()).spawn().expect("pmemha runs");
+    alpha.await_streaming();
+    alpha.await_group("the program", |g| (g["sessions"][0]["pid"].is_u64()).then_some(()));
+    let out = alpha.cli().args(["last-gasp", "app"]).output().expect("pmemha runs");
+    assert!(out.status.success(), "{}", said(&out));
+    let out = run.wait_with_output().expect("our own child");
+    assert_eq!(out.status.code(), Some(128 + 9), "{}", said(&out));
+    let complained = String::from_utf8_lossy(&out.stderr);
+    assert!(complained.contains("group `app` was handed over to beta"), "{complained}");
 }
 
 #[test]

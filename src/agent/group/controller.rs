@@ -21,6 +21,11 @@ pub trait Controller: Send + Sync {
     /// How the group is at this instant.
     fn report(&self) -> GroupStatus;
 
+    /// The node that this one has given the group up to, if it has.
+    fn handed_over(&self) -> Option<String> {
+        None
+    }
+
     /// Operator: the last gasp, now. Returns once it has begun.
     fn last_gasp(&self) -> Result<(), String>;
 

@@ -69,6 +69,14 @@ impl Controller for Arc<Role> {
         }
     }
 
+    fn handed_over(&self) -> Option<String> {
+        match self.ownership.get()?.state().durable.standing {
+            Standing::Owner { .. } => None,
+            Standing::GivenUp { heir, .. } => Some(heir.0),
+            _ => self.heir.as_ref().map(|heir| heir.name.clone()),
+        }
+    }
+
     fn last_gasp(&self) -> Result<(), String> {
         if self.heir.is_none() {
             return Err(format!(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
 
 use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
 use crate::agent::config;
@@ -268,7 +269,7 @@ impl Session<'_> {
     }
 
     fn launched_ended(&self, pid: u32, code: Option<i32>, signal: Option<i32>) -> Reply {
-        let Part::Launcher { group, .. } = &self.part else {
+        let Part::Launcher { group, controller } = &self.part else {
             return error("only a launcher tells how another process ended".into());
         };
         let ending = match (code, signal) {
@@ -278,7 +279,11 @@ impl Session<'_> {
             (None, None) => return error("Ended needs a code or a signal".into()),
         };
         self.shared.launchers.tell(group, pid, ending);
-        Reply::Ok {}
+        let killed = signal == Some(Signal::KILL.as_raw());
+        match controller.handed_over().filter(|_| killed) {
+            Some(to) => Reply::HandedOver { to },
+            None => Reply::Ok {},
+        }
     }
 
     /// An operator may for any group, an application for its own.

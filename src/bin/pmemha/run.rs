@@ -16,9 +16,9 @@ use signal_hook::iterator::Signals;
 
 use pmemha::agent::sessions::LAUNCHER;
 use pmemha::session::socket::Connection;
-use pmemha::session::wire::{Request, VERSION};
+use pmemha::session::wire::{Reply, Request, VERSION};
 
-use crate::agent::{Agent, ask};
+use crate::agent::{Agent, ask, unexpected};
 use crate::failure::{CANT_EXECUTE, Failure, NOT_FOUND, SOFTWARE, USAGE};
 use crate::filled::Filled;
 use crate::private::{GROUP, Private, Wanted};
@@ -110,7 +110,10 @@ impl Run {
             program: LAUNCHER.into(),
             after: None,
         };
-        ask(&session, &hello)?;
+        let joined = match ask(&session, &hello)? {
+            Reply::Welcome { group, .. } => group,
+            other => return Err(unexpected(&other)),
+        };
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).env("PMEMHA_SOCKET", agent.socket());
         command.env("LD_PRELOAD", preload_list(preload));
@@ -126,7 +129,7 @@ impl Run {
         let forwarding = forward(signals, &child)?;
         let status = child.wait().map_err(Failure::system("waiting for the program"))?;
         forwarding.close();
-        tell_end(&session, child.id(), status);
+        tell_end(&session, &joined, child.id(), status);
         Ok(match (status.code(), status.signal()) {
             (Some(code), _) => code as u8,
             (None, signal) => 128u8.wrapping_add(signal.unwrap_or(0) as u8),
@@ -156,10 +159,14 @@ fn image_beside(dir: &Path) -> PathBuf {
     dir.with_extension("image")
 }
 
-fn tell_end(session: &Connection, pid: u32, status: ExitStatus) {
+fn tell_end(session: &Connection, group: &str, pid: u32, status: ExitStatus) {
     let ended = Request::Ended { pid, code: status.code(), signal: status.signal() };
-    if ask(session, &ended).is_err() {
-        eprintln!("pmemha: the agent could not be told how the program ended; it takes it for dead");
+    match ask(session, &ended) {
+        Ok(Reply::HandedOver { to }) => eprintln!("pmemha: group `{group}` was handed over to {to}"),
+        Ok(_) => {}
+        Err(_) => {
+            eprintln!("pmemha: the agent could not be told how the program ended; it takes it for dead")
+        }
     }
 }
 
