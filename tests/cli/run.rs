@@ -237,7 +237,8 @@ fn a_preload_library_that_is_not_there_is_named_before_anything_starts() {
 fn the_agents_of_a_run_that_is_killed_complete_the_copy_and_end() {
     let dir = dirs::in_memory();
     let script = format!("{WRITE}; touch ready; exec sleep 1000");
-    let mut run = private(dir.path(), &["--to", "copy"], &script).spawn().expect("pmemha runs");
+    let mut run = private(dir.path(), &["--to", "copy"], &script);
+    let mut run = run.stderr(Stdio::null()).spawn().expect("pmemha runs");
     wait::eventually("the program to run", SOON, || dir.path().join("ready").exists());
     let own = dir.path().join(format!("pmemha-run-{}", run.id()));
     assert!(own.join("source/node.key").exists());
@@ -282,6 +283,22 @@ fn a_program_that_is_killed_by_a_handover_is_told_of() {
     assert_eq!(out.status.code(), Some(128 + 9), "{}", said(&out));
     let complained = String::from_utf8_lossy(&out.stderr);
     assert!(complained.contains("group `app` was handed over to beta"), "{complained}");
+}
+
+#[test]
+fn what_does_not_fit_a_run_is_said_as_it_is() {
+    let node = start();
+    for (arguments, code, remedy) in [
+        (["--to", "copy"], 64, "need --protect"),
+        (["--archive", "archive"], 64, "need --protect"),
+        (["--group", "nope"], 77, "this node has no group `nope`"),
+    ] {
+        let mut command = node.cli();
+        command.env("PMEMHA_PRELOAD", programs::preload()).arg("run").args(arguments);
+        let out = command.args(["--", "true"]).output().expect("pmemha runs");
+        assert_eq!(out.status.code(), Some(code), "{arguments:?}: {}", said(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains(remedy), "{arguments:?}: {}", said(&out));
+    }
 }
 
 #[test]

@@ -142,7 +142,12 @@ impl Session<'_> {
             return refuse("Hello comes once, and first".into());
         }
         let Some(controller) = self.find_group(group) else {
-            let what = group.map_or("any group".into(), |g| format!("group `{g}`"));
+            let what = match group {
+                Some(name) if self.is_operator() => return refuse(no_such(name)),
+                Some(name) => format!("group `{name}`"),
+                None if self.is_operator() => return refuse(NO_GROUP.into()),
+                None => "any group".into(),
+            };
             return refuse(format!(
                 "user {} may not attach to {what}: add it to `users` of the [[group]]",
                 self.peer.uid
@@ -426,6 +431,9 @@ fn done(result: Result<(), String>) -> Reply {
 fn error(message: String) -> Reply {
     Reply::Error { message }
 }
+
+/// For whoever may attach to every group.
+const NO_GROUP: &str = "this node has no group yet: name one in [[group]] of its configuration";
 
 fn no_such(group: &str) -> String {
     let name: String = group.chars().filter(|c| !c.is_control()).take(MAX_PROGRAM).collect();

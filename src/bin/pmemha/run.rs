@@ -54,6 +54,13 @@ impl Run {
         if !own && agent.connect().is_ok() {
             return self.launch(agent, self.group.as_deref(), &preload);
         }
+        if self.protect.is_empty() && own {
+            return Err(Failure::new(
+                USAGE,
+                "--to and --archive are for agents of the run's own, which need --protect: name the files to protect; a \
+                 running agent has both in its configuration",
+            ));
+        }
         if self.protect.is_empty() {
             return Err(Failure::new(
                 USAGE,
