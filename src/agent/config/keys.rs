@@ -48,7 +48,12 @@ pub(super) fn read(source: &Source<'_>) -> Keys {
             None => {
                 let path = source.path_at(&span);
                 problems.push(source.refused(&error));
-                take_out(&mut tree, &path, &lost).inspect(|()| lost.taken_out(path, error.message()))
+                // Taken out before, it cannot be what was complained of.
+                let is_new = !lost.out.contains(&path);
+                is_new
+                    .then(|| take_out(&mut tree, &path, &lost))
+                    .flatten()
+                    .inspect(|()| lost.taken_out(path, error.message()))
             }
         };
         if mended.is_none() {

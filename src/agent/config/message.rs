@@ -119,7 +119,7 @@ impl<'a> Source<'a> {
             return self.problem(span.start, render(&path), what, remedy);
         }
         let remedy = remedy_for(&what, &path);
-        self.problem(span.start, render(&path), what, remedy)
+        self.problem(span.start, render(&path), in_toml(&what), remedy)
     }
 
     /// `field`, which is the last step of `path`, is missing in the table at `span`.
@@ -248,6 +248,22 @@ pub(super) fn meant(message: &str) -> Option<(String, Vec<&str>)> {
     Some((nearest.to_string(), known))
 }
 
+/// A complaint of serde in the words of the file.
+fn in_toml(message: &str) -> String {
+    let Some((found, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let found =
+        found.replace("invalid type: map", "invalid type: table").replace("type: sequence", "type: list");
+    let expected = match expected {
+        "a sequence" => "a list",
+        "a map" => "a table",
+        "path string" => "a path",
+        "u8" => "a number from 0 to 255",
+        e if e.starts_with("struct ") => "a table",
+        e => e,
+    };
+    format!("{found}, expected {expected}")
+}
+
 /// What to write instead of a value of the wrong kind.
 fn remedy_for(message: &str, path: &[Step]) -> String {
     if message.contains("invalid socket address") {
@@ -263,9 +279,10 @@ fn remedy_for(message: &str, path: &[Step]) -> String {
             None => return String::new(),
         };
     match expected {
-        "a sequence" if found.contains("map") => format!("write it as [[{key}]]"),
+        "a sequence" if found.contains("map") || path.len() == 1 => format!("write it as [[{key}]]"),
         "a sequence" => format!("write a list: {key} = [\"...\"]"),
         "a map" => format!("write a table: {key} = {{ ... }}"),
+        "a boolean" => "write true or false, without quotes".into(),
         "u8" => "write a whole number from 0 to 255, without quotes".into(),
         e if e.starts_with("struct ") && path.len() == 1 => format!("write it as [{key}]"),
         e if e.starts_with("struct ") => format!("write a table: {key} = {{ ... }}"),
