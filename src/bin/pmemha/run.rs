@@ -49,10 +49,9 @@ pub struct Run {
 impl Run {
     /// Runs the program and returns what it ended with, as a shell would.
     pub fn execute(self, agent: &Agent) -> Result<u8, Failure> {
-        let preload = find_preload()?;
         let own = !self.protect.is_empty() || self.to.is_some() || self.archive.is_some();
         if !own && agent.connect().is_ok() {
-            return self.launch(agent, self.group.as_deref(), &preload);
+            return self.launch(agent, self.group.as_deref(), &find_preload()?);
         }
         if self.protect.is_empty() && own {
             return Err(Failure::new(
@@ -70,6 +69,11 @@ impl Run {
                 ),
             ));
         }
+        self.run_privately(&find_preload()?)
+    }
+
+    /// Under agents of its own.
+    fn run_privately(&self, preload: &Path) -> Result<u8, Failure> {
         let dir = own_dir();
         let image = Filled::new("--to", absolute(self.to.as_deref().unwrap_or(&image_beside(&dir)))?)?;
         let archive =
@@ -87,7 +91,7 @@ impl Run {
             "pmemha: status of this run: pmemha --socket {} status",
             private.agent().socket().display()
         );
-        let launched = self.launch(private.agent(), Some(GROUP), &preload);
+        let launched = self.launch(private.agent(), Some(GROUP), preload);
         if let Ok(false) = private.has_protected() {
             drop(private);
             clear();
