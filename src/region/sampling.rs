@@ -1,9 +1,10 @@
 //! Writes that nobody records, found by sampling: raw system calls, io_uring, static binaries.
 //!
 //! Two questions, both answered by looking twice. *Is there a reason to look?* [`Motive`]: the file's time of modification
-//! moved. A file that a program under our eyes has mapped is left out for good, since that program may store and not flush
+//! moved. A file that a program under our eyes has mapped is left out, since that program may store and not flush
 //! for as long as it likes (a transaction that waits, a lock that lives in a pool), and leave it so when it ends: such lines
-//! differ from the image by right. *Which pages?* [`Samples`]: a page that differs from the image in two looks with no
+//! differ from the image by right. Once nobody has the file open any more, a time other than the one at which it was left is a
+//! reason again ([`Motive::since`]). *Which pages?* [`Samples`]: a page that differs from the image in two looks with no
 //! record in between. One look proves nothing: a record may be on its way.
 //!
 //! Pure, but for [`digests`]: whoever samples keeps the looks and decides how often. `agent::source` does.
@@ -28,6 +29,11 @@ pub struct Motive {
 }
 
 impl Motive {
+    /// Of a file that nobody has written to as long as its time is `known`.
+    pub fn since(known: Modified) -> Motive {
+        Motive { before: Some(known), moved: false }
+    }
+
     /// Takes a new look at the time, a second or more after the last one. Whether the file is to be searched: once, since
     /// nobody knows what was done before, and whenever somebody wrote to it.
     ///
@@ -119,6 +125,13 @@ mod tests {
         let mut motive = Motive::default();
         let reasons = [1, 1, 1, 2, 2, 3, 4, 4, 4].map(|seconds| motive.look((seconds, 0)));
         assert_eq!(reasons, [false, true, false, false, true, false, true, true, false]);
+    }
+
+    #[test]
+    fn a_file_whose_time_is_known_is_searched_only_once_it_was_written_to() {
+        let mut motive = Motive::since((1, 0));
+        let reasons = [1, 1, 2, 2].map(|seconds| motive.look((seconds, 0)));
+        assert_eq!(reasons, [false, false, false, true]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a preload library cannot see is found by comparing: raw system calls, io_uring, programs linked statically.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -54,6 +56,36 @@ fn what_a_static_program_writes_is_found() {
     let program = programs::compile("static", &["static.c"], &["-static"]);
     run_preloaded(&pair, &program, &[file.to_str().expect("a path of ours"), "65536", "9000"]);
     await_found(&pair, 3);
+}
+
+#[test]
+fn what_is_done_to_a_pool_after_its_program_has_ended_is_found_and_copied() {
+    let pair = Pair::start(BINARIES, &PairOptions::default());
+    let pool = pair.alpha.files().join("pool");
+    let mut pmdk = pair.alpha.preloaded(programs::workload());
+    pmdk.args(["run", "tx"]).args([&pool, &pair.alpha.files().join("acks")]).arg("100");
+    assert!(pmdk.stdout(Stdio::null()).status().expect("the workload starts").success());
+    let (_, status) = await_quiet(&pair);
+    let regions = status["groups"][0]["regions"].as_array().expect("a list").clone();
+    let mapped = regions.iter().find(|region| region["path"] == pool.to_str().unwrap()).expect("the pool");
+    assert_eq!(mapped["mapped"], true);
+    assert_eq!(row(&pair.alpha).unwrap()["unprotected_writes"], 0, "nobody has touched it");
+
+    let file = File::options().write(true).open(&pool).expect("the pool");
+    let (place, stranger) = (5_000_000, b"written by nobody we know");
+    file.write_all_at(stranger, place).expect("it is larger");
+    let has_it = |copy: Vec<u8>| copy.get(place as usize..).is_some_and(|rest| rest.starts_with(stranger));
+    wait::until("the write to be found and copied", SOON, || {
+        let row = row(&pair.alpha)?;
+        let fields = ["unprotected_writes", "unprotected_writes_recorded"];
+        let [found, recorded] = fields.map(|field| row[field].as_u64());
+        let images = fs::read_dir(pair.beta.replica()).expect("its own directory").flatten();
+        let files = images.filter_map(|dir| fs::read_dir(dir.path()).ok()).flatten().flatten();
+        let copied = files.filter_map(|file| fs::read(file.path()).ok()).any(has_it);
+        (copied && found? > 0 && found == recorded).then_some(())
+    });
+    let events = pair.alpha.await_event("unprotected_writes");
+    assert_eq!(events["path"], pool.to_str().unwrap());
 }
 
 #[test]

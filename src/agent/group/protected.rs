@@ -87,6 +87,11 @@ impl Region {
         self.mapped.load(Relaxed)
     }
 
+    /// How the file was left; none while a process that records what it does may have it open.
+    pub fn at_rest(&self) -> Option<Rest> {
+        *lock(&self.rest)
+    }
+
     pub(super) fn is_regular(&self) -> bool {
         fstat(&self.file).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile)
     }
@@ -141,7 +146,7 @@ impl Region {
             len: self.len(),
             partial: self.partial.load(Relaxed),
             mapped: self.is_mapped(),
-            rest: *lock(&self.rest),
+            rest: self.at_rest(),
         }
     }
 

@@ -183,9 +183,14 @@ impl Group {
     }
 
     /// Whether `bytes` of content fit into the log at once and leave the application most of it.
-    fn has_room_for(&self, bytes: u64) -> bool {
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
         let (log, ring) = (self.log(), self.log().spec().ring_bytes);
         bytes <= ring / CONTENT_SHARE && log.tail().since(log.free()) < ring / 2 && !log.is_ahead()
+    }
+
+    /// Pages that may be put into the log in a row, so that the application keeps most of it.
+    pub(super) fn pages_at_once(&self) -> usize {
+        (self.log().spec().ring_bytes / CONTENT_SHARE) as usize / PAGE
     }
 
     /// Appends the file's content, and then the name that it was kept from until it was whole. Whether all of that is in the
@@ -221,7 +226,7 @@ impl Group {
     }
 
     /// Protects a region up to `len`, if that is more than so far.
-    fn grow(
+    pub(super) fn grow(
         &self,
         inner: &Inner,
         region: &Arc<Region>,

@@ -565,6 +565,46 @@ fn a_file_that_was_changed_while_nobody_had_it_open_is_copied_anew() {
 }
 
 #[test]
+fn what_was_done_to_a_file_at_rest_is_not_forgotten_by_a_run_that_opens_others() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    ["a.pool", "b.pool"].map(|name| drop(bench.file(name, 4096)));
+    let open = |name: &str| File::options().read(true).write(true).open(bench.path(name)).unwrap();
+    let run = |names: &[&str]| {
+        let id = group.enters(process(10));
+        names.iter().for_each(|name| _ = group.protect(open(name).as_fd(), 0, false).unwrap());
+        group.detached(id);
+        group.come_to_rest();
+    };
+    run(&["a.pool", "b.pool"]);
+    rustix::io::pwrite(open("b.pool"), b"x", 0).unwrap();
+    run(&["a.pool"]);
+    assert!(!group.log().is_ahead(), "a is as it was left");
+    run(&["b.pool"]);
+    assert!(group.log().is_ahead());
+}
+
+#[test]
+fn pages_and_size_of_a_file_are_recorded_late_only_at_rest() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let file = bench.file("a.pool", 12288);
+    let id = group.enters(process(10));
+    let (region, _) = group.protect(file.as_fd(), 0, false).unwrap();
+    file.set_len(8192).unwrap();
+    rustix::io::pwrite(&file, b"x", 5000).unwrap();
+    assert!(group.record_pages(region.id(), &[1]) == 0 && !group.record_rest_size(region.id()), "it is open");
+    group.detached(id);
+    group.come_to_rest();
+    let left = region.at_rest().unwrap();
+    assert!(!group.rests_as(region.id(), left), "its size is in no record");
+    assert_eq!(group.record_pages(region.id(), &[1]), 1);
+    let kinds = [Kind::RegionCreate, Kind::RegionResize, Kind::Data];
+    assert_eq!(records(&group), kinds.map(|kind| (kind, RegionId(1))));
+    assert!(!group.record_rest_size(region.id()) && group.rests_as(region.id(), left));
+}
+
+#[test]
 fn the_half_made_record_of_a_program_in_a_container_is_given_up_when_its_session_ends() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);

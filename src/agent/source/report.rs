@@ -58,6 +58,7 @@ impl Shared {
             staged: None,
             resumed: link.resumed,
             unprotected_writes: self.sampler.found(),
+            unprotected_writes_recorded: self.sampler.recorded(),
             sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
             last_error: link.last_error.or(sync.error),
             as_of: WallTime::now().to_string(),

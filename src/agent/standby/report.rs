@@ -38,6 +38,7 @@ impl Standby {
             staged: Some(self.staged),
             resumed: None,
             unprotected_writes: 0,
+            unprotected_writes_recorded: 0,
             sync: status
                 .as_ref()
                 .and_then(|s| s.sync_progress)

@@ -153,7 +153,8 @@ pub struct RegionStatus {
     pub path: String,
     /// Bytes.
     pub len: u64,
-    /// Whether an attached process has mapped it: such a file is not searched for unprotected writes.
+    /// Whether a process has mapped it at some time: such a file is searched for unprotected writes only once no program has it
+    /// open any more and its time of modification moves.
     pub mapped: bool,
 }
 
@@ -228,6 +229,8 @@ pub struct DestinationStatus {
     pub resumed: Option<bool>,
     /// Pages of 4 KiB that were found changed without a record in the log, by sampling, since the agent started.
     pub unprotected_writes: u64,
+    /// Of these, pages of files that no program had open: the agent has recorded them since, and the destination gets them.
+    pub unprotected_writes_recorded: u64,
     /// A first sync or resync that is under way.
     pub sync: Option<SyncStatus>,
     /// The last thing that went wrong, with its time in front.

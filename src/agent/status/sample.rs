@@ -20,6 +20,7 @@ pub fn status() -> Status {
         staged: None,
         resumed: None,
         unprotected_writes: 0,
+        unprotected_writes_recorded: 0,
         sync: None,
         last_error: None,
         as_of: "2026-01-01T00:00:00.000000Z".into(),

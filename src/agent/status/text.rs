@@ -146,10 +146,16 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
         push(out, format_args!("      sync {}", bar(sync)));
     }
     if d.unprotected_writes > 0 {
+        let left = d.unprotected_writes.saturating_sub(d.unprotected_writes_recorded);
+        let outcome = match (left, d.unprotected_writes_recorded) {
+            (_, 0) => "the copy differs there".into(),
+            (0, _) => "no program had them open; they were recorded since".into(),
+            (left, _) => format!("the copy differs in {left}, the others were recorded since"),
+        };
         push(
             out,
             format_args!(
-                "    ! {} pages changed without a record (unprotected_writes): the copy differs there",
+                "    ! {} pages changed without a record (unprotected_writes): {outcome}",
                 d.unprotected_writes
             ),
         );
