@@ -23,6 +23,7 @@ mod roster;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use controller::{Controller, Ending, Notice};
@@ -70,6 +71,8 @@ pub struct Group {
     notify: Box<dyn Fn(Notice) + Send + Sync>,
     resumed: bool,
     roster: Arc<Roster>,
+    /// See [`Group::hold_still`].
+    still: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -130,6 +133,28 @@ impl Group {
     /// Nobody attaches any more. A session may have been shown the group just before it was given up here.
     pub fn close(&self) {
         self.lock().closed = true;
+    }
+
+    /// The last gasp begins: from here on the agent records nothing that nobody asked it to. The log is about to end at a place
+    /// that the heir is told, and behind which nothing may land. Waits for nobody.
+    pub fn hold_still(&self) {
+        self.still.store(true, SeqCst);
+    }
+
+    /// The application may run again.
+    pub fn go_on(&self) {
+        self.still.store(false, SeqCst);
+    }
+
+    /// Waits for what the agent was recording when [`Group::hold_still`] was called.
+    pub fn await_stillness(&self) {
+        // Recording is done under the lock, by whoever has seen under it that nothing holds it back.
+        drop(self.lock());
+    }
+
+    /// To be asked under the lock.
+    fn is_still(&self) -> bool {
+        self.still.load(SeqCst)
     }
 
     /// Whether the log was found rather than made: an application may have been writing all along.

@@ -51,12 +51,12 @@ impl Group {
     }
 
     /// Records pages of a file at rest as they are, its size before them; how many of `pages`, from the first on, fit into the log
-    /// at present. None if the file is not at rest: what a program stores meanwhile has an order that a late copy of a
+    /// at present. None in a last gasp, or if the file is not at rest: what a program stores meanwhile has an order that a late copy of a
     /// page would break.
     pub fn record_pages(&self, id: RegionId, pages: &[u64]) -> usize {
         // Whoever opens the file waits for the lock before it stores.
         let inner = self.lock();
-        let at_rest = |r: &&Arc<Region>| r.at_rest().is_some();
+        let at_rest = |r: &&Arc<Region>| r.at_rest().is_some() && !self.is_still();
         let Some(region) = inner.regions.get(&id).filter(at_rest) else { return 0 };
         if self.record_size(&inner, region).is_err() {
             return 0;
@@ -74,7 +74,7 @@ impl Group {
     /// Records the size of a file at rest, if it is not what it was; whether bytes were cut off.
     pub fn record_rest_size(&self, id: RegionId) -> bool {
         let inner = self.lock();
-        let at_rest = |r: &&Arc<Region>| r.at_rest().is_some();
+        let at_rest = |r: &&Arc<Region>| r.at_rest().is_some() && !self.is_still();
         let Some(region) = inner.regions.get(&id).filter(at_rest) else { return false };
         let cut = self.record_size(&inner, region).unwrap_or(false);
         self.appender().drain();

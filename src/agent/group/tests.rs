@@ -602,6 +602,11 @@ fn pages_and_size_of_a_file_are_recorded_late_only_at_rest() {
     let kinds = [Kind::RegionCreate, Kind::RegionResize, Kind::Data];
     assert_eq!(records(&group), kinds.map(|kind| (kind, RegionId(1))));
     assert!(!group.record_rest_size(region.id()) && group.rests_as(region.id(), left));
+    // The heir is told where the log ends: nothing may come behind that.
+    group.hold_still();
+    assert_eq!(group.record_pages(region.id(), &[1]), 0);
+    group.enters(process(11));
+    assert_eq!(group.record_pages(region.id(), &[1]), 1, "it was called off");
 }
 
 #[test]

@@ -30,6 +30,7 @@ impl Deeds for RoleDeeds {
             Action::Freeze { round } => role.application.order(Order::Freeze(round, role.halfway())),
             Action::Thaw { .. } => {
                 role.cancel_gasp();
+                role.sight.groups().iter().for_each(|group| group.go_on());
                 role.application.order(Order::Thaw);
             }
             Action::HoldFrozen => role.application.order(Order::Hold),

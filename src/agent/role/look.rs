@@ -20,7 +20,7 @@ impl Sight {
         groups.push(Arc::downgrade(group));
     }
 
-    fn groups(&self) -> Vec<Arc<Group>> {
+    pub(super) fn groups(&self) -> Vec<Arc<Group>> {
         lock(&self.0).iter().filter_map(Weak::upgrade).collect()
     }
 }

@@ -149,7 +149,14 @@ impl Source {
     /// Brings everything published to the destination. The application must not run.
     pub fn ship_tail(&self, cancel: &AtomicBool, deadline: Instant) -> Result<Tail, GaspError> {
         let shared = &self.shared;
-        gasp::ship_tail(shared.setup.group.log(), &shared.ship, &shared.syncer, cancel, deadline)
+        let group = &shared.setup.group;
+        group.hold_still();
+        let ship = || gasp::ship_tail(group.log(), &shared.ship, &shared.syncer, cancel, deadline);
+        let tail = ship()?;
+        // Not before anything was shipped: whoever is recording may be waiting for a disk.
+        group.await_stillness();
+        let end = ship()?;
+        Ok(Tail { lsn: end.lsn, digest: end.digest, ..tail })
     }
 
     /// What a last gasp would wait for at this instant.

@@ -149,7 +149,7 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
         let left = d.unprotected_writes.saturating_sub(d.unprotected_writes_recorded);
         let outcome = match (left, d.unprotected_writes_recorded) {
             (_, 0) => "the copy differs there".into(),
-            (0, _) => "no program had them open; they were recorded since".into(),
+            (0, _) => "no attached program had them open; they were recorded since".into(),
             (left, _) => format!("the copy differs in {left}, the others were recorded since"),
         };
         push(
