@@ -568,7 +568,9 @@ fn a_file_that_was_changed_while_nobody_had_it_open_is_copied_anew() {
 fn what_was_done_to_a_file_at_rest_is_not_forgotten_by_a_run_that_opens_others() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
-    ["a.pool", "b.pool"].map(|name| drop(bench.file(name, 4096)));
+    for name in ["a.pool", "b.pool"] {
+        drop(bench.file(name, 4096));
+    }
     let open = |name: &str| File::options().read(true).write(true).open(bench.path(name)).unwrap();
     let run = |names: &[&str]| {
         let id = group.enters(process(10));
