@@ -1,15 +1,17 @@
 //! Who may do what on the agent's socket, by the credentials that the kernel vouches for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use super::config::Config;
+use super::config::{Config, UserRef};
+use super::group::Reader;
 use super::users;
 
 /// Who may do what.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     owner: u32,
-    members: BTreeMap<String, BTreeSet<u32>>,
+    /// By group and user: the groups of the system that the user is in.
+    members: BTreeMap<String, BTreeMap<u32, Vec<u32>>>,
 }
 
 impl Access {
@@ -25,11 +27,15 @@ impl Access {
         let as_ours = by_groups.map(|g| &g.name).chain(by_replicas.map(|r| &r.group));
         // Whom the agent starts the application as after a promotion, the application attaches as.
         let of_replicas = config.replicas.iter().flat_map(|r| r.user.iter().map(|user| (&r.group, user)));
-        let mut members: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
-        as_ours.for_each(|group| _ = members.entry(group.clone()).or_default().insert(owner));
+        let mut members: BTreeMap<String, BTreeMap<u32, Vec<u32>>> = BTreeMap::new();
+        for group in as_ours {
+            let groups = users::groups_of(&UserRef::Id(owner));
+            members.entry(group.clone()).or_default().insert(owner, groups);
+        }
         for (group, user) in of_groups.chain(of_replicas) {
-            let user = users::resolve(user).map_err(|e| format!("group `{group}`: {e}"))?;
-            members.entry(group.clone()).or_default().insert(user.uid);
+            let found = users::resolve(user).map_err(|e| format!("group `{group}`: {e}"))?;
+            let groups = [vec![found.gid], users::groups_of(user)].concat();
+            members.entry(group.clone()).or_default().insert(found.uid, groups);
         }
         Ok(Access { owner, members })
     }
@@ -46,7 +52,17 @@ impl Access {
 
     /// Whether the application of `group` runs as `uid`, by the configuration.
     pub fn is_member(&self, uid: u32, group: &str) -> bool {
-        self.members.get(group).is_some_and(|uids| uids.contains(&uid))
+        self.members.get(group).is_some_and(|users| users.contains_key(&uid))
+    }
+
+    /// Whom the application of `group` runs as: by the configuration, and as `seen`; if nobody is named, as the agent does.
+    pub fn readers(&self, group: &str, seen: &[u32]) -> Vec<Reader> {
+        let mut users = self.members.get(group).cloned().unwrap_or_default();
+        if users.is_empty() && seen.is_empty() {
+            users.insert(self.owner, Vec::new());
+        }
+        seen.iter().for_each(|uid| _ = users.entry(*uid).or_default());
+        users.into_iter().map(|(uid, groups)| Reader::new(uid, groups)).collect()
     }
 }
 

@@ -30,3 +30,14 @@ pub struct Context {
     /// When the agent started.
     pub started: Instant,
 }
+
+impl Context {
+    /// Directories that the agent fills, by their real paths: nothing in there is any application's.
+    pub fn own_dirs(&self) -> Vec<PathBuf> {
+        let node = [&self.config.node.state_dir, &self.config.node.runtime_dir];
+        let archives = self.config.groups.iter().filter_map(|group| Some(&group.archive.as_ref()?.dir));
+        let dirs =
+            node.into_iter().chain(archives).chain(self.config.replicas.iter().map(|replica| &replica.dir));
+        dirs.map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.clone())).collect()
+    }
+}

@@ -51,7 +51,7 @@ pub enum Kind {
     Milestone,
     /// A file is protected from now on.
     RegionProtected,
-    /// A process asked for a file to be protected, and it is not.
+    /// A process asked for a file to be protected, or one matches `protect`, and it is not.
     NotProtected,
     /// Pages changed that no record tells of.
     UnprotectedWrites,

@@ -69,6 +69,7 @@ impl Local {
             generation: Generation(1),
             id: None,
             placed: &[],
+            apart: context.own_dirs(),
             notify: Box::new(move |notice| {
                 if matches!(notice, Notice::RegionAdded { whole: false, .. })
                     && let Some(copies) = &*lock(&for_notices)
@@ -80,6 +81,7 @@ impl Local {
                 cares.notice(&notice);
             }),
         })?;
+        group.look_for_files();
         opened.get_or_init(|| Arc::downgrade(&group));
         let stop = Arc::new(AtomicBool::new(false));
         let tender = if config.archive.is_some() {
@@ -127,6 +129,7 @@ impl Controller for Local {
     }
 
     fn report(&self) -> GroupStatus {
+        let (unprotected_files, unprotected_files_more) = self.group.unprotected_files();
         GroupStatus {
             name: self.name().into(),
             role: Role::Source,
@@ -136,6 +139,8 @@ impl Controller for Local {
             command_error: self.application.as_ref().and_then(|a| a.failure()),
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
+            unprotected_files,
+            unprotected_files_more,
             log: Some(self.group.log_status()),
             destinations: Vec::new(),
             archive: match &*lock(&self.tender) {

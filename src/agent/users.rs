@@ -32,6 +32,16 @@ pub fn resolve(user: &UserRef) -> Result<User, String> {
     }
 }
 
+/// Every group that a user is in; none of one without an entry.
+pub fn groups_of(user: &UserRef) -> Vec<u32> {
+    let key = match user {
+        UserRef::Id(uid) => uid.to_string(),
+        UserRef::Name(name) => name.clone(),
+    };
+    let said = Command::new("id").args(["-G", "--", &key]).output().map(|out| out.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&said).split_whitespace().filter_map(|gid| gid.parse().ok()).collect()
+}
+
 /// A line of passwd(5).
 fn parse(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.lines().next()?.split(':').collect();
@@ -48,6 +58,8 @@ mod tests {
         let root = User { uid: 0, gid: 0 };
         assert_eq!(resolve(&UserRef::Name("root".into())).unwrap(), root);
         assert_eq!(resolve(&UserRef::Id(0)).unwrap(), root);
+        assert!(groups_of(&UserRef::Id(0)).contains(&0));
+        assert!(groups_of(&UserRef::Id(4_000_000)).is_empty());
         assert_eq!(resolve(&UserRef::Id(4_000_000)).unwrap().uid, 4_000_000);
         assert!(resolve(&UserRef::Name("no-such-user".into())).unwrap_err().contains("no-such-user"));
         assert!(resolve(&UserRef::Name("--help".into())).unwrap_err().contains("--help"));

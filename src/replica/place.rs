@@ -70,6 +70,16 @@ pub struct Placed {
 /// Called before each durable step with its name; an error of its ends the attempt there.
 pub type Step<'a> = dyn FnMut(&'static str) -> io::Result<()> + 'a;
 
+/// Whether a file of this name lies beside its place: what was set aside there, or was to be put there.
+pub fn is_beside(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let numbers = |text: &str| {
+        text.split_once('-').is_some_and(|(a, b)| [a, b].iter().all(|n| n.parse::<u32>().is_ok()))
+    };
+    let part = name.strip_prefix(".pmemha-").and_then(|rest| rest.strip_suffix(".part"));
+    part.is_some_and(numbers) || name.rsplit_once(".before-").is_some_and(|(_, rest)| numbers(rest))
+}
+
 /// Where a region's file is to be: a name in a directory, whatever becomes of the directory's own path.
 pub(super) struct Spot {
     folder: Folder,

@@ -51,7 +51,8 @@ fn compile(pattern: &str) -> Result<Pattern, PatternError> {
     Pattern::new(pattern).map_err(|e| refuse(e.to_string()))
 }
 
-const OPTIONS: MatchOptions = MatchOptions {
+/// How a pattern, or a component of one, is matched.
+pub(crate) const OPTIONS: MatchOptions = MatchOptions {
     case_sensitive: true,
     require_literal_separator: true,
     require_literal_leading_dot: false,

@@ -88,6 +88,32 @@ fn an_agent_that_ends_waits_for_its_link_and_not_for_a_destination_that_is_away(
 }
 
 #[test]
+fn files_that_no_program_opens_are_in_the_image_and_at_the_heir() {
+    let mut pair = Pair::new("256KiB", "", "");
+    let contents = |name: &str| format!("content of {name}").into_bytes();
+    let put = |name: &str| fs::write(pair.alpha.files().join(name), contents(name)).unwrap();
+    put("untouched");
+    fs::write(pair.alpha.files().join("large"), vec![7; 300 << 10]).unwrap();
+    pair.beta.start();
+    pair.alpha.start();
+    pair.await_streaming();
+    // It comes later, as an operator's copy does, which no library sees.
+    fs::write(pair.alpha.path("new"), contents("later")).unwrap();
+    fs::rename(pair.alpha.path("new"), pair.alpha.files().join("later")).unwrap();
+    eventually("all of them are in the image", SOON, || {
+        let have = image_files(&pair.beta);
+        ["untouched", "later"].iter().all(|name| have.contains(&contents(name)))
+            && have.contains(&vec![7; 300 << 10])
+    });
+    assert!(pair.alpha.status().unprotected_files.is_empty());
+    pair.alpha.controller().last_gasp().unwrap();
+    pair.beta.await_status("beta owns the group", |s| s.generation.0 == 2 && pair.beta.attach().is_ok());
+    for name in ["untouched", "later"] {
+        assert_eq!(fs::read(pair.beta.files().join(name)).unwrap(), contents(name));
+    }
+}
+
+#[test]
 fn a_destination_that_is_away_never_blocks_and_catches_up() {
     let mut pair = Pair::start("64KiB", "", "");
     let mut app = App::start(&pair.alpha, 0);

@@ -1,5 +1,6 @@
 //! What the daemon asks of whoever controls a group, and what a source's controller hears from its group.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,6 +58,13 @@ pub enum Notice {
         /// Whether the log has all of the file: every byte was zero, or its content was appended there and then.
         whole: bool,
     },
+    /// A file matches the group's patterns, and is not protected. Not told under the lock.
+    NotProtected {
+        /// The file, or a directory that could not be looked into.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// A process attached.
     ProcessAttached {
         /// Its process, if it can be seen from here.
@@ -81,6 +89,9 @@ impl Notice {
                 Kind::RegionProtected,
                 json!({ "region": region.id(), "path": region.path(), "bytes": region.len() }),
             ),
+            Notice::NotProtected { path, why } => {
+                (Kind::NotProtected, json!({ "pid": null, "path": path, "reason": why }))
+            }
             Notice::ProcessAttached { pid } => (Kind::ProcessAttached, json!({ "pid": pid })),
             Notice::ProcessEnded { pid, ending } => {
                 (Kind::ProcessEnded, json!({ "pid": pid, "how": ending.word() }))

@@ -19,10 +19,12 @@ mod reader;
 mod region;
 mod rest;
 mod roster;
+mod unopened;
+mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,6 +40,7 @@ pub use rest::Rest;
 
 use numbers::Numbers;
 use roster::{Attached, Roster};
+use unopened::Lookout;
 
 use super::access::Access;
 use super::config;
@@ -73,6 +76,8 @@ pub struct Group {
     roster: Arc<Roster>,
     /// See [`Group::hold_still`].
     still: AtomicBool,
+    apart: Vec<PathBuf>,
+    lookout: Mutex<Lookout>,
     inner: Mutex<Inner>,
 }
 
@@ -152,7 +157,7 @@ impl Group {
         drop(self.lock());
     }
 
-    /// To be asked under the lock.
+    /// To be asked under the lock by whoever records.
     fn is_still(&self) -> bool {
         self.still.load(SeqCst)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -37,6 +37,8 @@ pub struct OpenGroup<'a> {
     pub id: Option<GroupId>,
     /// Files that a promotion put in place. They are the group's from the first moment, whether or not anyone has opened them.
     pub placed: &'a [PlacedFile],
+    /// Directories in which nothing is protected that nobody has asked for: the agent's own.
+    pub apart: Vec<PathBuf>,
     /// Hears what happens in the group.
     pub notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
@@ -93,7 +95,7 @@ impl Group {
     /// placed: a destination's image must have every file of the group, not only those that the application opens first.
     /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
     pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
-        let OpenGroup { config, states, access, keeper, generation, id, placed, notify } = open;
+        let OpenGroup { config, states, access, keeper, generation, id, placed, apart, notify } = open;
         let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
         let found = match &known {
             Some(state) if state.generation >= generation => find_log(config, access, keeper, state)?,
@@ -128,6 +130,8 @@ impl Group {
             resumed,
             roster: roster.clone(),
             still: AtomicBool::new(false),
+            apart,
+            lookout: Mutex::default(),
             inner: Mutex::new(Inner {
                 regions: BTreeMap::new(),
                 numbers: Numbers::new(state.next_region),

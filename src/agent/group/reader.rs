@@ -6,7 +6,16 @@ use crate::session::peer::Peer;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
     pub(super) uid: u32,
-    groups: Vec<u32>,
+    pub(super) groups: Vec<u32>,
+}
+
+/// What somebody may do with a file, by the bit of its mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Right {
+    Read = 4,
+    Write = 2,
+    /// Reach what is in a directory.
+    Enter = 1,
 }
 
 /// Whose a file is.
@@ -28,20 +37,31 @@ impl Reader {
         Reader { uid: 0, groups: vec![0] }
     }
 
-    /// Whether a file of this mode and owner may be opened for reading. One that has an access control list (`listed`) is for its
-    /// owner only, so that nobody gets here what the list denies.
+    /// A user and the groups that it is in.
+    pub fn new(uid: u32, groups: Vec<u32>) -> Reader {
+        Reader { uid, groups }
+    }
+
+    /// Whether a file of this mode and owner may be opened for reading. See [`Reader::may`].
     pub(super) fn may_read(&self, mode: u32, owner: Owner, listed: bool) -> bool {
+        self.may(Right::Read, mode, owner, listed)
+    }
+
+    /// Whether it has a right to a file of this mode and owner. One that has an access control list (`listed`) is for its
+    /// owner only, so that nobody gets here what the list denies.
+    pub(super) fn may(&self, right: Right, mode: u32, owner: Owner, listed: bool) -> bool {
+        let bit = right as u32;
         // The first class that fits decides, as in the kernel.
         if self.uid == 0 {
             true
         } else if self.uid == owner.uid {
-            mode & 0o400 != 0
+            mode & bit << 6 != 0
         } else if listed {
             false
         } else if self.groups.contains(&owner.gid) {
-            mode & 0o040 != 0
+            mode & bit << 3 != 0
         } else {
-            mode & 0o004 != 0
+            mode & bit != 0
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Which descriptors become regions, and what the log is told of a new one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::{io, slice};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fgetxattr, fstat, major, minor};
 
@@ -45,6 +46,26 @@ pub(super) struct Candidate {
     owner: Owner,
     access: OFlags,
     size: u64,
+}
+
+/// A file that is about to become a region.
+pub(super) struct Newcomer {
+    region: Arc<Region>,
+    /// No byte of it is other than zero.
+    empty: bool,
+    /// Its content may fit into the log at once.
+    small: bool,
+}
+
+impl Newcomer {
+    pub(super) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// Payload of the record that creates it.
+    fn creation(&self) -> Vec<u8> {
+        if self.small && !self.empty { self.region.arrival() } else { self.region.creation() }
+    }
 }
 
 impl Group {
@@ -96,6 +117,24 @@ impl Group {
         // Opened anew, since the client's descriptor may be write-only; the magic link leads to the same file.
         let file = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let file = file.map_err(|e| unfit(format!("the agent may not read it: {e}")))?;
+        let newcomer = self.newcomer(&mut inner, file.into(), &candidate, len, mapped)?;
+        let lsn = self.admit(&mut inner, slice::from_ref(&newcomer))?;
+        Ok((newcomer.region, lsn))
+    }
+
+    /// A region, not entered yet, of a file that has none: `len` bytes of it.
+    pub(super) fn newcomer(
+        &self,
+        inner: &mut Inner,
+        file: OwnedFd,
+        candidate: &Candidate,
+        len: u64,
+        mapped: bool,
+    ) -> Result<Newcomer, ProtectError> {
+        let unfit = |why: String| candidate.unfit(why);
+        if len > MAX_REGION_BYTES {
+            return Err(unfit(format!("{len} bytes; the limit is {} TiB", MAX_REGION_BYTES >> 40)));
+        }
         let limit = self.log().spec().regions;
         let id = inner.numbers.take(limit);
         let id = id.ok_or_else(|| unfit(format!("the group has {} files already, the limit", limit - 1)))?;
@@ -104,24 +143,32 @@ impl Group {
             since: AtomicU64::new(0),
             id_of_file: candidate.id,
             mode: candidate.mode & 0o7777,
-            file: file.into(),
+            file,
             path: Mutex::new(candidate.path.clone()),
             len: AtomicU64::new(len),
-            partial: AtomicBool::new(partial),
+            partial: AtomicBool::new(len < candidate.size),
             mapped: AtomicBool::new(mapped),
             rest: Mutex::default(),
         });
         let empty =
             candidate.size == 0 || (candidate.is_regular() && is_hole(region.file(), 0, candidate.size));
         let small = candidate.is_regular() && self.has_room_for(candidate.size.max(len));
-        let creation = if small && !empty { region.arrival() } else { region.creation() };
-        // An agent that finds the region in the table, while less than all that it has is in the log, has to copy it.
+        Ok(Newcomer { region, empty, small })
+    }
+
+    /// Enters regions, and as much of their content as the log takes at once. Returns the LSN just past that.
+    pub(super) fn admit(&self, inner: &mut Inner, newcomers: &[Newcomer]) -> Result<Lsn, GroupError> {
+        // An agent that finds a region in the table, while less than all that it has is in the log, has to copy it.
         self.log().owe(Debt::Entry);
-        self.add(&mut inner, &region, &creation)?;
-        let whole = empty || (small && self.append_content(&region));
+        self.add(inner, newcomers)?;
+        for newcomer in newcomers {
+            let Newcomer { region, empty, small } = newcomer;
+            let whole = *empty || (*small && self.has_room_for(region.len()) && self.append_content(region));
+            self.entered(region, whole);
+        }
         let lsn = self.appender().drain();
-        self.entered(&region, whole);
-        Ok((region, lsn))
+        self.log().settle(Debt::Entry);
+        Ok(lsn)
     }
 
     /// All of a region is in the log, or a copy is to bring what is not.
@@ -131,7 +178,6 @@ impl Group {
             self.log().owe(Debt::Copy);
         }
         (self.notify)(Notice::RegionAdded { region: region.clone(), whole });
-        self.log().settle(Debt::Entry);
     }
 
     /// A process that records what it does maps a region.
@@ -145,40 +191,47 @@ impl Group {
         }
     }
 
-    /// Enters a region into the table on disk, the log's table, and the log. In this order: a number that was given out
+    /// Enters regions into the table on disk, the log's table, and the log. In this order: a number that was given out
     /// means no other file, and no record names a region that the table does not have.
-    fn add(&self, inner: &mut Inner, region: &Arc<Region>, creation: &[u8]) -> Result<(), GroupError> {
-        let path = region.path();
-        // A file of the same name that stood there before ceases to be with this one's creation, unless it went elsewhere
+    fn add(&self, inner: &mut Inner, newcomers: &[Newcomer]) -> Result<(), GroupError> {
+        // A file of the same name that stood there before ceases to be with the new one's creation, unless it went elsewhere
         // and the record of that is still on its way.
+        let paths: BTreeSet<_> = newcomers.iter().map(|newcomer| newcomer.region.path()).collect();
         let namesakes: Vec<Arc<Region>> =
-            inner.regions.values().filter(|r| r.path() == path).cloned().collect();
-        let (moved, replaced): (Vec<_>, Vec<_>) = namesakes.into_iter().partition(|r| r.is_named());
-        let replaced: Vec<RegionId> = replaced.iter().map(|r| r.id()).collect();
-        for old in &replaced {
-            if let Some(old) = inner.regions.remove(old) {
+            inner.regions.values().filter(|r| paths.contains(&r.path())).cloned().collect();
+        let (moved, replaced): (Vec<_>, Vec<_>) =
+            namesakes.into_iter().map(|r| (r.path(), r)).partition(|(_, r)| r.is_named());
+        for (_, old) in &replaced {
+            if let Some(old) = inner.regions.remove(&old.id()) {
                 inner.numbers.ended(&old);
             }
         }
-        inner.regions.insert(region.id(), region.clone());
+        inner
+            .regions
+            .extend(newcomers.iter().map(|newcomer| (newcomer.region.id(), newcomer.region.clone())));
         if let Err(error) = self.save(inner) {
-            inner.regions.remove(&region.id());
-            inner.numbers.ended(region);
+            for Newcomer { region, .. } in newcomers {
+                inner.regions.remove(&region.id());
+                inner.numbers.ended(region);
+            }
             return Err(error);
         }
-        for old in replaced {
-            self.log().set_region(old, None)?;
+        for (_, old) in &replaced {
+            self.log().set_region(old.id(), None)?;
         }
-        self.enter(inner, region)?;
-        for moved in moved {
-            // An image drops whatever has a new region's name. Whoever moved it may have died before it recorded that.
-            let name = moved.path();
-            let name = name.as_os_str().as_encoded_bytes();
-            let _ = self.appender().append(Kind::RegionRename, moved.id(), 0, name);
+        for newcomer in newcomers {
+            let region = &newcomer.region;
+            self.enter(inner, region)?;
+            for (_, moved) in moved.iter().filter(|(before, _)| *before == region.path()) {
+                // An image drops whatever has a new region's name. Whoever moved it may have died before it recorded that.
+                let name = moved.path();
+                let name = name.as_os_str().as_encoded_bytes();
+                let _ = self.appender().append(Kind::RegionRename, moved.id(), 0, name);
+            }
+            region.since.store(self.log().tail().0, Relaxed);
+            // While the application is ahead, the copy that closes the gap creates the region.
+            let _ = self.appender().append(Kind::RegionCreate, region.id(), 0, &newcomer.creation());
         }
-        region.since.store(self.log().tail().0, Relaxed);
-        // While the application is ahead, the copy that closes the gap creates the region.
-        let _ = self.appender().append(Kind::RegionCreate, region.id(), 0, creation);
         Ok(())
     }
 
@@ -319,6 +372,18 @@ impl Candidate {
             "user {who} may write it, but not read it, and the log shows its content: open it for reading as well, or \
              give {who} the right to read it by its mode"
         )))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn id(&self) -> FileId {
+        self.id
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
     }
 
     fn unfit(&self, why: String) -> ProtectError {

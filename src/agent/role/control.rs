@@ -53,6 +53,8 @@ impl Controller for Arc<Role> {
             (Some(standby), false) => Some(standby.destination_status(self.identity.node(), generation)),
             _ => None,
         };
+        let (unprotected_files, unprotected_files_more) =
+            group.map(|g| g.unprotected_files()).unwrap_or_default();
         GroupStatus {
             name: self.name.clone(),
             role: if source { Part::Source } else { Part::Destination },
@@ -63,6 +65,8 @@ impl Controller for Arc<Role> {
             command_error: None,
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
+            unprotected_files,
+            unprotected_files_more,
             log: group.map(|g| g.log_status()),
             destinations: stream.into_iter().chain(image).collect(),
             archive: open.as_ref().and_then(|(_, source)| source.archive_status()),

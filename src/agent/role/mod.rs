@@ -129,6 +129,7 @@ impl Role {
             generation,
             id: self.standby.as_ref().and_then(Standby::id),
             placed: &placed,
+            apart: self.context.own_dirs(),
             notify: Box::new(move |notice| {
                 if let Some(role) = role.upgrade() {
                     role.notice(&notice);
@@ -139,6 +140,8 @@ impl Role {
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
         }
+        // Before any program attaches: one that has ended by the next look has all its files in the log.
+        group.look_for_files();
         Ok(group)
     }
 
@@ -206,7 +209,7 @@ impl Role {
                 }
                 self.teller.tell(Event::ApplicationStarted);
             }
-            Notice::ProcessEnded { .. } => {}
+            Notice::NotProtected { .. } | Notice::ProcessEnded { .. } => {}
             Notice::ApplicationEnded(ending) => {
                 self.application.order(Order::Over { clean: *ending == Ending::Exited });
             }

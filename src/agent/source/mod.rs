@@ -42,6 +42,12 @@ const FINISH_LOOK: Duration = Duration::from_millis(2);
 /// What [`Source::finish`] says without a link.
 const NO_DESTINATION: &str = "no destination is connected: what the log holds is on this machine only";
 
+/// How often files are looked for that nobody has opened.
+const SEEK: Duration = Duration::from_secs(5);
+
+/// Looking takes at most one part in so many of the time.
+const SEEK_SHARE: u32 = 400;
+
 /// Which consumer of the ring the destination is.
 const DESTINATION: usize = 0;
 
@@ -109,6 +115,10 @@ impl Source {
         let mut source = Source { archiver, shared: shared.clone(), threads: Vec::new() };
         let beat = shared.clone();
         source.threads.push(spawn(format!("beat-{name}"), move || beat.beat())?);
+        if !shared.setup.group.patterns().is_empty() {
+            let seek = shared.clone();
+            source.threads.push(spawn(format!("seek-{name}"), move || seek.seek())?);
+        }
         if shared.setup.destination.is_some() {
             source.threads.push(spawn(format!("link-{name}"), move || shared.keep_link())?);
         }
@@ -200,6 +210,20 @@ impl Shared {
                 before = now;
             }
             self.sleep(BEAT);
+        }
+    }
+
+    /// Looks for files that come by ways that nobody hooks.
+    fn seek(&self) {
+        let mut pause = SEEK;
+        loop {
+            self.sleep(pause);
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            let began = Instant::now();
+            self.setup.group.look_for_files();
+            pause = SEEK.max(began.elapsed() * SEEK_SHARE);
         }
     }
 

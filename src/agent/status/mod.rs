@@ -108,6 +108,10 @@ pub struct GroupStatus {
     pub sessions: Vec<SessionStatus>,
     /// What is protected.
     pub regions: Vec<RegionStatus>,
+    /// What matches `protect` at the source and is not protected, as of the last look.
+    pub unprotected_files: Vec<UnprotectedFile>,
+    /// How many more of these there are than are listed.
+    pub unprotected_files_more: u64,
     /// The log at the source.
     pub log: Option<LogStatus>,
     /// A row for each destination at the source; at a destination the one row that is its own.
@@ -156,6 +160,15 @@ pub struct RegionStatus {
     /// Whether a process has mapped it at some time: such a file is searched for unprotected writes only once no program has it
     /// open any more and its time of modification moves.
     pub mapped: bool,
+}
+
+/// A file that matches `protect` and is not protected, or a directory that could not be looked into.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnprotectedFile {
+    /// Path at the source.
+    pub path: String,
+    /// Why.
+    pub why: String,
 }
 
 /// The log region.

@@ -39,6 +39,8 @@ pub fn status() -> Status {
             len: 8 << 20,
             mapped: true,
         }],
+        unprotected_files: vec![],
+        unprotected_files_more: 0,
         log: None,
         destinations: vec![row],
         archive: None,

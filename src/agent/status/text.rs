@@ -81,6 +81,14 @@ fn render_group(out: &mut String, group: &GroupStatus) {
     if let Some(log) = &group.log {
         render_log(out, log);
     }
+    for file in group.unprotected_files.iter().take(FILES_SHOWN) {
+        push(out, format_args!("  ! matches `protect` and is not protected: {}: {}", file.path, file.why));
+    }
+    let more =
+        group.unprotected_files_more + group.unprotected_files.len().saturating_sub(FILES_SHOWN) as u64;
+    if more > 0 {
+        push(out, format_args!("  ! and {more} more, see unprotected_files of `pmemha status --json`"));
+    }
     if let Some(archive) = &group.archive {
         match (archive.lsn_durable, &archive.last_error) {
             (Some(lsn), _) => push(out, format_args!("  archive  {}  up to {lsn}", archive.dir)),
@@ -218,6 +226,9 @@ fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
+/// Unprotected files that a glance takes in.
+const FILES_SHOWN: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use super::super::*;
@@ -276,6 +287,20 @@ mod tests {
         assert!(text.contains("\n  ! the command does not run: starting /db: no such file\n"), "{text}");
         assert!(text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB"), "{text}");
         assert!(text.contains("! connection [31mlost"), "{text}");
+    }
+
+    #[test]
+    fn files_that_are_not_protected_are_named_and_not_too_many() {
+        let mut s = status();
+        let file = |n| UnprotectedFile { path: format!("/mnt/f{n}"), why: "user 7 may not read it".into() };
+        s.groups[0].unprotected_files = (0..10).map(file).collect();
+        s.groups[0].unprotected_files_more = 5;
+        let text = render(&s);
+        assert!(
+            text.contains("! matches `protect` and is not protected: /mnt/f7: user 7 may not read it\n"),
+            "{text}"
+        );
+        assert!(!text.contains("/mnt/f8") && text.contains("! and 7 more"), "{text}");
     }
 
     #[test]

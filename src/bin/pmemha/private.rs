@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use pmemha::agent::events::Kind;
 use pmemha::agent::sessions::LAUNCHER;
 use pmemha::agent::status::{DestinationState, DestinationStatus};
+use pmemha::session::patterns::Patterns;
 use pmemha::session::wire::{Request, VERSION};
 use pmemha::types::Lsn;
 
 use crate::agent::Agent;
-use crate::failure::Failure;
+use crate::failure::{Failure, USAGE};
 use crate::local_agent::{LOOK, LocalAgent, READY_WITHIN, make_dir, make_homes, quote};
 
 /// Node of the agent that the program attaches to.
@@ -72,6 +73,7 @@ impl Drop for OwnDir {
 impl Private {
     /// Starts both, with their state in the new directory `dir`, and waits until they serve.
     pub fn start(dir: &Path, wanted: &Wanted<'_>) -> Result<Private, Failure> {
+        apart(dir, wanted)?;
         let own = OwnDir::make(dir)?;
         let [source, copy] = make_homes(dir, [SOURCE, COPY])?;
         copy.configure(&source, &replica_section(wanted))?;
@@ -181,6 +183,19 @@ impl Drop for Private {
         self.source.end();
         self.copy.end();
     }
+}
+
+/// What the agents fill must not be protected: it would be copied into itself.
+fn apart(dir: &Path, wanted: &Wanted<'_>) -> Result<(), Failure> {
+    let protect = Patterns::new(wanted.protect).map_err(|e| Failure::new(USAGE, e.to_string()))?;
+    for own in [Some(dir), Some(wanted.image), wanted.archive].into_iter().flatten() {
+        let real = own.ancestors().find_map(|a| Some(a.canonicalize().ok()?.join(own.strip_prefix(a).ok()?)));
+        if protect.matches(&real.unwrap_or_else(|| own.into()).join("x")) {
+            let why = format!("{} lies in what --protect names: name another directory", own.display());
+            return Err(Failure::new(USAGE, why));
+        }
+    }
+    Ok(())
 }
 
 fn group_section(wanted: &Wanted<'_>) -> String {
