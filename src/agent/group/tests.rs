@@ -901,7 +901,7 @@ fn the_memory_of_a_log_is_stated_and_bounded() {
     let after = group.log_status();
     assert!(after.memory_bytes >= before.memory_bytes + bytes.len() as u64, "{before:?} {after:?}");
     assert!(after.memory_bytes <= after.memory_limit_bytes, "{after:?}");
-    // As docs/architecture.md, section 9, has it.
+    // As docs/architecture.md, section 10, has it.
     let stated = before.ring_bytes * 5 / 4 + (1 << 20) + (256 << 10);
     assert!((stated..stated + (1 << 20)).contains(&after.memory_limit_bytes), "{after:?}, not {stated}");
 }
