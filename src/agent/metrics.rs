@@ -1,7 +1,7 @@
 //! Serves the status document to Prometheus: `GET /metrics` by HTTP, at the address that the configuration names.
 //!
 //! Whoever can reach the address may read it, so it is to be one that only the monitoring reaches. Each answer is a status
-//! gathered for it. A reader that does not take its answer keeps one of [`ANSWERING`] threads and nothing else.
+//! gathered for it. A reader that does not take its answer keeps one of the threads that answer and nothing else.
 
 use std::io;
 use std::net::SocketAddr;

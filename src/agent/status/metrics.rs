@@ -102,6 +102,13 @@ impl Page {
             g.regions.iter().map(move |region| (with(of(g), "path", &region.path), region.len as f64))
         });
         self.gauge("region_bytes", "Size of a protected file", regions);
+        let left_out =
+            |g: &GroupStatus| (of(g), g.unprotected_files.len() as f64 + g.unprotected_files_more as f64);
+        self.gauge(
+            "group_unprotected_files",
+            "Files that match `protect` and are not protected",
+            groups.iter().map(left_out),
+        );
         let archived = groups.iter().filter_map(|g| {
             let archive = g.archive.as_ref()?;
             Some((with(of(g), "dir", &archive.dir), archive.lsn_durable?.0 as f64))
