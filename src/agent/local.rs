@@ -139,6 +139,8 @@ impl Controller for Local {
             command_error: self.application.as_ref().and_then(|a| a.failure()),
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
+            regions_more: 0,
+            regions_more_bytes: 0,
             unprotected_files,
             unprotected_files_more,
             log: Some(self.group.log_status()),

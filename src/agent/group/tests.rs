@@ -652,6 +652,7 @@ fn a_file_that_comes_later_is_protected_once_nobody_writes_to_it_any_more() {
     rustix::io::pwrite(&file, &[1; 8192], 0).unwrap();
     group.look_for_files();
     assert!(group.regions().is_empty(), "it is still growing");
+    assert!(group.unprotected_files().0[0].why.contains("somebody writes to it"));
     group.hold_still();
     group.look_for_files();
     assert!(group.regions().is_empty(), "nothing may come behind the end that the heir is told");
@@ -667,6 +668,24 @@ fn a_file_that_comes_later_is_protected_once_nobody_writes_to_it_any_more() {
     group.look_for_files();
     let regions: Vec<_> = group.regions().iter().map(|r| (r.path(), r.len())).collect();
     assert_eq!(regions, [(bench.path("a.pool"), 5)]);
+}
+
+#[test]
+fn a_file_that_could_not_be_entered_is_named_until_it_is() {
+    let bench = Bench::new();
+    let (group, notices) = bench.open(1);
+    drop(bench.file("a.pool", 4096));
+    let beside = bench.dir.path().join("state/groups/db/group.new");
+    std::fs::create_dir(&beside).unwrap();
+    for _ in 0..3 {
+        group.look_for_files();
+        assert_eq!(group.unprotected_files().0.len(), 1);
+    }
+    let told: Vec<_> = notices.try_iter().collect();
+    assert!(matches!(&told[..], [Notice::NotProtected { .. }]), "once: {told:?}");
+    std::fs::remove_dir(&beside).unwrap();
+    group.look_for_files();
+    assert!(group.unprotected_files().0.is_empty() && group.regions().len() == 1);
 }
 
 #[test]

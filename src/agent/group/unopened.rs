@@ -29,8 +29,8 @@ use crate::replica::place::is_beside;
 pub(super) struct Lookout {
     /// Whether there was one.
     begun: bool,
-    /// Files that were new or changing at the last look.
-    restless: BTreeMap<FileId, Rest>,
+    /// What the files were like that could be entered.
+    seen: BTreeMap<FileId, Rest>,
     /// What is not entered, and why.
     refused: BTreeMap<PathBuf, String>,
     /// How many more than are kept.
@@ -64,13 +64,17 @@ impl Group {
             }
             match self.examine(&sighting, &users) {
                 Ok(None) => {}
-                Ok(Some((_, rest))) if before.begun && before.restless.get(&id) != Some(&rest) => {
-                    now.restless.insert(id, rest);
-                }
                 Ok(Some(_)) if room == 0 => now.refuse(sighting.path, self.full()),
-                Ok(Some((unopened, _))) => {
-                    room -= 1;
-                    found.push(unopened);
+                Ok(Some((unopened, rest))) => {
+                    now.seen.insert(id, rest);
+                    match before.seen.get(&id) {
+                        Some(then) if *then != rest => now.refuse(sighting.path, BUSY.into()),
+                        None if before.begun => {}
+                        _ => {
+                            room -= 1;
+                            found.push(unopened);
+                        }
+                    }
                 }
                 Err(why) => now.refuse(sighting.path, why),
             }
@@ -206,5 +210,9 @@ impl Lookout {
     }
 }
 
-/// Files that are named as not protected.
+/// Why a file waits.
+const BUSY: &str =
+    "somebody writes to it who is not protected: it is protected once it is left alone for some seconds";
+
+/// Files that are named as not protected; an answer may have room for fewer.
 const MAX_REFUSED: usize = 64;

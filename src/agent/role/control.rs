@@ -65,6 +65,8 @@ impl Controller for Arc<Role> {
             command_error: None,
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
+            regions_more: 0,
+            regions_more_bytes: 0,
             unprotected_files,
             unprotected_files_more,
             log: group.map(|g| g.log_status()),

@@ -15,11 +15,14 @@ use crate::log::mapped::lives;
 use crate::log::stat_field;
 use crate::session::peer::Peer;
 use crate::session::socket::{Connection, SocketError};
-use crate::session::wire::{Reply, Request, VERSION};
+use crate::session::wire::{MAX_MESSAGE, Reply, Request, VERSION};
 use crate::types::RegionId;
 
 /// A client that has not asked for anything by then has no business here.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
+
+/// Bytes of a status that an answer has room for.
+const MAX_STATUS: usize = MAX_MESSAGE - 256;
 
 /// How often a process that closed its socket without a word is looked for in a newer session.
 const LOOK_FOR_SUCCESSOR: Duration = Duration::from_millis(500);
@@ -218,7 +221,7 @@ impl Session<'_> {
             Request::Ended { pid, code, signal } => self.launched_ended(pid, code, signal),
             Request::LastGasp { group } => done(self.last_gasp(group.as_deref())),
             Request::Status {} => self.operator(|s| {
-                let document = s.shared.node.status(s.shared.count());
+                let document = s.shared.node.status(s.shared.count()).shortened(MAX_STATUS);
                 match serde_json::to_value(document) {
                     Ok(document) => Reply::Status { document },
                     Err(e) => error(format!("the status cannot be written as JSON: {e}")),

@@ -27,6 +27,42 @@ pub struct Status {
     pub groups: Vec<GroupStatus>,
 }
 
+impl Status {
+    /// Shortens its lists of files until the document takes at most `limit` bytes of JSON, if that can be reached by it.
+    pub fn shortened(mut self, limit: usize) -> Status {
+        while serde_json::to_vec(&self).is_ok_and(|bytes| bytes.len() > limit) {
+            let files = |g: &GroupStatus| g.regions.len() + g.unprotected_files.len();
+            let Some(longest) = self.groups.iter_mut().max_by_key(|g| files(g)).filter(|g| files(g) > 0)
+            else {
+                break;
+            };
+            longest.halve_files();
+        }
+        self
+    }
+}
+
+impl GroupStatus {
+    /// How many files are protected.
+    pub fn region_count(&self) -> u64 {
+        self.regions.len() as u64 + self.regions_more
+    }
+
+    /// Bytes of all protected files.
+    pub fn region_bytes(&self) -> u64 {
+        self.regions.iter().map(|r| r.len).sum::<u64>() + self.regions_more_bytes
+    }
+
+    fn halve_files(&mut self) {
+        for region in self.regions.drain(self.regions.len() / 2..) {
+            self.regions_more += 1;
+            self.regions_more_bytes += region.len;
+        }
+        let left = self.unprotected_files.len() / 2;
+        self.unprotected_files_more += self.unprotected_files.drain(left..).len() as u64;
+    }
+}
+
 /// This machine and its agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -108,6 +144,10 @@ pub struct GroupStatus {
     pub sessions: Vec<SessionStatus>,
     /// What is protected.
     pub regions: Vec<RegionStatus>,
+    /// How many more protected files there are than are listed: a document that is answered on the socket has a limit.
+    pub regions_more: u64,
+    /// Bytes of these.
+    pub regions_more_bytes: u64,
     /// What matches `protect` at the source and is not protected, as of the last look.
     pub unprotected_files: Vec<UnprotectedFile>,
     /// How many more of these there are than are listed.

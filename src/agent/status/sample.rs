@@ -39,6 +39,8 @@ pub fn status() -> Status {
             len: 8 << 20,
             mapped: true,
         }],
+        regions_more: 0,
+        regions_more_bytes: 0,
         unprotected_files: vec![],
         unprotected_files_more: 0,
         log: None,

@@ -59,10 +59,9 @@ fn render_group(out: &mut String, group: &GroupStatus) {
         Role::Source => "source",
         Role::Destination => "destination",
     };
-    let bytes = group.regions.iter().map(|r| r.len).sum();
-    let regions = match group.regions.len() {
+    let regions = match group.region_count() {
         0 => "nothing protected".into(),
-        n => format!("{n} region{} of {}", plural(n), format_bytes(bytes)),
+        n => format!("{n} region{} of {}", plural(n), format_bytes(group.region_bytes())),
     };
     let sessions = match group.sessions.len() {
         0 => String::new(),
@@ -222,7 +221,7 @@ fn duration(seconds: u64) -> String {
     }
 }
 
-fn plural(n: usize) -> &'static str {
+fn plural(n: u64) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
@@ -301,6 +300,22 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("/mnt/f8") && text.contains("! and 7 more"), "{text}");
+    }
+
+    #[test]
+    fn a_group_of_many_files_fits_into_an_answer_and_none_is_forgotten() {
+        let mut s = status();
+        let region = s.groups[0].regions[0].clone();
+        s.groups[0].regions = vec![RegionStatus { len: 1 << 20, ..region }; 4000];
+        let file = UnprotectedFile { path: "/x".repeat(2000), why: "user 7 may not read it".into() };
+        s.groups[0].unprotected_files = vec![file; 64];
+        let s = s.shortened(60_000);
+        assert!(serde_json::to_vec(&s).unwrap().len() <= 60_000);
+        assert!(!s.groups[0].regions.is_empty() && !s.groups[0].unprotected_files.is_empty());
+        assert!(render(&s).contains("4000 regions of 3.91 GiB"), "{}", render(&s));
+        assert_eq!(s.groups[0].unprotected_files.len() as u64 + s.groups[0].unprotected_files_more, 64);
+        let small = status();
+        assert_eq!(small.clone().shortened(60_000), small);
     }
 
     #[test]
