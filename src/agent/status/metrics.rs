@@ -5,10 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::UNIX_EPOCH;
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use super::{DestinationStatus, GroupStatus, LogStatus, Role, Status};
 use crate::agent::clock::WallTime;
@@ -38,28 +39,33 @@ struct Page(Registry);
 
 impl Page {
     fn gauge(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
-        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
-        let mut any = false;
-        for (labels, value) in samples {
-            family.get_or_create(&labels).set(value);
-            any = true;
-        }
-        if any {
-            self.0.register(name, help, family);
-        }
+        self.family(name, help, samples, |gauge: &Gauge<f64, AtomicU64>, value| {
+            gauge.set(value);
+        });
     }
 
     /// The name gets the suffix `_total`.
     fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
-        let family = Family::<Labels, Counter<f64, AtomicU64>>::default();
-        let mut any = false;
-        for (labels, value) in samples {
-            family.get_or_create(&labels).inc_by(value);
-            any = true;
+        self.family(name, help, samples, |counter: &Counter<f64, AtomicU64>, value| {
+            counter.inc_by(value);
+        });
+    }
+
+    /// Nothing where there is no sample.
+    fn family<M: Metric + TypedMetric + Default>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = Sample>,
+        put: impl Fn(&M, f64),
+    ) {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return;
         }
-        if any {
-            self.0.register(name, help, family);
-        }
+        let family = Family::<Labels, M>::default();
+        samples.for_each(|(labels, value)| put(&family.get_or_create(&labels), value));
+        self.0.register(name, help, family);
     }
 
     fn node(&mut self, status: &Status) {
