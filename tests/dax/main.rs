@@ -42,6 +42,8 @@ fn a_pool_on_a_dax_device_is_copied_and_followed_and_taken_over() {
         .arg(ENDLESS)
         // As large as the device.
         .env("WORKLOAD_POOL_MIB", "0")
+        // An emulated processor outruns an emulated network, which no real one does.
+        .env("WORKLOAD_PAUSE_US", "2000")
         .stdout(Stdio::null())
         .spawn()
         .expect("the workload starts");

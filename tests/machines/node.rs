@@ -209,11 +209,15 @@ impl Node {
         self.sh(&count).trim().parse().expect("a number")
     }
 
-    /// Fails unless the program's pool is mapped with `MAP_SYNC`, which the kernel grants for DAX alone.
+    /// Fails unless the program's pool is mapped with `MAP_SYNC`, which the kernel grants for DAX alone. A program that has just
+    /// been started has yet to map it.
     pub fn assert_map_sync(&self, program: u32) {
-        let flags = self.sh(&format!(
+        let look = format!(
             "awk '$6 == \"{FSDAX}/files/pool\" {{ here = 1 }} here && /^VmFlags/ {{ print; exit }}' /proc/{program}/smaps"
-        ));
+        );
+        let flags = wait::until(&format!("program {program} of {} to map its pool", self.name), AWAIT, || {
+            Some(self.sh(&look)).filter(|flags| !flags.is_empty())
+        });
         assert!(flags.contains(" sf"), "{}: the pool is mapped {flags:?}", self.name);
     }
 
