@@ -106,7 +106,7 @@ fn program_and_agent(rig: &mut Rig, chance: &mut Chance) -> String {
         let again = rig
             .alpha
             .await_group("another program to run", |g| super::node::program(g).filter(|now| *now != program));
-        rig.alpha.assert_map_sync(again);
+        rig.alpha.await_map_sync(again);
         assert_eq!((rig.alpha.writers(), rig.beta.writers()), (1, 0), "one writer");
         rig.alpha.found_at_start()
     } else {

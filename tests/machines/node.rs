@@ -209,16 +209,18 @@ impl Node {
         self.sh(&count).trim().parse().expect("a number")
     }
 
-    /// Fails unless the program's pool is mapped with `MAP_SYNC`, which the kernel grants for DAX alone. A program that has just
-    /// been started has yet to map it.
-    pub fn assert_map_sync(&self, program: u32) {
+    /// Waits until the program's pool is mapped with `MAP_SYNC`, which the kernel grants for DAX alone. libpmemobj maps the pool's
+    /// header without it first.
+    pub fn await_map_sync(&self, program: u32) {
         let look = format!(
-            "awk '$6 == \"{FSDAX}/files/pool\" {{ here = 1 }} here && /^VmFlags/ {{ print; exit }}' /proc/{program}/smaps"
+            "awk '$6 == \"{FSDAX}/files/pool\" {{ here = 1 }} here && /^VmFlags/ {{ print; here = 0 }}' /proc/{program}/smaps"
         );
-        let flags = wait::until(&format!("program {program} of {} to map its pool", self.name), AWAIT, || {
-            Some(self.sh(&look)).filter(|flags| !flags.is_empty())
+        let mut last = String::new();
+        let mapped = wait::attempt(AWAIT, || {
+            last = self.sh(&look);
+            last.lines().any(|flags| flags.split(' ').any(|flag| flag == "sf")).then_some(())
         });
-        assert!(flags.contains(" sf"), "{}: the pool is mapped {flags:?}", self.name);
+        assert!(mapped.is_some(), "{}: the pool is mapped {last:?}", self.name);
     }
 
     /// The end of the machine's log, where the agent's is, too.

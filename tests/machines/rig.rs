@@ -55,7 +55,7 @@ impl Rig {
         rig.beta.start();
         rig.start_alpha();
         let program = rig.alpha.await_program(0);
-        rig.alpha.assert_map_sync(program);
+        rig.alpha.await_map_sync(program);
         let row = rig.alpha.await_streaming();
         let travels = (&row["fabric"], &row["durability"], &row["encrypted"]);
         assert_eq!(travels, (&"verbs".into(), &"pmem".into(), &false.into()), "{row:#}");
@@ -118,7 +118,7 @@ impl Rig {
     /// least; how many it found.
     pub fn assert_taken_over(&self, before: u64, done: u64) -> u64 {
         let program = self.beta.await_program(before);
-        self.beta.assert_map_sync(program);
+        self.beta.await_map_sync(program);
         let found = self.beta.found_at_start();
         assert!(found >= done, "{done} were done, the heir found {found}");
         found
@@ -132,7 +132,7 @@ impl Rig {
         self.beta.sh("pmemha last-gasp app");
         let program = self.alpha.await_program(generation);
         assert_eq!(self.beta.writers(), 0, "one writer");
-        self.alpha.assert_map_sync(program);
+        self.alpha.await_map_sync(program);
         self.beta.await_state(&["standby"]);
     }
 }
