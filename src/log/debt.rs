@@ -22,6 +22,8 @@ pub enum Debt {
     /// the next program finds it and builds on it: only a copy that begins before that program appends brings it along.
     /// Noted by whoever buries the dead.
     Remains = 4,
+    /// A reader with no image that follows the stream asked for one: a copy for it alone will do.
+    Newcomer = 8,
 }
 
 impl LogRegion {

@@ -10,7 +10,7 @@ use crate::types::{Generation, Lsn, RegionId};
 pub const MAGIC: [u8; 8] = *b"PMHALOG\x01";
 
 /// Version of the layout; a reader refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Records start and end at multiples of this, so that a header never straddles the end of the ring.
 pub const RECORD_ALIGN: u64 = 32;
@@ -48,19 +48,56 @@ pub enum Kind {
     RegionRename = 6,
     /// The region ceases to be.
     RegionUnlink = 7,
-    /// A full copy of every region begins: the reader starts a new, empty image beside the old one.
+    /// A full copy of every region begins: the reader starts a new, empty image beside the old one. `offset` is a [`CopyFor`]: with
+    /// an image that follows the stream, it does so only for one that is meant for all.
     SyncBegin = 8,
     /// The copy is complete: the image beside is consistent from here on and replaces the old one.
     SyncEnd = 9,
+    /// As `Data`, but part of a copy: an image that is not being built leaves it alone.
+    CopyData = 10,
+    /// As `RegionCreate`, but part of a copy.
+    CopyCreate = 11,
+    /// As `RegionUnlink`, but part of a copy.
+    CopyUnlink = 12,
+}
+
+/// Which readers of the stream a copy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum CopyFor {
+    /// All: what their images lack stands in no record.
+    All = 0,
+    /// Those with no image that follows the stream.
+    Newcomers = 1,
+}
+
+impl CopyFor {
+    /// Whom the copy that begins with `header` is for.
+    pub fn of(header: &RecordHeader) -> CopyFor {
+        match header.place().1 {
+            1 => CopyFor::Newcomers,
+            _ => CopyFor::All,
+        }
+    }
 }
 
 impl Kind {
     /// The kind that `byte` stands for.
     pub fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Data, Zero, Filler, RegionCreate, RegionResize, RegionRename, RegionUnlink, SyncBegin, SyncEnd]
-            .into_iter()
-            .find(|k| *k as u8 == byte)
+        let changes = [Data, Zero, Filler, RegionCreate, RegionResize, RegionRename, RegionUnlink];
+        let copies = [SyncBegin, SyncEnd, CopyData, CopyCreate, CopyUnlink];
+        changes.into_iter().chain(copies).find(|k| *k as u8 == byte)
+    }
+
+    /// What a part of a copy says; none of any other kind.
+    pub fn copied(self) -> Option<Kind> {
+        match self {
+            Kind::CopyData => Some(Kind::Data),
+            Kind::CopyCreate => Some(Kind::RegionCreate),
+            Kind::CopyUnlink => Some(Kind::RegionUnlink),
+            _ => None,
+        }
     }
 }
 

@@ -145,7 +145,8 @@ impl Applier {
             return Err(ApplyError::Stale { generation, have: at.generation });
         }
         self.leave_promotion(generation)?;
-        if generation > at.generation || from > self.landed {
+        // One that is to begin anew leaves what it has even where that ends just there: copies for newcomers are for it, too.
+        if fresh || generation > at.generation || from > self.landed {
             if !fresh {
                 let (have, have_generation) = (self.landed, at.generation);
                 return Err(ApplyError::Gap { from, generation, have, have_generation });

@@ -217,7 +217,7 @@ impl Work {
         self.unsynced = 0;
         self.shared.lock().view.durable = Some(from);
         // Nobody knows whether the last copy before this attempt was complete.
-        self.archiving.copies.request();
+        self.archiving.copies.request_for_newcomer();
         (self.archiving.tell)(&News::Begun(from));
     }
 
@@ -317,6 +317,9 @@ mod tests {
         }
         fn regions(&self) -> io::Result<Vec<SyncRegion>> {
             Ok(Vec::new())
+        }
+        fn is_still(&self) -> bool {
+            false
         }
     }
 

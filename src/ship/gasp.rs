@@ -66,7 +66,7 @@ pub enum HeldUp {
 /// What the last gasp of `log` would wait for if it began now; `None` where everything is there.
 pub fn held_up(log: &LogRegion, status: &ShipStatus, syncer: &Syncer) -> Option<HeldUp> {
     let (view, sync) = (status.view(), syncer.view());
-    let copy = !log.is_whole() || sync.active;
+    let copy = !log.is_whole() || sync.for_all;
     if (copy || !view.counts) && log.halfway(&Owner::confirmed_dead) {
         return Some(HeldUp::Halfway);
     }
@@ -133,7 +133,7 @@ pub fn ship_tail(
 fn complete(log: &LogRegion, status: &ShipStatus, syncer: &Syncer, target: Lsn) -> Option<u64> {
     let view = status.view();
     let whole = view.counts && view.durable >= target && target == log.published();
-    if !whole || !log.is_whole() || syncer.is_active() {
+    if !whole || !log.is_whole() || syncer.is_active_for_all() {
         return None;
     }
     status.digest(target)

@@ -6,6 +6,7 @@
 //! | [`sync`] | the copy of every region into the stream |
 //! | [`gasp`] | the last gasp: the tail, durable at the destination |
 //! | [`archiver`] | the thread that feeds an archive |
+//! | [`follower`] | what a destination makes of the copies in the stream |
 //! | [`acks`] | what to believe of a destination's acknowledgements |
 //! | [`proof`] | reads that prove where written bytes are |
 //! | [`window`] | what is in flight to a destination, and how much more may be |
@@ -17,6 +18,7 @@
 pub mod acks;
 pub mod archiver;
 pub mod backoff;
+pub mod follower;
 pub mod gasp;
 pub mod proof;
 pub mod rate;

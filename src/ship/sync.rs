@@ -4,19 +4,23 @@
 //! (`docs/architecture.md`, section 1). One thread a group does it whenever a destination needs it: it is told so by
 //! [`Requester::request`], sees for itself that the application runs ahead of the log, and finds what an earlier agent still
 //! owed ([`Debt`]). It never takes more than half of the ring, and starts anew when told to while it runs.
+//!
+//! A copy is for all readers of the log, where no record tells what they lack, or for newcomers alone: an image that follows
+//! the stream passes over it ([`CopyFor`]). One for newcomers waits while the log is held still: a last gasp brings the heir
+//! what it lacks, and nothing is appended behind that.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::locks::lock;
 use crate::log::appender::AppendError;
-use crate::log::format::{Kind, RegionPayload};
+use crate::log::format::{CopyFor, Kind, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
 use crate::region::content::Content;
 use crate::types::{Lsn, PAGE, RegionId};
@@ -49,6 +53,8 @@ pub trait SyncSource: Send + Sync {
     fn appender(&self) -> &Appender;
     /// The regions as of now. One that is added later is told of by its own record, or by [`Requester::request`].
     fn regions(&self) -> io::Result<Vec<SyncRegion>>;
+    /// Whether the log is about to end, and only what everyone needs may still be appended.
+    fn is_still(&self) -> bool;
 }
 
 /// A region to be copied.
@@ -78,8 +84,10 @@ pub struct SyncView {
     pub done: u64,
     /// Bytes of regions to be looked at.
     pub total: u64,
-    /// Whether one is under way or wanted.
+    /// Whether one is under way or wanted, for whomever.
     pub active: bool,
+    /// Whether one for all is.
+    pub for_all: bool,
     /// LSN just past the last complete copy; 0 if none was made since the agent started.
     pub end: Lsn,
     /// Why the last attempt failed.
@@ -99,13 +107,30 @@ impl Requester {
     /// Every region is to be copied, beginning after this call; one under way starts anew. When this returns, the next agent
     /// would make the copy, should this one end before it is in the log.
     pub fn request(&self) {
+        self.ask(CopyFor::All);
+    }
+
+    /// As [`Requester::request`], for a reader with no image that follows the stream: one with such an image goes on.
+    pub fn request_for_newcomer(&self) {
+        self.ask(CopyFor::Newcomers);
+    }
+
+    fn ask(&self, whom: CopyFor) {
         let mut wanted = lock(&self.0.wanted);
         *wanted += 1;
         // Both under the lock: a copy that ends just now must find neither taken back behind it.
-        self.0.log().owe(Debt::Copy);
+        self.0.log().owe(debt(whom));
         self.0.busy.store(true, SeqCst);
         drop(wanted);
         self.0.asked.notify_all();
+    }
+}
+
+/// How it is noted that a copy is owed.
+fn debt(whom: CopyFor) -> Debt {
+    match whom {
+        CopyFor::All => Debt::Copy,
+        CopyFor::Newcomers => Debt::Newcomer,
     }
 }
 
@@ -114,6 +139,8 @@ struct Shared {
     /// Copies asked for so far; one that began earlier is of no use.
     wanted: Mutex<u64>,
     asked: Condvar,
+    /// Held while something is appended for newcomers.
+    for_newcomers: Mutex<()>,
     /// A destination or archive takes records at present.
     flowing: AtomicBool,
     stop: AtomicBool,
@@ -122,6 +149,14 @@ struct Shared {
     total: AtomicU64,
     end: AtomicU64,
     error: Mutex<Option<String>>,
+}
+
+/// What the thread is at.
+#[derive(Clone, Copy, Debug)]
+struct Errand {
+    /// Copies asked for when it began.
+    wanted: u64,
+    whom: CopyFor,
 }
 
 /// Why a copy ended early.
@@ -147,11 +182,13 @@ enum Cut {
 impl Syncer {
     /// A syncer of `source`, idle until something is wanted; a copy that an earlier agent owed is.
     pub fn start(name: &str, source: Arc<dyn SyncSource>) -> io::Result<Syncer> {
-        let owed = source.appender().log().owes(Debt::Copy);
+        let log = source.appender().log();
+        let owed = log.owes(Debt::Copy) || log.owes(Debt::Newcomer);
         let shared = Arc::new(Shared {
             source,
             wanted: Mutex::new(0),
             asked: Condvar::new(),
+            for_newcomers: Mutex::new(()),
             flowing: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             busy: AtomicBool::new(owed),
@@ -170,6 +207,16 @@ impl Syncer {
         self.requester().request();
     }
 
+    /// See [`Requester::request_for_newcomer`].
+    pub fn request_for_newcomer(&self) {
+        self.requester().request_for_newcomer();
+    }
+
+    /// Waits for what was being appended for newcomers when the source became still.
+    pub fn await_stillness(&self) {
+        drop(lock(&self.shared.for_newcomers));
+    }
+
     /// For whoever asks for copies without keeping the thread alive.
     pub fn requester(&self) -> Requester {
         Requester(self.shared.clone())
@@ -186,12 +233,18 @@ impl Syncer {
         self.shared.busy.load(SeqCst)
     }
 
+    /// Whether one for all is under way or wanted: until it is complete no reader has everything.
+    pub fn is_active_for_all(&self) -> bool {
+        self.shared.log().owes(Debt::Copy)
+    }
+
     /// How it is coming along.
     pub fn view(&self) -> SyncView {
         SyncView {
             done: self.shared.done.load(Relaxed),
             total: self.shared.total.load(Relaxed),
             active: self.is_active(),
+            for_all: self.is_active_for_all(),
             end: Lsn(self.shared.end.load(Relaxed)),
             error: lock(&self.shared.error).clone(),
         }
@@ -213,9 +266,15 @@ impl Shared {
         let mut served = 0;
         while let Some(wanted) = self.next(served) {
             self.busy.store(true, SeqCst);
+            let log = self.log();
+            let whom = match log.is_ahead() || log.owes(Debt::Copy) {
+                true => CopyFor::All,
+                false => CopyFor::Newcomers,
+            };
             // Before there is a `SyncBegin`, which nothing but a complete copy takes back.
-            self.log().owe(Debt::Copy);
-            match self.close_gap(wanted).and_then(|begun| self.copy(begun, wanted)) {
+            log.owe(debt(whom));
+            let errand = Errand { wanted, whom };
+            match self.close_gap(errand).and_then(|begun| self.copy(begun, errand)) {
                 Ok(end) => {
                     self.end.store(end.0, Relaxed);
                     *lock(&self.error) = None;
@@ -223,7 +282,9 @@ impl Shared {
                     // Unless asked for again meanwhile. Idle only once an agent that comes after us would be, too.
                     let asked = lock(&self.wanted);
                     if *asked == served {
-                        self.log().settle(Debt::Copy);
+                        // Newcomers take whichever copy comes.
+                        self.log().settle(Debt::Newcomer);
+                        self.log().settle(debt(whom));
                         self.busy.store(false, SeqCst);
                     }
                 }
@@ -249,8 +310,11 @@ impl Shared {
                 return None;
             }
             let log = self.log();
-            let due = *wanted > served || log.owes(Debt::Copy);
-            if due || (log.is_ahead() && self.flowing.load(SeqCst)) {
+            let newcomers = *wanted > served || log.owes(Debt::Newcomer);
+            if log.owes(Debt::Copy)
+                || newcomers && !self.source.is_still()
+                || (log.is_ahead() && self.flowing.load(SeqCst))
+            {
                 return Some(*wanted);
             }
             self.keep_room_again(&mut free);
@@ -259,7 +323,7 @@ impl Shared {
     }
 
     /// Brings the application back onto the log if it is ahead. Whether it was: then a `SyncBegin` stands in the log.
-    fn close_gap(&self, wanted: u64) -> Result<bool, Cut> {
+    fn close_gap(&self, errand: Errand) -> Result<bool, Cut> {
         let log = self.log();
         if !log.is_ahead() {
             return Ok(false);
@@ -271,12 +335,12 @@ impl Shared {
             if log.free() == log.tail() && log.close_gap() {
                 break;
             }
-            self.check(wanted)?;
+            self.check(errand)?;
             thread::sleep(PAUSE);
         }
         // Pages may be read only when nobody sets bits for stores that came before the flag was cleared.
         while log.bits_in_flight(&Owner::confirmed_dead) {
-            self.check(wanted)?;
+            self.check(errand)?;
             thread::sleep(PAUSE);
         }
         for id in 0..log.spec().regions.min(u32::from(u16::MAX)) {
@@ -286,22 +350,23 @@ impl Shared {
         Ok(true)
     }
 
-    fn copy(&self, begun: bool, wanted: u64) -> Result<Lsn, Cut> {
+    fn copy(&self, begun: bool, errand: Errand) -> Result<Lsn, Cut> {
         let appender = self.source.appender();
         if !begun {
-            self.room(wanted)?;
-            appender.append(Kind::SyncBegin, RegionId(0), 0, &[])?;
+            let _may = self.room(errand)?;
+            appender.append(Kind::SyncBegin, RegionId(0), errand.whom as u64, &[])?;
         }
         self.keep_beside(0);
-        let regions = self.create_regions(wanted)?;
+        let regions = self.create_regions(errand)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
         for region in &regions {
-            self.copy_region(region, wanted)?;
+            self.copy_region(region, errand)?;
         }
-        self.room(wanted)?;
+        let may = self.room(errand)?;
         let end = appender.append(Kind::SyncEnd, RegionId(0), 0, &[])?;
         self.push();
+        drop(may);
         Ok(end)
     }
 
@@ -310,7 +375,7 @@ impl Shared {
     ///
     /// The program's own record of a change may lie between the look at a region and the record that creates it, where the
     /// new image knows nothing of the region yet: so it is looked again until nothing that was created here has changed.
-    fn create_regions(&self, wanted: u64) -> Result<Vec<SyncRegion>, Cut> {
+    fn create_regions(&self, errand: Errand) -> Result<Vec<SyncRegion>, Cut> {
         let appender = self.source.appender();
         let mut created = BTreeMap::<RegionId, SyncRegion>::new();
         for look in 0..MAX_LOOKS {
@@ -327,20 +392,20 @@ impl Shared {
                 return Ok(created.into_values().collect());
             }
             for id in gone {
-                self.room(wanted)?;
-                appender.append(Kind::RegionUnlink, id, 0, &[])?;
+                let _may = self.room(errand)?;
+                appender.append(Kind::CopyUnlink, id, 0, &[])?;
                 created.remove(&id);
             }
             for region in due {
-                self.room(wanted)?;
-                appender.append(Kind::RegionCreate, region.id, 0, &region.creation)?;
+                let _may = self.room(errand)?;
+                appender.append(Kind::CopyCreate, region.id, 0, &region.creation)?;
                 created.insert(region.id, region);
             }
         }
         Err(Cut::Restless)
     }
 
-    fn copy_region(&self, region: &SyncRegion, wanted: u64) -> Result<(), Cut> {
+    fn copy_region(&self, region: &SyncRegion, errand: Errand) -> Result<(), Cut> {
         let before = self.done.load(Relaxed);
         let read = |e: io::Error| Cut::Read(region.id, e);
         let mut at = 0;
@@ -355,7 +420,7 @@ impl Shared {
             at = start;
             while at < end {
                 let len = chunk.min((end - at) as usize);
-                self.copy_chunk(region, &content, at, &mut buf[..len], wanted)?;
+                self.copy_chunk(region, &content, at, &mut buf[..len], errand)?;
                 at += len as u64;
                 self.done.store(before + at, Relaxed);
             }
@@ -372,7 +437,7 @@ impl Shared {
         content: &Content<'_>,
         at: u64,
         buf: &mut [u8],
-        wanted: u64,
+        errand: Errand,
     ) -> Result<(), Cut> {
         let read = |e: io::Error| Cut::Read(region.id, e);
         let got = content.read_at(buf, at).map_err(read)?;
@@ -380,9 +445,9 @@ impl Shared {
         let mut copied = 0;
         for (first, count) in runs(pages) {
             let (from, len) = (first * PAGE, (count * PAGE).min(got - first * PAGE));
-            self.room(wanted)?;
+            let _may = self.room(errand)?;
             let appender = self.source.appender();
-            match appender.append_from_file(region.id, at + from as u64, len, region.file.as_fd(), true) {
+            match appender.copy_from_file(region.id, at + from as u64, len, region.file.as_fd()) {
                 Ok(_) => {}
                 Err(AppendError::Ahead(ahead)) => return Err(ahead.into()),
                 Err(AppendError::Read(e)) => return Err(read(e)),
@@ -395,17 +460,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits until less than half of the ring is in use, so that the copy never pushes the application ahead.
-    fn room(&self, wanted: u64) -> Result<(), Cut> {
+    /// Waits until less than half of the ring is in use, so that the copy never pushes the application ahead. While what is
+    /// returned is held, one record may be appended.
+    fn room(&self, errand: Errand) -> Result<Option<MutexGuard<'_, ()>>, Cut> {
         let log = self.log();
         loop {
-            self.check(wanted)?;
+            let may = matches!(errand.whom, CopyFor::Newcomers).then(|| lock(&self.for_newcomers));
+            self.check(errand)?;
             if log.is_ahead() {
                 return Err(Cut::Ahead(Ahead(log.tail())));
             }
             if log.tail().since(log.free()) < log.spec().ring_bytes / 2 {
-                return Ok(());
+                return Ok(may);
             }
+            drop(may);
             self.push();
             thread::sleep(PAUSE);
         }
@@ -417,9 +485,10 @@ impl Shared {
         self.log().wake_agent(SleepDepth::Deep);
     }
 
-    fn check(&self, wanted: u64) -> Result<(), Cut> {
-        let superseded = *lock(&self.wanted) != wanted || self.stop.load(SeqCst);
-        if superseded { Err(Cut::Superseded) } else { Ok(()) }
+    fn check(&self, errand: Errand) -> Result<(), Cut> {
+        let put_off = errand.whom == CopyFor::Newcomers && self.source.is_still();
+        let superseded = *lock(&self.wanted) != errand.wanted || self.stop.load(SeqCst);
+        if superseded || put_off { Err(Cut::Superseded) } else { Ok(()) }
     }
 
     fn pause(&self, time: Duration) {

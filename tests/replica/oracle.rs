@@ -33,6 +33,10 @@ impl Model {
     fn apply(&mut self, header: &RecordHeader, payload: &[u8]) {
         let next = header.next();
         match Kind::from_byte(header.kind).unwrap() {
+            // For those without an image that follows.
+            Kind::SyncBegin if header.place().1 == 1 && self.live && self.building.is_none() => {
+                return self.pass(next);
+            }
             Kind::SyncBegin => {
                 self.building = Some(Regions::new());
                 self.live = false;
@@ -43,7 +47,10 @@ impl Model {
                     self.complete = Some((next, regions));
                     self.live = true;
                 }
-                return;
+                return self.pass(next);
+            }
+            Kind::CopyData | Kind::CopyCreate | Kind::CopyUnlink if self.building.is_none() => {
+                return self.pass(next);
             }
             _ => {}
         }
@@ -58,18 +65,27 @@ impl Model {
     }
 }
 
+impl Model {
+    /// A record that changes no byte.
+    fn pass(&mut self, next: Lsn) {
+        if let (true, Some((at, _))) = (self.live, &mut self.complete) {
+            *at = next;
+        }
+    }
+}
+
 fn change(regions: &mut Regions, header: &RecordHeader, payload: &[u8]) {
     let (id, offset) = header.place();
     let (id, offset) = (id.0, offset as usize);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     match Kind::from_byte(header.kind).unwrap() {
-        Kind::RegionCreate => {
+        Kind::RegionCreate | Kind::CopyCreate => {
             let size = u64::from_le_bytes(payload[..8].try_into().unwrap()) as usize;
             let name = text(&payload[16..]);
             regions.retain(|_, (n, _)| *n != name);
             regions.insert(id, (name, vec![0; size]));
         }
-        Kind::RegionUnlink => {
+        Kind::RegionUnlink | Kind::CopyUnlink => {
             regions.remove(&id);
         }
         Kind::RegionRename if regions.contains_key(&id) => {
@@ -81,7 +97,7 @@ fn change(regions: &mut Regions, header: &RecordHeader, payload: &[u8]) {
             let Some((_, bytes)) = regions.get_mut(&id) else { return };
             match kind {
                 Kind::RegionResize => bytes.resize(offset, 0),
-                Kind::Data => overlay(bytes, offset, payload),
+                Kind::Data | Kind::CopyData => overlay(bytes, offset, payload),
                 Kind::Zero => {
                     let len = u64::from_le_bytes(payload.try_into().unwrap()) as usize;
                     overlay(bytes, offset, &vec![0; len]);

@@ -1,6 +1,6 @@
 //! Streams of records as a source ships them, and a replica's ring to land them in.
 
-use pmemha::log::format::{Kind, RECORD_HEADER, RecordHeader, SlotState};
+use pmemha::log::format::{CopyFor, Kind, RECORD_HEADER, RecordHeader, SlotState};
 use pmemha::region::memory::SharedMem;
 use pmemha::types::{Generation, GroupId, Lsn, RegionId};
 use zerocopy::IntoBytes;
@@ -57,11 +57,15 @@ impl Builder {
     }
 
     pub fn create(&mut self, region: u16, name: &str, size: u64) -> &mut Builder {
+        self.create_as(Kind::RegionCreate, region, name, size)
+    }
+
+    fn create_as(&mut self, kind: Kind, region: u16, name: &str, size: u64) -> &mut Builder {
         let mut payload = size.to_le_bytes().to_vec();
         payload.extend(0o640u32.to_le_bytes());
         payload.extend([0; 4]);
         payload.extend(name.as_bytes());
-        self.push(Kind::RegionCreate, region, 0, &payload)
+        self.push(kind, region, 0, &payload)
     }
 
     pub fn data(&mut self, region: u16, offset: u64, bytes: &[u8]) -> &mut Builder {
@@ -69,7 +73,11 @@ impl Builder {
     }
 
     pub fn begin(&mut self) -> &mut Builder {
-        self.push(Kind::SyncBegin, 0, 0, &[])
+        self.begin_for(CopyFor::All)
+    }
+
+    pub fn begin_for(&mut self, whom: CopyFor) -> &mut Builder {
+        self.push(Kind::SyncBegin, 0, whom as u64, &[])
     }
 
     pub fn end(&mut self) -> &mut Builder {
@@ -99,12 +107,16 @@ impl Builder {
     }
 
     fn sync(&mut self, rng: &mut Rng) {
-        self.begin();
+        self.begin_for(if rng.below(2) == 0 { CopyFor::All } else { CopyFor::Newcomers });
         self.change(rng);
         for id in 1..4 {
-            self.create(id, &format!("/src/{id}"), 4096 * (1 + rng.below(3)));
+            self.create_as(Kind::CopyCreate, id, &format!("/src/{id}"), 4096 * (1 + rng.below(3)));
             self.change(rng);
-            self.data(id, 4096 * rng.below(2), &[id as u8 + rng.below(99) as u8; 4096]);
+            let fill = id as u8 + rng.below(99) as u8;
+            self.push(Kind::CopyData, id, 4096 * rng.below(2), &[fill; 4096]);
+        }
+        if rng.below(4) == 0 {
+            self.push(Kind::CopyUnlink, 3, 0, &[]);
         }
         if rng.below(4) == 0 {
             // Given up, and begun again.

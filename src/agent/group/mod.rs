@@ -157,8 +157,8 @@ impl Group {
         drop(self.lock());
     }
 
-    /// To be asked under the lock by whoever records.
-    fn is_still(&self) -> bool {
+    /// Whether [`Group::hold_still`] holds; to be asked under the lock by whoever records under it.
+    pub fn is_still(&self) -> bool {
         self.still.load(SeqCst)
     }
 

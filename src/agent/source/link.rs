@@ -20,6 +20,7 @@ use crate::agent::events::Kind;
 use crate::fabric::{FabricError, RemoteKey};
 use crate::log::{Consumer, Owner, SleepDepth};
 use crate::ship::backoff::Backoff;
+use crate::ship::follower::Has;
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
 use crate::types::Durability;
 
@@ -111,8 +112,14 @@ impl Shared {
             self.ship.begin_anew();
         }
         // Before the destination attaches: once it has, the next agent finds its position in this stream and goes on there.
-        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
-            self.syncer.request();
+        let has = match opened.have.image {
+            _ if begin.fresh => Has::Nothing,
+            ImageState::Consistent => Has::Image,
+            ImageState::Syncing => Has::Part,
+            _ => Has::Nothing,
+        };
+        if begin.fresh || (has != Has::Image && !self.syncer.is_active()) {
+            self.syncer.request_for_newcomer();
         }
         let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
         let landing = self.attach(&mut client, &attach)?;
@@ -134,6 +141,7 @@ impl Shared {
         let shipment = Shipment {
             consumer: begin.consumer,
             digest: begin.digest,
+            has,
             link,
             landing,
             space: (self.space.clone(), DESTINATION),
@@ -199,7 +207,7 @@ impl Shared {
         let (group, ship) = (&self.setup.group, self.ship.view());
         let log = group.log();
         let whole = log.is_whole();
-        let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active());
+        let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active_for_all());
         let mut ask = |region, pages| match client.ask(&Ask::Digests { region, pages }, PONG_WITHIN)? {
             Answer::Digests { digests } => Ok(digests),
             other => Err(unexpected(client.peer(), other)),

@@ -165,6 +165,7 @@ impl Source {
         let tail = ship()?;
         // Not before anything was shipped: whoever is recording may be waiting for a disk.
         group.await_stillness();
+        shared.syncer.await_stillness();
         let end = ship()?;
         Ok(Tail { lsn: end.lsn, digest: end.digest, ..tail })
     }

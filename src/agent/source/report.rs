@@ -39,7 +39,7 @@ impl Shared {
         let whole = log.is_whole();
         let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
         // One that is away keeps what it has; one that refuses may have lost it, and a copy that is owed is missing there.
-        let holds = ship.counts || (ship.holds && !link.connected && !link.refused && !sync.active);
+        let holds = ship.counts || (ship.holds && !link.connected && !link.refused && !sync.for_all);
         let uncopied = if holds && whole { 0 } else { regions };
         DestinationStatus {
             node: peer.name.clone(),
@@ -59,7 +59,8 @@ impl Shared {
             resumed: link.resumed,
             unprotected_writes: self.sampler.found(),
             unprotected_writes_recorded: self.sampler.recorded(),
-            sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
+            sync: (sync.for_all || sync.active && !ship.counts)
+                .then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
             last_error: link.last_error.or(sync.error),
             as_of: WallTime::now().to_string(),
         }

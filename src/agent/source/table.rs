@@ -49,6 +49,10 @@ impl SyncSource for GroupRegions {
         };
         self.0.regions().into_iter().map(region).collect()
     }
+
+    fn is_still(&self) -> bool {
+        self.0.is_still()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! What a record asks of an image: decoded and bounds-checked, before anything is touched.
 
 use super::ImageError;
-use crate::log::format::{Kind, MAX_NAME, MAX_REGION_BYTES, RecordHeader, RegionPayload, region_name};
+use crate::log::format::{
+    CopyFor, Kind, MAX_NAME, MAX_REGION_BYTES, RecordHeader, RegionPayload, region_name,
+};
 use crate::replica::store::Bytes;
 use crate::types::{Lsn, RegionId};
 use zerocopy::FromBytes;
@@ -23,19 +25,24 @@ pub(super) enum Change<'a> {
     /// The end of a region.
     Unlink(RegionId),
     /// A sync begins.
-    SyncBegin,
+    SyncBegin(CopyFor),
     /// A sync is complete.
     SyncEnd,
 }
 
-/// Reads `header` and its payload.
-pub(super) fn decode<'a>(header: &RecordHeader, payload: Bytes<'a>) -> Result<Change<'a>, ImageError> {
+/// Reads `header` and its payload; whether it is a part of a copy, too.
+pub(super) fn decode<'a>(
+    header: &RecordHeader,
+    payload: Bytes<'a>,
+) -> Result<(Change<'a>, bool), ImageError> {
     let impossible = |what| ImageError::Impossible { lsn: Lsn(header.lsn), what };
     let (id, offset) = header.place();
     if payload.len() as u64 != u64::from(header.len) {
         return Err(impossible("payload of another length"));
     }
-    Ok(match Kind::from_byte(header.kind).ok_or_else(|| impossible("unknown kind"))? {
+    let kind = Kind::from_byte(header.kind).ok_or_else(|| impossible("unknown kind"))?;
+    let copied = kind.copied();
+    let change = match copied.unwrap_or(kind) {
         Kind::Data => Change::Data(id, offset, payload),
         Kind::Zero => {
             if payload.len() != 8 {
@@ -68,9 +75,13 @@ pub(super) fn decode<'a>(header: &RecordHeader, payload: Bytes<'a>) -> Result<Ch
         Kind::RegionResize => Change::Resize(id, offset),
         Kind::RegionRename => Change::Rename(id, name(payload).ok_or_else(|| impossible("bad name"))?),
         Kind::RegionUnlink => Change::Unlink(id),
-        Kind::SyncBegin => Change::SyncBegin,
+        Kind::SyncBegin => Change::SyncBegin(CopyFor::of(header)),
         Kind::SyncEnd => Change::SyncEnd,
-    })
+        Kind::CopyData | Kind::CopyCreate | Kind::CopyUnlink => {
+            unreachable!("what is copied is no copy")
+        }
+    };
+    Ok((change, copied.is_some()))
 }
 
 fn name(bytes: Bytes<'_>) -> Option<String> {

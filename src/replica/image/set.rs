@@ -11,7 +11,7 @@ use super::one::Image;
 use super::position::{Cursor, Position, PositionFile};
 use super::record::{Change, decode};
 use crate::log::digest::chain;
-use crate::log::format::{Kind, RecordHeader};
+use crate::log::format::{CopyFor, Kind, RecordHeader};
 use crate::replica::store::{Bytes, Store};
 use crate::types::{Generation, GroupId, Lsn};
 
@@ -192,11 +192,13 @@ impl ImageSet {
     /// Applies the record at the cursor. Its checksum and generation have been checked.
     pub fn apply(&mut self, header: &RecordHeader, payload: Bytes<'_>) -> Result<(), ImageError> {
         let (at, after) = (self.cursor, self.after(header)?);
-        let change = decode(header, payload)?;
+        let (change, of_copy) = decode(header, payload)?;
         let was_exact = std::mem::replace(&mut self.exact, false);
         let done = match change {
-            Change::SyncBegin => self.begin_sync(at, after),
+            Change::SyncBegin(CopyFor::Newcomers) if self.follows() => Ok(()),
+            Change::SyncBegin(_) => self.begin_sync(at, after),
             Change::SyncEnd => self.end_sync(after),
+            _ if of_copy && !self.builds() => Ok(()),
             change => self.change_target(change, after),
         };
         if let Err(e) = done {
@@ -251,13 +253,28 @@ impl ImageSet {
             Change::Resize(id, size) => image.resize_region(store, id, size, after)?,
             Change::Rename(id, name) => image.rename_region(store, id, name, after)?,
             Change::Unlink(id) => image.unlink_region(store, id, after)?,
-            Change::Filler | Change::SyncBegin | Change::SyncEnd => {}
+            Change::Filler | Change::SyncBegin(_) | Change::SyncEnd => {}
         }
         Ok(())
     }
 
     fn target(&mut self) -> Option<&mut Image> {
         target(&mut self.current, &mut self.building, self.cursor.generation)
+    }
+
+    /// Whether a complete image follows the stream.
+    fn follows(&self) -> bool {
+        let live = |i: &Image| i.manifest().state == ImageState::Live && self.is_of_stream(i);
+        !self.builds() && self.current.as_ref().is_some_and(live)
+    }
+
+    /// Whether one is being built from the stream.
+    fn builds(&self) -> bool {
+        self.building.as_ref().is_some_and(|i| self.is_of_stream(i))
+    }
+
+    fn is_of_stream(&self, image: &Image) -> bool {
+        image.manifest().generation == self.cursor.generation
     }
 
     fn begin_sync(&mut self, at: Cursor, after: Cursor) -> Result<(), ImageError> {
