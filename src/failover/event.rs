@@ -157,10 +157,12 @@ pub enum Event {
         /// From [`Action::Freeze`].
         round: Round,
     },
-    /// Everything published is durable at the heir.
+    /// Everything published is durable at a destination, which may be the heir.
     TailDurable {
         /// From [`Action::ShipTail`].
         round: Round,
+        /// Where.
+        heir: NodeName,
         /// What.
         saved: Saved,
     },

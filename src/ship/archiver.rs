@@ -140,7 +140,7 @@ struct Work {
 impl Work {
     fn new(archiving: Archiving, shared: Arc<Shared>) -> Work {
         Work {
-            consumer: archiving.space.0.consumer(archiving.space.1),
+            consumer: archiving.space.0.consumer(archiving.space.1).expect("an archive never lets go"),
             shared,
             writer: None,
             unsynced: 0,

@@ -6,6 +6,7 @@
 //! | [`sync`] | the copy of every region into the stream |
 //! | [`gasp`] | the last gasp: the tail, durable at the destination |
 //! | [`archiver`] | the thread that feeds an archive |
+//! | [`commits`] | over how many destinations records are acknowledged |
 //! | [`follower`] | what a destination makes of the copies in the stream |
 //! | [`acks`] | what to believe of a destination's acknowledgements |
 //! | [`proof`] | reads that prove where written bytes are |
@@ -18,6 +19,7 @@
 pub mod acks;
 pub mod archiver;
 pub mod backoff;
+pub mod commits;
 pub mod follower;
 pub mod gasp;
 pub mod proof;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::acks::{AckError, AckGate, Acked};
+use super::commits::Commits;
 use super::follower::{Follower, Has};
 use super::proof::{PROOF, PROOF_BYTES, Proof};
 use super::rate::DrainRate;
@@ -109,6 +110,8 @@ pub struct Shipper {
     rate: DrainRate,
     space: Arc<Space>,
     who: usize,
+    commits: (Arc<Commits>, usize),
+    shed: Box<dyn Fn(usize) + Send>,
     status: Arc<ShipStatus>,
     stop: Arc<AtomicBool>,
     completions: Vec<Completion>,
@@ -133,6 +136,10 @@ pub struct Shipment {
     pub landing: RemoteKey,
     /// Where this consumer reports what it no longer needs, and as which.
     pub space: (Arc<Space>, usize),
+    /// Where what the destination has is reported, and as which.
+    pub commits: (Arc<Commits>, usize),
+    /// Is told of a consumer that is in this one's way.
+    pub shed: Box<dyn Fn(usize) + Send>,
     /// Where positions are published.
     pub status: Arc<ShipStatus>,
     /// Ends the link when set; wake the log afterwards.
@@ -144,8 +151,9 @@ pub struct Shipment {
 impl Shipper {
     /// A shipper of `log`.
     pub fn new(log: Arc<LogRegion>, shipment: Shipment) -> Shipper {
-        let Shipment { consumer, digest, has, link, landing, space: (space, who), status, stop, observe } =
+        let Shipment { consumer, digest, has, link, landing, space, commits, shed, status, stop, observe } =
             shipment;
+        let (space, who) = space;
         let from = consumer.position();
         Shipper {
             window: Window::new(from, log.spec().ring_bytes, link.endpoint.limit()),
@@ -165,6 +173,8 @@ impl Shipper {
             landing,
             space,
             who,
+            commits,
+            shed,
             status,
             stop,
         }
@@ -268,9 +278,13 @@ impl Shipper {
                 self.log.end_gap(self.acked.counts_from);
             }
             let all = Acks { received, durable, applied: self.acked.applied };
-            self.log.set_acks(if copied { all } else { self.follower.up_to_copy(all) });
+            let (commits, who) = &self.commits;
+            commits.acknowledge(*who, if copied { all } else { self.follower.up_to_copy(all) });
         }
         self.space.done(self.who, self.acked.applied);
+        if counts && let Some(slow) = self.space.in_the_way(self.who, self.commits.0.destinations()) {
+            (self.shed)(slow);
+        }
         self.status.set(ShipView {
             shipped: self.window.shipped(),
             received,

@@ -81,12 +81,18 @@ pub struct Load {
 impl Load {
     /// Starts `mode` at `node` and waits until it works.
     pub fn start(node: &Node, mode: &str) -> Load {
+        Load::paced(node, mode, 0)
+    }
+
+    /// As [`Load::start`], with a pause after each operation.
+    pub fn paced(node: &Node, mode: &str, pause_us: u32) -> Load {
         let files = Files::of(&node.files());
         let child = node
             .preloaded(programs::workload())
             .args(["go-on", mode])
             .args([&files.pool, &files.acks])
             .arg(ENDLESS)
+            .env("WORKLOAD_PAUSE_US", pause_us.to_string())
             .stdout(Stdio::null())
             .spawn()
             .expect("the workload starts");

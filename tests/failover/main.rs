@@ -141,7 +141,11 @@ fn an_operators_order_stands_when_the_program_ends_by_itself_meanwhile() {
     assert!(actions.iter().any(|a| matches!(a, Action::ShipTail { .. })), "{actions:?}");
     // Handed back, it is what the operator left: ended.
     let saved = Saved { lsn: Lsn(64), digest: 7 };
-    let (next, _) = step(&policy, &next, &Event::TailDurable { round: state.round(), saved });
+    let (next, _) = step(
+        &policy,
+        &next,
+        &Event::TailDurable { round: state.round(), heir: policy.heir.clone().unwrap(), saved },
+    );
     let (next, _) = step(&policy, &next, &Event::OperatorCancel);
     let (next, _) = step(&policy, &next, &Event::Answer(Answer::Cancelled { round: state.round() }));
     assert_eq!(next.phase, Phase::Stopped);

@@ -2,15 +2,42 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::agent::group::{Group, Region};
+use crate::locks::lock;
 use crate::log::Appender;
 use crate::log::format::{Kind, MAX_NAME, RECORD_HEADER, RecordHeader, region_name};
 use crate::ship::sync::{SyncRegion, SyncSource};
+use crate::types::Lsn;
 
-/// Keeps the group's table up with what the log says of its regions.
-pub(super) fn observe(group: &Group, header: &RecordHeader) {
+/// Keeps the group's table up with what the log says of its regions, whoever reads it first.
+pub(super) struct Table {
+    group: Arc<Group>,
+    /// What was looked at; a slower reader's news is old.
+    observed: Mutex<Lsn>,
+}
+
+impl Table {
+    pub(super) fn new(group: Arc<Group>) -> Table {
+        Table { group, observed: Mutex::new(Lsn(0)) }
+    }
+
+    /// A reader has come to this record.
+    pub(super) fn observe(&self, header: &RecordHeader) {
+        use Kind::{RegionRename, RegionResize, RegionUnlink};
+        if !matches!(Kind::from_byte(header.kind), Some(RegionResize | RegionUnlink | RegionRename)) {
+            return;
+        }
+        let mut observed = lock(&self.observed);
+        if header.lsn >= observed.0 {
+            *observed = header.next();
+            observe(&self.group, header);
+        }
+    }
+}
+
+fn observe(group: &Group, header: &RecordHeader) {
     let (id, offset) = header.place();
     if group.region(id).is_some_and(|region| header.lsn < region.since().0) {
         // Of an earlier file, read late or again.
