@@ -154,7 +154,7 @@ impl Role {
             destinations: self.destinations.clone(),
             way: Some(Way { identity: self.identity.clone(), fabrics: self.fabrics.clone() }),
             event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-            refused: Box::new(move |_, reason, generation| match reason {
+            refused: Box::new(move |reason, generation| match reason {
                 Refusal::StaleGeneration | Refusal::Active => {
                     let owned = reason == Refusal::Active;
                     teller.tell(Event::Answer(Answer::Fenced { generation, owned }));

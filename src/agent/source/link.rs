@@ -76,7 +76,7 @@ impl Shared {
         }
         tracing::info!(group = self.setup.group.name(), to = to.peer.name, %error, "link down");
         if let LinkError::Control(ControlError::Refused { reason, generation, .. }) = error {
-            (self.setup.refused)(&to.peer.name, *reason, *generation);
+            (self.setup.refused)(*reason, *generation);
         }
     }
 

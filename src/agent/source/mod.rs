@@ -63,8 +63,8 @@ pub struct SourceSetup {
     pub way: Option<Way>,
     /// Takes events: kind and detail.
     pub event: Tell,
-    /// Hears which destination will not have the group's stream, why, and of the generation that it knows.
-    pub refused: Box<dyn Fn(&str, Refusal, Generation) + Send + Sync>,
+    /// Hears why a destination will not have the group's stream, and of the generation that it knows.
+    pub refused: Box<dyn Fn(Refusal, Generation) + Send + Sync>,
     /// Number that spreads attempts to reconnect.
     pub chance: fn() -> u32,
 }
