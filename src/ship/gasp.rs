@@ -83,7 +83,7 @@ impl HeldUp {
 /// What the last gasp of `log` would wait for if it began now; `None` where everything is there.
 pub fn held_up(log: &LogRegion, status: &ShipStatus, syncer: &Syncer) -> Option<HeldUp> {
     let (view, sync) = (status.view(), syncer.view());
-    let copy = !log.is_whole() || sync.for_all;
+    let copy = !log.is_whole() || sync.for_all || sync.active && !view.counts;
     if (copy || !view.counts) && log.halfway(&Owner::confirmed_dead) {
         return Some(HeldUp::Halfway);
     }

@@ -6,8 +6,8 @@
 //! owed ([`Debt`]). It never takes more than half of the ring, and starts anew when told to while it runs.
 //!
 //! A copy is for all readers of the log, where no record tells what they lack, or for newcomers alone: an image that follows
-//! the stream passes over it ([`CopyFor`]). One for newcomers waits while the log is held still: a last gasp brings the heir
-//! what it lacks, and nothing is appended behind that.
+//! the stream passes over it ([`CopyFor`]). One for newcomers waits while the log is held still and some destination counts: a
+//! last gasp brings the heir what it lacks, and nothing is appended behind that.
 
 use std::collections::BTreeMap;
 use std::io;

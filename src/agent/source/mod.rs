@@ -104,9 +104,10 @@ impl Source {
         let peers = setup.destinations.iter().cloned().enumerate();
         let destinations: Vec<_> =
             peers.map(|(index, peer)| Arc::new(Destination::new(peer, index))).collect();
+        let regions = GroupRegions { group: group.clone(), destinations: destinations.clone() };
         let over = group.config().commit_over;
         let shared = Arc::new(Shared {
-            syncer: Syncer::start(&name, Arc::new(GroupRegions(group.clone())))?,
+            syncer: Syncer::start(&name, Arc::new(regions))?,
             space: Space::new(group.log().clone(), consumers(&setup)),
             commits: Arc::new(Commits::new(group.log().clone(), over, destinations.len())),
             destinations,

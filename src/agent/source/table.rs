@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use super::destination::Destination;
 use crate::agent::group::{Group, Region};
 use crate::locks::lock;
 use crate::log::Appender;
@@ -61,24 +62,28 @@ fn observe(group: &Group, header: &RecordHeader) {
 }
 
 /// The group's regions, to be copied.
-pub(super) struct GroupRegions(pub(super) Arc<Group>);
+pub(super) struct GroupRegions {
+    pub(super) group: Arc<Group>,
+    pub(super) destinations: Vec<Arc<Destination>>,
+}
 
 impl SyncSource for GroupRegions {
     fn appender(&self) -> &Appender {
-        self.0.appender()
+        self.group.appender()
     }
 
     fn regions(&self) -> io::Result<Vec<SyncRegion>> {
-        self.0.follow_files().map_err(io::Error::other)?;
+        self.group.follow_files().map_err(io::Error::other)?;
         let region = |r: Arc<Region>| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
             Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file, held: r })
         };
-        self.0.regions().into_iter().map(region).collect()
+        self.group.regions().into_iter().map(region).collect()
     }
 
     fn is_still(&self) -> bool {
-        self.0.is_still()
+        // Where nobody counts yet, there is no heir without the copy.
+        self.group.is_still() && self.destinations.iter().any(|to| to.ship.view().counts)
     }
 }
 
@@ -99,7 +104,7 @@ mod tests {
         // Nothing of this is in the log: the application was ahead of it.
         std::fs::rename(bench.path("a.pool"), bench.path("b.pool")).unwrap();
         std::fs::remove_file(bench.path("c.pool")).unwrap();
-        let regions = GroupRegions(group.clone()).regions().unwrap();
+        let regions = GroupRegions { group: group.clone(), destinations: Vec::new() }.regions().unwrap();
         assert_eq!(regions.iter().map(|r| r.id).collect::<Vec<_>>(), [RegionId(1)]);
         assert!(regions[0].creation.ends_with(b"/pm/b.pool"));
         assert_eq!(group.regions().len(), 1);
