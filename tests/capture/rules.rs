@@ -460,8 +460,13 @@ fn writer_process() {
     let Ok(path) = std::env::var("PMEMHA_TEST_LOG") else { return };
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
     let log = LogRegion::attach(std::os::fd::AsFd::as_fd(&file)).unwrap();
-    let app = Appender::attach(log, std::process::id()).unwrap();
+    let app = Appender::attach(log.clone(), std::process::id()).unwrap();
     let page = Rig::new().memory(4096);
+    // Both write at the same time, however long one of them took to start.
+    let writers = || (0..log.spec().appenders as u16).filter(|cell| log.owner(*cell).is_some()).count();
+    while writers() < 2 && log.tail() == log.spec().first_lsn {
+        std::thread::yield_now();
+    }
     for n in 1..=WRITES {
         page[..8].copy_from_slice(&n.to_le_bytes());
         // SAFETY: within `page`.
