@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::agent::config;
 use crate::locks::lock;
 use crate::ship::status::ShipStatus;
-use crate::types::Durability;
+use crate::types::{Durability, Lsn};
 
 /// A destination; one thread keeps its link, everyone looks at it.
 pub(super) struct Destination {
@@ -47,6 +47,17 @@ pub(super) struct LinkInfo {
     pub(super) failures: u64,
 }
 
+/// What a destination lacks when the agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    Bytes(u64),
+    /// It is not connected, and may be in a moment.
+    Hope,
+    /// It is not connected.
+    Everything,
+}
+
 impl Destination {
     pub(super) fn new(peer: config::Peer, index: usize) -> Destination {
         Destination { peer, index, ship: Arc::default(), link: Mutex::default(), stream: Mutex::default() }
@@ -54,6 +65,18 @@ impl Destination {
 
     pub(super) fn link(&self) -> MutexGuard<'_, LinkInfo> {
         lock(&self.link)
+    }
+
+    /// What is missing there of what is `published`. `failures`: as many attempts to connect had failed when that began to matter.
+    pub(super) fn left(&self, published: Lsn, failures: u64) -> Left {
+        let (ship, link) = (self.ship.view(), self.link().clone());
+        match link.connected {
+            _ if ship.counts && ship.durable >= published => Left::Nothing,
+            true => Left::Bytes(published.since(ship.durable)),
+            // The first of the failures may be that of an attempt which had begun before.
+            false if link.refused || link.failures >= failures + 2 => Left::Everything,
+            false => Left::Hope,
+        }
     }
 
     /// Held by whoever begins or ends to read the ring, or takes it away.

@@ -32,9 +32,9 @@ use crate::ship::commits::Commits;
 use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
 use crate::ship::sync::{Requester, Syncer};
-use crate::types::{Generation, Lsn};
+use crate::types::Generation;
 use archive::consumers;
-use destination::Destination;
+use destination::{Destination, Left};
 use sampler::Sampler;
 use table::{GroupRegions, Table};
 
@@ -139,20 +139,30 @@ impl Source {
         self.shared.syncer.requester()
     }
 
-    /// Waits until everything published is durable at every destination; what is missing at the deadline, as a sentence. A link
-    /// that is down is waited for while it may be made: until the destination refuses, or an attempt that began meanwhile fails.
+    /// Waits until everything published is durable at each destination that counts; what is missing everywhere at the deadline, as
+    /// a sentence. Where none counts, a link that is down is waited for while it may be made: until the destination refuses, or
+    /// an attempt that began meanwhile fails.
     pub fn finish(&self, deadline: Instant) -> Option<String> {
+        let all = &self.shared.destinations;
         let published = self.shared.setup.group.log().published();
-        let left = self.shared.destinations.iter().map(|to| (to, to.link().failures)).collect::<Vec<_>>();
-        let mut why = (!left.is_empty()).then(String::new);
-        for (to, failures) in left {
-            match self.shared.finish_at(to, published, failures, deadline) {
-                // One that has it all is enough: nothing is lost with this machine.
-                None => return None,
-                Some(left) => why = Some(left),
+        let failures: Vec<u64> = all.iter().map(|to| to.link().failures).collect();
+        loop {
+            let left: Vec<Left> = all.iter().zip(&failures).map(|(to, f)| to.left(published, *f)).collect();
+            let is_done = left.contains(&Left::Nothing);
+            let missing =
+                left.iter().filter_map(|left| if let Left::Bytes(n) = left { Some(*n) } else { None }).min();
+            let over = Instant::now() >= deadline;
+            if is_done && (missing.is_none() || over) {
+                return None;
             }
+            if missing.is_none() && (over || !left.contains(&Left::Hope)) {
+                return (!all.is_empty()).then(|| NO_DESTINATION.into());
+            }
+            if over {
+                return missing.map(|n| format!("{n} bytes of the log are not durable at the destination"));
+            }
+            self.shared.sleep(FINISH_LOOK);
         }
-        why
     }
 
     /// Brings everything published to the destinations, and says which of them holds it all first: the heir. `only`: it is that one
@@ -251,35 +261,6 @@ impl Shared {
     /// A link was made or lost: whether anybody takes records now.
     fn tell_flow(&self) {
         self.syncer.set_flowing(self.destinations.iter().any(|to| to.link().connected));
-    }
-
-    /// See [`Source::finish`], for one destination.
-    fn finish_at(
-        &self,
-        to: &Destination,
-        published: Lsn,
-        failures: u64,
-        deadline: Instant,
-    ) -> Option<String> {
-        loop {
-            let ship = to.ship.view();
-            if ship.counts && ship.durable >= published {
-                return None;
-            }
-            let link = to.link().clone();
-            // The first of the failures may be that of an attempt which had begun before.
-            if link.refused || !link.connected && link.failures >= failures + 2 {
-                return Some(NO_DESTINATION.into());
-            }
-            if Instant::now() >= deadline {
-                if !link.connected {
-                    return Some(NO_DESTINATION.into());
-                }
-                let missing = published.since(ship.durable);
-                return Some(format!("{missing} bytes of the log are not durable at the destination"));
-            }
-            self.sleep(FINISH_LOOK);
-        }
     }
 
     fn stops(&self) -> bool {
