@@ -13,16 +13,19 @@ use crate::locks::lock;
 
 /// A messenger to each node that may own the group.
 pub struct Envoys {
+    nodes: Vec<String>,
     messengers: Vec<(String, Messenger)>,
     asked: Arc<Mutex<Asked>>,
-    heir: Mutex<Option<NodeName>>,
 }
 
-/// Who has yet to say that it follows.
+/// Whose answers are awaited.
 #[derive(Default)]
 struct Asked {
     life: u64,
+    /// Who has yet to say that it follows.
     silent: BTreeSet<String>,
+    /// Whom the group was given up to last: only its word decides of that.
+    heir: Option<NodeName>,
 }
 
 impl Envoys {
@@ -34,7 +37,7 @@ impl Envoys {
         teller: &Teller,
         route: impl Fn(&str, Box<dyn Fn(Answer) + Send>) -> Route,
     ) -> Envoys {
-        let asked = Arc::<Mutex<Asked>>::default();
+        let asked = Arc::new(Mutex::new(Asked { heir, ..Asked::default() }));
         let messenger = |node: &String| {
             let (name, teller, asked) = (node.clone(), teller.clone(), asked.clone());
             let hear = move |answer| {
@@ -50,22 +53,24 @@ impl Envoys {
                 .map(|messenger| (node.clone(), messenger))
         };
         let messengers = nodes.iter().filter_map(messenger).collect();
-        Envoys { messengers, asked, heir: Mutex::new(heir) }
+        Envoys { nodes: nodes.to_vec(), messengers, asked }
     }
 
     /// Has `request` delivered; its answer comes as an event.
     pub fn send(&self, request: &Request) {
         let to = match request {
             Request::Ask { life, .. } => {
-                let silent = self.messengers.iter().map(|(node, _)| node.clone()).collect();
-                *lock(&self.asked) = Asked { life: *life, silent };
+                let mut asked = lock(&self.asked);
+                (asked.life, asked.silent) = (*life, self.nodes.iter().cloned().collect());
+                drop(asked);
                 return self.messengers.iter().for_each(|(_, messenger)| messenger.send(request.clone()));
             }
+            Request::SaveStarted { heir, trigger: false, .. } => Some(heir.clone()),
             Request::SaveStarted { heir, .. } | Request::Saved { heir, .. } => {
-                *lock(&self.heir) = Some(heir.clone());
+                lock(&self.asked).heir = Some(heir.clone());
                 Some(heir.clone())
             }
-            Request::Cancel { .. } | Request::Confirm { .. } => lock(&self.heir).clone(),
+            Request::Cancel { .. } | Request::Confirm { .. } => lock(&self.asked).heir.clone(),
         };
         let named = |(node, _): &&(String, Messenger)| to.as_ref().is_some_and(|to| to.0 == *node);
         if let Some((_, messenger)) = self.messengers.iter().find(named) {
@@ -83,7 +88,8 @@ impl Asked {
                 self.silent.is_empty()
             }
             Answer::Follows { .. } => false,
-            _ => true,
+            Answer::Fenced { .. } => true,
+            _ => self.heir.as_ref().is_some_and(|heir| heir.0 == node),
         }
     }
 }
@@ -95,7 +101,8 @@ mod tests {
 
     #[test]
     fn the_group_is_still_ours_once_everyone_has_said_so() {
-        let mut asked = Asked { life: 7, silent: ["beta", "gamma"].map(String::from).into() };
+        let silent = ["beta", "gamma"].map(String::from).into();
+        let mut asked = Asked { life: 7, silent, heir: None };
         let follows = |life| Answer::Follows { life };
         assert!(!asked.passes("beta", &follows(7)));
         assert!(!asked.passes("beta", &follows(7)), "twice the same");
@@ -103,5 +110,14 @@ mod tests {
         assert!(asked.passes("gamma", &follows(7)));
         let fenced = Answer::Fenced { generation: Generation(3), owned: true };
         assert!(asked.passes("gamma", &fenced));
+    }
+
+    #[test]
+    fn of_a_handover_only_the_heir_decides() {
+        let heir = Some(NodeName("gamma".into()));
+        let mut asked = Asked { heir, ..Asked::default() };
+        let round = crate::failover::Round { generation: Generation(2), attempt: 1 };
+        let refused = Answer::Refused { round };
+        assert!(!asked.passes("beta", &refused) && asked.passes("gamma", &refused));
     }
 }

@@ -321,6 +321,9 @@ mod tests {
         fn is_still(&self) -> bool {
             false
         }
+        fn anyone_counts(&self) -> bool {
+            false
+        }
     }
 
     #[test]
@@ -329,7 +332,7 @@ mod tests {
         let (_fd, log) = LogRegion::create(&spec).unwrap();
         let first = log.free();
         // The destination, consumer 0, acknowledges nothing.
-        let space = Space::new(log.clone(), 2);
+        let space = Space::new(log.clone(), 1, 1, false);
         let copying = Appender::attach(log.clone(), 2).unwrap();
         let syncer = Syncer::start("archive-test", Arc::new(NoRegions(copying))).unwrap();
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();

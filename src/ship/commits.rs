@@ -49,12 +49,12 @@ impl Commits {
         Commits { log, enough: over.of(destinations), acks: Mutex::new(vec![Acks::default(); destinations]) }
     }
 
-    /// How many destinations there are: the first consumers of the ring.
-    pub fn destinations(&self) -> usize {
-        lock(&self.acks).len()
+    /// Destination `who` begins anew: what it had it may have lost. What was acknowledged stays so.
+    pub fn begins_anew(&self, who: usize) {
+        lock(&self.acks)[who] = Acks::default();
     }
 
-    /// Destination `who` has come so far: never back, since what it has it keeps.
+    /// Destination `who` has come so far: never back before it begins anew, since what it has it keeps.
     pub fn acknowledge(&self, who: usize, acks: Acks) {
         let mut all = lock(&self.acks);
         let mine = &mut all[who];
@@ -111,6 +111,8 @@ mod tests {
         commits.acknowledge(1, both(end));
         assert_eq!(log.acks(), both(end));
         commits.acknowledge(1, Acks::default());
+        commits.begins_anew(1);
+        commits.acknowledge(0, both(end.advance(64)));
         assert_eq!(log.acks(), both(end));
     }
 }

@@ -282,7 +282,7 @@ impl Shipper {
             commits.acknowledge(*who, if copied { all } else { self.follower.up_to_copy(all) });
         }
         self.space.done(self.who, self.acked.applied);
-        if counts && let Some(slow) = self.space.in_the_way(self.who, self.commits.0.destinations()) {
+        if let Some(slow) = self.space.in_the_way(self.who, counts) {
             (self.shed)(slow);
         }
         self.status.set(ShipView {

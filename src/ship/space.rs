@@ -1,81 +1,111 @@
 //! Which part of the ring may be reused: everything below the slowest consumer that holds it.
 //!
-//! A destination that lags far behind another one is *shed*: it lets the ring go and begins anew, since it would cost the
-//! application its log otherwise, and every destination a new copy. Its shipper ends first, as its requests read the ring.
+//! A destination that lags behind another one lets the ring go and begins anew with a copy, since it would cost the application
+//! its log otherwise, and every destination a copy: one that is not connected when it keeps a quarter of the ring, one that is
+//! when it keeps three eighths and one that counts is an eighth ahead. Both before half of the ring is in use, from where on
+//! copies wait for room and programs with a commit level are held ([`crate::log::Pace`]). Its shipper ends first, as its
+//! requests read the ring.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
-use std::sync::atomic::{AtomicU64, fence};
+use std::sync::{Arc, Mutex};
 
+use crate::locks::lock;
 use crate::log::{Consumer, LogRegion};
 use crate::types::Lsn;
-
-/// In place of a position: the consumer holds nothing.
-const NOTHING: u64 = u64::MAX;
 
 /// The consumers of one log and how far each has come.
 pub struct Space {
     log: Arc<LogRegion>,
-    done: Vec<AtomicU64>,
+    /// The destinations come first.
+    holders: Mutex<Vec<Holder>>,
+    destinations: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    /// What it still needs begins here; none if it needs nothing.
+    at: Option<Lsn>,
+    /// It reads the ring.
+    present: bool,
 }
 
 impl Space {
-    /// `consumers` of `log`, all of which still need everything that the ring holds.
-    pub fn new(log: Arc<LogRegion>, consumers: usize) -> Arc<Space> {
-        let free = log.free().0;
-        Arc::new(Space { log, done: (0..consumers).map(|_| AtomicU64::new(free)).collect() })
+    /// So many destinations of `log`, and `others` after them. All still need everything that the ring holds, except that
+    /// destinations of a log that is `fresh` need nothing before they begin, unless there is but one.
+    pub fn new(log: Arc<LogRegion>, destinations: usize, others: usize, fresh: bool) -> Arc<Space> {
+        let free = Some(log.free());
+        let destination = Holder { at: free.filter(|_| !fresh || destinations == 1), present: false };
+        let mut holders = vec![destination; destinations];
+        holders.extend(vec![Holder { at: free, present: true }; others]);
+        Arc::new(Space { log, holders: Mutex::new(holders), destinations })
     }
 
     /// A reader of what `who` still holds, from its first byte on; none if that is nothing. Below that the ring may be used
     /// again at any time, even while a slower consumer still keeps it.
     pub fn consumer(&self, who: usize) -> Option<Consumer> {
-        let at = self.done[who].load(Acquire);
-        (at != NOTHING).then(|| Consumer::new(self.log.clone(), Lsn(at)))
+        let at = lock(&self.holders)[who].at?;
+        Some(Consumer::new(self.log.clone(), at))
     }
 
     /// Consumer `who` needs nothing below `lsn` any more.
     pub fn done(&self, who: usize, lsn: Lsn) {
-        if self.done[who].fetch_max(lsn.0, AcqRel) < lsn.0 {
-            self.free();
+        let mut holders = lock(&self.holders);
+        if let Some(at) = holders[who].at.as_mut().filter(|at| **at < lsn) {
+            *at = lsn;
+            self.free(&holders);
         }
     }
 
     /// Consumer `who` begins anew where the log is published up to, as `published` says; what it held means nothing to it.
     /// Returns where that is.
-    pub fn begin_at(&self, who: usize, published: impl Fn() -> Lsn) -> Lsn {
-        loop {
-            let from = published();
-            self.done[who].store(from.0, Release);
-            // Others may have freed what is behind it before it was held.
-            fence(SeqCst);
-            if self.log.free() <= from {
-                self.free();
-                return from;
+    pub fn begin_at(&self, who: usize, published: impl FnOnce() -> Lsn) -> Lsn {
+        let mut holders = lock(&self.holders);
+        let from = published();
+        holders[who].at = Some(from);
+        self.free(&holders);
+        from
+    }
+
+    /// Whether consumer `who` reads the ring.
+    pub fn set_present(&self, who: usize, present: bool) {
+        lock(&self.holders)[who].present = present;
+    }
+
+    /// Consumer `who`, which does not read the ring, holds nothing until it begins anew.
+    pub fn let_go(&self, who: usize) {
+        let mut holders = lock(&self.holders);
+        holders[who].at = None;
+        self.free(&holders);
+    }
+
+    /// A destination that is to let the ring go for the sake of `of`, which is connected and `counts` or does not yet.
+    pub fn in_the_way(&self, of: usize, counts: bool) -> Option<usize> {
+        let holders = lock(&self.holders);
+        let (ahead, tail, ring) = (holders[of].at?, self.log.tail(), self.log.spec().ring_bytes);
+        let keeps = |holder: &Holder| {
+            let Some(at) = holder.at.filter(|at| *at < ahead) else { return false };
+            let (kept, behind) = (tail.since(at), ahead.since(at));
+            match holder.present {
+                false => kept > ring / 4,
+                true => counts && kept > ring / 8 * 3 && behind > ring / 8,
             }
+        };
+        holders[..self.destinations].iter().position(keeps)
+    }
+
+    /// Destinations that hold the ring and are not connected although another one is.
+    pub fn absent(&self) -> Vec<usize> {
+        let holders = lock(&self.holders);
+        let destinations = &holders[..self.destinations];
+        let absent = |(_, holder): &(usize, &Holder)| !holder.present && holder.at.is_some();
+        match destinations.iter().any(|holder| holder.present) {
+            true => destinations.iter().enumerate().filter(absent).map(|(who, _)| who).collect(),
+            false => Vec::new(),
         }
     }
 
-    /// Consumer `who`, which reads the ring no longer, holds nothing until it begins anew.
-    pub fn let_go(&self, who: usize) {
-        self.done[who].store(NOTHING, Release);
-        self.free();
-    }
-
-    /// A consumer among the first `among` that keeps most of the ring although `of`, another one, is far ahead of it.
-    pub fn in_the_way(&self, of: usize, among: usize) -> Option<usize> {
-        let at = |who: usize| self.done[who].load(Acquire);
-        let (ahead, tail, ring) = (at(of), self.log.tail().0, self.log.spec().ring_bytes);
-        let keeps = |who: &usize| {
-            let behind = at(*who);
-            behind < ahead && tail.saturating_sub(behind) > ring / 4 * 3 && ahead - behind > ring / 4
-        };
-        (0..among).find(keeps).filter(|_| ahead != NOTHING)
-    }
-
-    fn free(&self) {
-        let slowest = self.done.iter().map(|d| d.load(Acquire)).filter(|at| *at != NOTHING).min();
-        if let Some(slowest) = slowest {
-            self.log.set_free(Lsn(slowest));
+    fn free(&self, holders: &[Holder]) {
+        if let Some(slowest) = holders.iter().filter_map(|holder| holder.at).min() {
+            self.log.set_free(slowest);
         }
     }
 }
@@ -108,7 +138,7 @@ mod tests {
         let middle = appender.append(Kind::Data, RegionId(1), 0, &[1; 64]).unwrap();
         appender.append(Kind::Data, RegionId(1), 64, &[2; 64]).unwrap();
         let end = appender.drain();
-        let space = Space::new(log.clone(), 2);
+        let space = Space::new(log.clone(), 2, 0, false);
         (log, [first, middle, end], space)
     }
 
@@ -149,39 +179,61 @@ mod tests {
         assert!(before == contents(), "a header was sealed");
     }
 
-    #[test]
-    fn one_that_lags_behind_another_is_in_the_way_and_holds_nothing_once_it_has_let_go() {
+    /// A log of which the first of three consumers, two of them destinations, has read all; and what appends an eighth of its ring.
+    fn eighths(present: bool) -> (Arc<LogRegion>, Appender, Arc<Space>) {
         let spec = LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() };
         let (_fd, log) = LogRegion::create(&spec).unwrap();
-        let appender = Appender::attach(log.clone(), 1).unwrap();
-        let space = Space::new(log.clone(), 3);
-        let quarter = || {
-            for _ in 0..4 {
-                appender.append(Kind::Data, RegionId(1), 0, &[1; MIN_RING as usize / 16 - 32]).unwrap();
-            }
-            appender.drain()
-        };
-        let first = quarter();
+        let space = Space::new(log.clone(), 2, 0, false);
+        space.set_present(0, true);
+        space.set_present(1, present);
+        (log.clone(), Appender::attach(log, 1).unwrap(), space)
+    }
+
+    fn eighth(appender: &Appender) -> Lsn {
+        for _ in 0..2 {
+            appender.append(Kind::Data, RegionId(1), 0, &[1; MIN_RING as usize / 16 - 32]).unwrap();
+        }
+        appender.drain()
+    }
+
+    #[test]
+    fn one_that_is_away_is_in_the_way_of_one_that_is_there_from_a_quarter_on() {
+        let (log, appender, space) = eighths(false);
+        let first = eighth(&appender);
+        eighth(&appender);
         space.done(0, first);
-        assert_eq!(space.in_the_way(0, 2), None, "much room is left");
-        quarter();
-        let end = quarter();
-        appender.append(Kind::Data, RegionId(1), 0, &[1; 64]).unwrap();
-        assert_eq!(space.in_the_way(0, 2), None, "it is not so far ahead itself");
-        space.done(0, end);
-        assert_eq!(space.in_the_way(0, 2), Some(1));
-        assert_eq!(
-            (space.in_the_way(0, 1), space.in_the_way(1, 2)),
-            (None, None),
-            "not itself, nor one that is ahead"
-        );
+        assert_eq!(space.in_the_way(0, false), None, "it may well be back in a moment");
+        space.done(0, eighth(&appender));
+        assert_eq!(space.in_the_way(0, false), Some(1));
+        assert_eq!((space.in_the_way(1, true), space.absent()), (None, vec![1]), "it is behind itself");
         space.let_go(1);
-        assert!(space.consumer(1).is_none() && log.free() < end, "the third holds it all");
-        space.let_go(2);
-        assert_eq!((log.free(), space.in_the_way(0, 2), space.in_the_way(1, 2)), (end, None, None));
+        assert_eq!((log.free(), space.consumer(1).is_none()), (log.published(), true));
         space.done(1, first);
-        assert!(space.consumer(1).is_none(), "late news of what it had");
+        assert!(space.consumer(1).is_none() && space.absent().is_empty(), "late news of what it had");
         let from = space.begin_at(1, || log.published());
         assert!(space.consumer(1).unwrap().holds(from));
+        space.set_present(0, false);
+        assert!(space.absent().is_empty(), "nobody is there");
+    }
+
+    #[test]
+    fn one_that_is_slow_is_in_the_way_of_one_that_counts_from_three_eighths_on() {
+        let (_log, appender, space) = eighths(true);
+        for _ in 0..3 {
+            space.done(0, eighth(&appender));
+        }
+        assert_eq!(space.in_the_way(0, true), None);
+        space.done(0, eighth(&appender));
+        assert_eq!((space.in_the_way(0, true), space.in_the_way(0, false)), (Some(1), None));
+        assert!(space.absent().is_empty());
+    }
+
+    #[test]
+    fn destinations_of_a_fresh_log_hold_nothing_before_they_begin_unless_there_is_but_one() {
+        let (_fd, log) = LogRegion::create(&LogSpec::default()).unwrap();
+        let holds =
+            |destinations, fresh| Space::new(log.clone(), destinations, 1, fresh).consumer(0).is_some();
+        assert_eq!([holds(1, true), holds(2, true), holds(2, false)], [true, false, true]);
+        assert!(Space::new(log.clone(), 2, 1, true).consumer(2).is_some(), "an archive does");
     }
 }

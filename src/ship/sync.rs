@@ -6,8 +6,8 @@
 //! owed ([`Debt`]). It never takes more than half of the ring, and starts anew when told to while it runs.
 //!
 //! A copy is for all readers of the log, where no record tells what they lack, or for newcomers alone: an image that follows
-//! the stream passes over it ([`CopyFor`]). One for newcomers waits while the log is held still and some destination counts: a
-//! last gasp brings the heir what it lacks, and nothing is appended behind that.
+//! the stream passes over it ([`CopyFor`]). One for newcomers waits while the log is held still, unless a last gasp needs it: what
+//! the heir has is all, and nothing is appended behind that. It is not begun anew for whoever joins meanwhile, who gets another.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -55,6 +55,8 @@ pub trait SyncSource: Send + Sync {
     fn regions(&self) -> io::Result<Vec<SyncRegion>>;
     /// Whether the log is about to end, and only what everyone needs may still be appended.
     fn is_still(&self) -> bool;
+    /// Whether some destination counts.
+    fn anyone_counts(&self) -> bool;
 }
 
 /// A region to be copied.
@@ -90,6 +92,8 @@ pub struct SyncView {
     pub for_all: bool,
     /// LSN just past the last complete copy; 0 if none was made since the agent started.
     pub end: Lsn,
+    /// The same of one for all.
+    pub end_for_all: Lsn,
     /// Why the last attempt failed.
     pub error: Option<String>,
 }
@@ -117,7 +121,10 @@ impl Requester {
 
     fn ask(&self, whom: CopyFor) {
         let mut wanted = lock(&self.0.wanted);
-        *wanted += 1;
+        match whom {
+            CopyFor::All => wanted.for_all += 1,
+            CopyFor::Newcomers => wanted.for_newcomers += 1,
+        }
         // Both under the lock: a copy that ends just now must find neither taken back behind it.
         self.0.log().owe(debt(whom));
         self.0.busy.store(true, SeqCst);
@@ -136,9 +143,10 @@ fn debt(whom: CopyFor) -> Debt {
 
 struct Shared {
     source: Arc<dyn SyncSource>,
-    /// Copies asked for so far; one that began earlier is of no use.
-    wanted: Mutex<u64>,
+    wanted: Mutex<Wanted>,
     asked: Condvar,
+    /// A last gasp needs the copy for newcomers.
+    needed: AtomicBool,
     /// Held while something is appended for newcomers.
     for_newcomers: Mutex<()>,
     /// A destination or archive takes records at present.
@@ -148,14 +156,24 @@ struct Shared {
     done: AtomicU64,
     total: AtomicU64,
     end: AtomicU64,
+    end_for_all: AtomicU64,
     error: Mutex<Option<String>>,
+}
+
+/// Copies asked for so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    /// One that began earlier is of no use.
+    for_all: u64,
+    /// One that began earlier is of no use to who asked, and to those before.
+    for_newcomers: u64,
 }
 
 /// What the thread is at.
 #[derive(Clone, Copy, Debug)]
 struct Errand {
-    /// Copies asked for when it began.
-    wanted: u64,
+    /// When it began.
+    wanted: Wanted,
     whom: CopyFor,
 }
 
@@ -186,7 +204,8 @@ impl Syncer {
         let owed = log.owes(Debt::Copy) || log.owes(Debt::Newcomer);
         let shared = Arc::new(Shared {
             source,
-            wanted: Mutex::new(0),
+            wanted: Mutex::default(),
+            needed: AtomicBool::new(false),
             asked: Condvar::new(),
             for_newcomers: Mutex::new(()),
             flowing: AtomicBool::new(false),
@@ -195,6 +214,7 @@ impl Syncer {
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             end: AtomicU64::new(0),
+            end_for_all: AtomicU64::new(0),
             error: Mutex::default(),
         });
         let theirs = shared.clone();
@@ -210,6 +230,11 @@ impl Syncer {
     /// See [`Requester::request_for_newcomer`].
     pub fn request_for_newcomer(&self) {
         self.requester().request_for_newcomer();
+    }
+
+    /// Whether a copy for newcomers goes on although the source is still.
+    pub fn set_needed(&self, needed: bool) {
+        self.shared.needed.store(needed, SeqCst);
     }
 
     /// Waits for what was being appended for newcomers when the source became still.
@@ -246,6 +271,7 @@ impl Syncer {
             active: self.is_active(),
             for_all: self.is_active_for_all(),
             end: Lsn(self.shared.end.load(Relaxed)),
+            end_for_all: Lsn(self.shared.end_for_all.load(Relaxed)),
             error: lock(&self.shared.error).clone(),
         }
     }
@@ -263,8 +289,7 @@ impl Drop for Syncer {
 
 impl Shared {
     fn run(&self) {
-        let mut served = 0;
-        while let Some(wanted) = self.next(served) {
+        while let Some(wanted) = self.next() {
             self.busy.store(true, SeqCst);
             let log = self.log();
             let whom = match log.is_ahead() || log.owes(Debt::Copy) {
@@ -273,27 +298,39 @@ impl Shared {
             };
             // Before there is a `SyncBegin`, which nothing but a complete copy takes back.
             log.owe(debt(whom));
-            let errand = Errand { wanted, whom };
-            match self.close_gap(errand).and_then(|begun| self.copy(begun, errand)) {
+            let mut errand = Errand { wanted, whom };
+            let made = self.close_gap(errand).and_then(|begun| {
+                if begun {
+                    // The application may have gone ahead just now.
+                    log.owe(Debt::Copy);
+                    errand.whom = CopyFor::All;
+                }
+                self.copy(begun, errand)
+            });
+            match made {
                 Ok(end) => {
                     self.end.store(end.0, Relaxed);
                     *lock(&self.error) = None;
-                    served = wanted;
                     // Unless asked for again meanwhile. Idle only once an agent that comes after us would be, too.
                     let asked = lock(&self.wanted);
-                    if *asked == served {
-                        // Newcomers take whichever copy comes.
-                        self.log().settle(Debt::Newcomer);
-                        self.log().settle(debt(whom));
-                        self.busy.store(false, SeqCst);
+                    if errand.whom == CopyFor::All {
+                        self.end_for_all.store(end.0, Relaxed);
+                        if asked.for_all == wanted.for_all {
+                            log.settle(Debt::Copy);
+                        }
                     }
+                    // Newcomers take whichever copy comes.
+                    if asked.for_newcomers == wanted.for_newcomers {
+                        log.settle(Debt::Newcomer);
+                    }
+                    let owes = log.owes(Debt::Copy) || log.owes(Debt::Newcomer);
+                    self.busy.store(owes, SeqCst);
                 }
-                Err(Cut::Superseded) => {}
-                Err(Cut::Ahead(_)) => *lock(&self.wanted) += 1,
+                // It is still owed.
+                Err(Cut::Superseded | Cut::Ahead(_)) => {}
                 Err(error) => {
                     tracing::error!(%error, "a copy of the regions failed and starts anew");
                     *lock(&self.error) = Some(error.to_string());
-                    *lock(&self.wanted) += 1;
                     self.keep_room();
                     self.pause(AGAIN);
                 }
@@ -302,19 +339,16 @@ impl Shared {
         }
     }
 
-    /// Waits until more copies are wanted than were served, one is owed, or the application is ahead; the number wanted then.
-    fn next(&self, served: u64) -> Option<u64> {
+    /// Waits until a copy is owed that may be made, or the application is ahead; what was wanted then.
+    fn next(&self) -> Option<Wanted> {
         let (mut wanted, mut free) = (lock(&self.wanted), self.log().free());
         loop {
             if self.stop.load(SeqCst) {
                 return None;
             }
             let log = self.log();
-            let newcomers = *wanted > served || log.owes(Debt::Newcomer);
-            if log.owes(Debt::Copy)
-                || newcomers && !self.source.is_still()
-                || (log.is_ahead() && self.flowing.load(SeqCst))
-            {
+            let newcomers = log.owes(Debt::Newcomer) && !self.puts_off();
+            if log.owes(Debt::Copy) || newcomers || (log.is_ahead() && self.flowing.load(SeqCst)) {
                 return Some(*wanted);
             }
             self.keep_room_again(&mut free);
@@ -486,9 +520,14 @@ impl Shared {
     }
 
     fn check(&self, errand: Errand) -> Result<(), Cut> {
-        let put_off = errand.whom == CopyFor::Newcomers && self.source.is_still();
-        let superseded = *lock(&self.wanted) != errand.wanted || self.stop.load(SeqCst);
+        let put_off = errand.whom == CopyFor::Newcomers && self.puts_off();
+        let superseded = lock(&self.wanted).for_all != errand.wanted.for_all || self.stop.load(SeqCst);
         if superseded || put_off { Err(Cut::Superseded) } else { Ok(()) }
+    }
+
+    /// Whether newcomers have to wait.
+    fn puts_off(&self) -> bool {
+        self.source.is_still() && !self.needed.load(SeqCst)
     }
 
     fn pause(&self, time: Duration) {

@@ -156,3 +156,26 @@ fn one_that_stands_still_costs_the_other_nothing_and_begins_anew() {
     assert_eq!(row(&trio.alpha, GAMMA)["resumed"], false);
     assert_eq!(log()["times_ahead"], ahead, "the application lost its log");
 }
+
+#[test]
+fn one_that_was_never_there_holds_up_neither_copy_nor_gap() {
+    let mut trio = Trio::prepare(BINARIES, "log_size = \"1MiB\"");
+    trio.alpha.start();
+    let program = Load::paced(&trio.alpha, "tx", 100);
+    // More than the ring holds, before there is anybody who takes it.
+    program.files.await_progress("alone", 3000);
+    trio.beta.start();
+    trio.alpha.await_streaming_to(BETA);
+    // And again: the log overflows, and only a copy makes that good.
+    let ahead = || trio.alpha.status().expect("it answers")["groups"][0]["log"]["times_ahead"].as_u64();
+    let before = ahead();
+    trio.beta.stand_still();
+    wait::until("the log to overflow", 2 * SOON, || (ahead() > before).then_some(()));
+    trio.beta.go_on();
+    trio.alpha.await_streaming_to(BETA);
+    trio.alpha.set_power(false);
+    await_owner(&trio.beta);
+    let done = program.files.done();
+    drop(program);
+    check(&trio.beta, done);
+}

@@ -9,7 +9,7 @@ use super::model::{FabricKind, Group, Replica};
 use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
-use crate::failover::OnDeath;
+use crate::failover::{OnDeath, Trigger};
 use crate::log::format::{MAX_RING, MIN_RING};
 use crate::types::Level;
 
@@ -288,6 +288,13 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
             &["group", i, "destinations"],
             format!("more than {MAX_DESTINATIONS} destinations"),
             "remove some: each has a thread and a connection here",
+        );
+    }
+    if group.destinations.len() > 1 && group.trigger == Trigger::SaveStarted {
+        found.add(
+            &["group", i, "trigger"],
+            "`save-started` names the heir before it is known which destination holds everything",
+            "use \"saved\", or name one destination",
         );
     }
     if group.destinations.is_empty() && group.commit > Level::Local {

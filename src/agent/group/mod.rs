@@ -217,6 +217,10 @@ impl Group {
         let mut changed = false;
         let mut gone = Vec::new();
         for region in inner.regions.values() {
+            if region.at_rest().is_some() {
+                // Nobody has recorded it, and an image that follows has not heard of it.
+                self.record_size(&inner, region)?;
+            }
             let (exists, new) = region.follow();
             changed |= new;
             if !exists {

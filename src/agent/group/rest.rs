@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Group, GroupError, Inner, Region};
 use crate::log::Debt;
-use crate::log::format::Kind;
+use crate::log::format::{Kind, MAX_REGION_BYTES};
 use crate::types::{PAGE, RegionId};
 
 /// What a file at rest is like.
@@ -101,8 +101,11 @@ impl Group {
         true
     }
 
-    fn record_size(&self, inner: &Inner, region: &Arc<Region>) -> Result<bool, GroupError> {
+    pub(super) fn record_size(&self, inner: &Inner, region: &Arc<Region>) -> Result<bool, GroupError> {
         let (known, now) = (region.len(), region.len_now());
+        if now > MAX_REGION_BYTES {
+            return Ok(false);
+        }
         if now > known {
             self.grow(inner, region, now, false)?;
         } else if now < known {

@@ -46,6 +46,9 @@ impl Deeds for RoleDeeds {
             Action::Report(note) => {
                 let boot_us = boottime().as_micros() as u64;
                 role.event(Kind::Milestone, json!({ "what": note, "boottime_us": boot_us }));
+                if matches!(note, Note::OwnershipReturned | Note::GaspCalledOff) {
+                    role.sight.groups().iter().for_each(|group| group.go_on());
+                }
                 if note == Note::Demoted {
                     // Another node's stream is to be taken: ours ends. Behind the kill, which finds by the open group whom to end.
                     let shut = role.door.shut();

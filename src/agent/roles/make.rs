@@ -129,7 +129,13 @@ fn recover(
         }
         if durable.boot == policy.boot {
             match left_log(role, &durable, known.as_ref())? {
-                LeftLog::Usable => _ = role.open_group(durable.generation, role.door.entry())?,
+                LeftLog::Usable => {
+                    role.open_group(durable.generation, role.door.entry())?;
+                    if let (Standing::GivenUp { .. }, Some(open)) = (&durable.standing, &*role.open()) {
+                        // The heir may have been told where the log ends.
+                        open.group.hold_still();
+                    }
+                }
                 // As lost as with a reboot: the next start makes a log in a generation that the machine knows of.
                 LeftLog::Lost => durable.boot = BootId::default(),
                 LeftLog::NeverMade => {}

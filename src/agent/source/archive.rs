@@ -4,7 +4,7 @@ use std::io;
 
 use serde_json::json;
 
-use super::{Shared, SourceSetup};
+use super::Shared;
 use crate::agent::config;
 use crate::agent::events::Kind;
 use crate::replica::archive::ArchiveConfig;
@@ -47,9 +47,4 @@ impl Shared {
         };
         Archiver::start(self.setup.group.name(), archiving)
     }
-}
-
-/// Who reads the ring: destinations, archive.
-pub(super) fn consumers(setup: &SourceSetup) -> usize {
-    setup.destinations.len() + usize::from(setup.group.config().archive.is_some())
 }

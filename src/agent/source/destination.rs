@@ -24,6 +24,8 @@ pub(super) enum Stream {
     /// It is not.
     #[default]
     None,
+    /// It is about to be, unless it has had to let the ring go.
+    Joins { shed: bool },
     /// It is, until `stop` is set.
     Reads {
         stop: Arc<AtomicBool>,

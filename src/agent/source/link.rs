@@ -86,21 +86,33 @@ impl Shared {
             Ok((client, shipper, stop)) => self.serve(to, client, shipper, &stop),
             Err(error) => error,
         };
-        // Nothing reads the ring any more.
-        match std::mem::take(&mut *to.stream()) {
+        if self.ring_is_left(to) { LinkError::Shed } else { error }
+    }
+
+    /// Nothing reads the ring for this destination any more; whether it had to let it go.
+    fn ring_is_left(&self, to: &Destination) -> bool {
+        let mut stream = to.stream();
+        self.space.set_present(to.index, false);
+        match std::mem::take(&mut *stream) {
             Stream::Reads { shed: true, .. } => {
                 self.space.let_go(to.index);
-                LinkError::Shed
+                *stream = Stream::Joins { shed: true };
+                true
             }
-            _ => error,
+            Stream::Joins { shed } => shed,
+            _ => false,
         }
     }
 
     /// Destination `who` is to let the ring go, so that the application keeps its log and the others need no copy.
-    fn shed(&self, who: usize) {
+    pub(super) fn shed(&self, who: usize) {
         let Some(to) = self.destinations.get(who) else { return };
         match &mut *to.stream() {
             Stream::None => self.space.let_go(who),
+            Stream::Joins { shed } => {
+                self.space.let_go(who);
+                *shed = true;
+            }
             Stream::Reads { stop, shed } => {
                 *shed = true;
                 stop.store(true, Ordering::Release);
@@ -118,23 +130,25 @@ impl Shared {
         let encrypted = endpoint.encrypted();
         let link = Link::prepare(endpoint, log, opened.durability)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let begin = self.begin(to, &opened.have, &stop);
+        let begin = self.begin(to, &opened.have);
         let from = begin.consumer.position();
         if begin.fresh {
             to.ship.begin_anew();
+            self.commits.begins_anew(to.index);
         }
-        // Before the destination attaches: once it has, the next agent finds its position in this stream and goes on there.
         let has = match opened.have.image {
             _ if begin.fresh => Has::Nothing,
             ImageState::Consistent => Has::Image,
             ImageState::Syncing => Has::Part,
             _ => Has::Nothing,
         };
+        let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
+        let landing = self.attach(&mut client, &attach)?;
+        // Not before: one that cannot attach would have everybody's link carry copies for nothing. Should this agent end here, the
+        // next one finds a destination without an image.
         if begin.fresh || (has != Has::Image && !self.syncer.is_active()) {
             self.syncer.request_for_newcomer();
         }
-        let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
-        let landing = self.attach(&mut client, &attach)?;
         let mut known = to.link();
         *known = LinkInfo {
             connected: true,
@@ -205,13 +219,14 @@ impl Shared {
     }
 
     /// Where the stream goes on at a destination that holds `have`.
-    fn begin(&self, to: &Destination, have: &ReplicaReport, stop: &Arc<AtomicBool>) -> Begin {
+    fn begin(&self, to: &Destination, have: &ReplicaReport) -> Begin {
         let mut stream = to.stream();
-        *stream = Stream::Reads { stop: stop.clone(), shed: false };
+        *stream = Stream::Joins { shed: false };
+        self.space.set_present(to.index, true);
         let group = &self.setup.group;
         let log = group.log();
         let resumes = have.generation == group.generation()
-            && have.image != ImageState::Poisoned
+            && matches!(have.image, ImageState::Consistent | ImageState::Syncing)
             && self.space.consumer(to.index).is_some_and(|consumer| consumer.holds(have.applied));
         if resumes {
             let consumer = Consumer::new(log.clone(), have.applied);
@@ -224,11 +239,12 @@ impl Shared {
 
     /// Goes on looking for writes that pass the log by.
     fn sample(&self, to: &Destination, client: &mut Client) -> Result<(), ControlError> {
+        let (group, ship) = (&self.setup.group, to.ship.view());
         // One image is compared with, that of the first destination that counts.
-        if self.destinations[..to.index].iter().any(|before| before.ship.view().counts) {
+        let earlier = if ship.counts { &self.destinations[..to.index] } else { &self.destinations[..] };
+        if earlier.iter().any(|other| other.ship.view().counts) {
             return Ok(());
         }
-        let (group, ship) = (&self.setup.group, to.ship.view());
         let log = group.log();
         let whole = log.is_whole();
         let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active_for_all());
@@ -247,7 +263,7 @@ impl Shared {
 
     /// Ships until the link ends, pinging meanwhile.
     fn serve(
-        &self,
+        self: &Arc<Self>,
         to: &Destination,
         mut client: Client,
         shipper: Shipper,
@@ -255,10 +271,17 @@ impl Shared {
     ) -> LinkError {
         self.tell_flow();
         let (running, ended) = mpsc::channel::<()>();
-        let thread = spawn(format!("ship-{}", self.setup.group.name()), move || {
+        match &mut *to.stream() {
+            Stream::Joins { shed: true } => return LinkError::Shed,
+            stream => *stream = Stream::Reads { stop: stop.clone(), shed: false },
+        }
+        let (me, index) = (self.clone(), to.index);
+        let thread = spawn(format!("ship-{}-{}", self.setup.group.name(), to.peer.name), move || {
             // Dropped when the shipper has ended, however that was.
             let _running = running;
-            shipper.run()
+            let error = shipper.run();
+            me.ring_is_left(&me.destinations[index]);
+            error
         });
         let thread = match thread {
             Ok(thread) => thread,

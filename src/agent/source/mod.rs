@@ -33,7 +33,6 @@ use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
 use crate::ship::sync::{Requester, Syncer};
 use crate::types::Generation;
-use archive::consumers;
 use destination::{Destination, Left};
 use sampler::Sampler;
 use table::{GroupRegions, Table};
@@ -93,6 +92,7 @@ struct Shared {
     destinations: Vec<Arc<Destination>>,
     sampler: Arc<Sampler>,
     table: Arc<Table>,
+    flow: Mutex<()>,
     stop: Mutex<bool>,
     stopped: Condvar,
 }
@@ -108,11 +108,17 @@ impl Source {
         let over = group.config().commit_over;
         let shared = Arc::new(Shared {
             syncer: Syncer::start(&name, Arc::new(regions))?,
-            space: Space::new(group.log().clone(), consumers(&setup)),
+            space: Space::new(
+                group.log().clone(),
+                destinations.len(),
+                usize::from(group.config().archive.is_some()),
+                !group.resumed(),
+            ),
             commits: Arc::new(Commits::new(group.log().clone(), over, destinations.len())),
             destinations,
             sampler: Arc::default(),
             table: Arc::new(Table::new(group.clone())),
+            flow: Mutex::new(()),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
             setup,
@@ -175,12 +181,15 @@ impl Source {
     ) -> Result<(String, Tail), GaspError> {
         let shared = &self.shared;
         let group = &shared.setup.group;
+        // With nobody who counts there is no heir without the copy that is under way.
+        shared.syncer.set_needed(!shared.anyone_counts());
         group.hold_still();
         let may = |to: &&Arc<Destination>| only.is_none_or(|only| to.peer.name == only);
         let heirs: Vec<_> = shared.destinations.iter().filter(may).collect();
         let streams: Vec<_> = heirs.iter().map(|to| to.ship.clone()).collect();
         let ship = || gasp::ship_tail(group.log(), &streams, &shared.syncer, cancel, deadline);
         let (_, tail) = ship()?;
+        shared.syncer.set_needed(false);
         // Not before anything was shipped: whoever is recording may be waiting for a disk.
         group.await_stillness();
         shared.syncer.await_stillness();
@@ -222,6 +231,10 @@ impl Shared {
             if stuck.is(log) {
                 self.setup.group.bury_dead_appenders();
             }
+            if log.is_ahead() {
+                // A gap is closed once the ring is free up to its beginning.
+                self.space.absent().into_iter().for_each(|who| self.shed(who));
+            }
             if self.destinations.is_empty() && !log.is_ahead() && log.has_open_gap() {
                 // Nobody acknowledges, so nobody waits for the copy either.
                 log.end_gap(log.tail());
@@ -252,14 +265,19 @@ impl Shared {
         let any = |is: fn(&Destination) -> bool| self.destinations.iter().any(|to| is(to));
         match self.destinations.is_empty() {
             true => LinkState::None,
-            false if any(|to| to.ship.view().counts) => LinkState::Counting,
+            false if self.anyone_counts() => LinkState::Counting,
             false if any(|to| to.link().connected) => LinkState::Syncing,
             false => LinkState::Down,
         }
     }
 
+    fn anyone_counts(&self) -> bool {
+        self.destinations.iter().any(|to| to.ship.view().counts)
+    }
+
     /// A link was made or lost: whether anybody takes records now.
     fn tell_flow(&self) {
+        let _one_at_a_time = lock(&self.flow);
         self.syncer.set_flowing(self.destinations.iter().any(|to| to.link().connected));
     }
 

@@ -39,7 +39,8 @@ impl Shared {
         let whole = log.is_whole();
         let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
         // One that is away keeps what it has; one that refuses may have lost it, and a copy that is owed is missing there.
-        let holds = ship.counts || (ship.holds && !link.connected && !link.refused && !sync.for_all);
+        let away = ship.holds && !link.connected && !link.refused && ship.durable >= sync.end_for_all;
+        let holds = ship.counts || away && !sync.for_all;
         let uncopied = if holds && whole { 0 } else { regions };
         DestinationStatus {
             node: to.peer.name.clone(),

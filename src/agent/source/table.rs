@@ -82,8 +82,11 @@ impl SyncSource for GroupRegions {
     }
 
     fn is_still(&self) -> bool {
-        // Where nobody counts yet, there is no heir without the copy.
-        self.group.is_still() && self.destinations.iter().any(|to| to.ship.view().counts)
+        self.group.is_still()
+    }
+
+    fn anyone_counts(&self) -> bool {
+        self.destinations.iter().any(|to| to.ship.view().counts)
     }
 }
 

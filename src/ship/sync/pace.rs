@@ -16,7 +16,11 @@ impl Shared {
     pub(super) fn keep_beside(&self, copied: u64) {
         let log = self.log();
         let unhindered = log.free().advance(log.spec().ring_bytes / UNHINDERED);
-        self.let_reach(Pace::Upto(unhindered.max(log.tail().advance(copied))));
+        // With a destination that counts they pay for no other one's copy.
+        self.let_reach(match self.source.anyone_counts() {
+            true => Pace::Room,
+            false => Pace::Upto(unhindered.max(log.tail().advance(copied))),
+        });
     }
 
     /// No copy is under way.

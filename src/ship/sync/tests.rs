@@ -45,6 +45,10 @@ impl SyncSource for Script {
     fn is_still(&self) -> bool {
         self.still.load(SeqCst)
     }
+
+    fn anyone_counts(&self) -> bool {
+        false
+    }
 }
 
 /// A log with the smallest ring, and a group of these listings that writes to it.
@@ -196,6 +200,10 @@ impl SyncSource for Shrinking {
     fn is_still(&self) -> bool {
         false
     }
+
+    fn anyone_counts(&self) -> bool {
+        false
+    }
 }
 
 #[test]
@@ -243,4 +251,24 @@ fn a_copy_for_all_serves_newcomers_and_does_not_wait() {
     until(|| !syncer.is_active());
     assert!(records(&log).iter().all(|h| h.kind != Kind::SyncBegin as u8 || CopyFor::of(h) == CopyFor::All));
     assert!(!log.owes(Debt::Newcomer) && !log.owes(Debt::Copy));
+}
+
+#[test]
+fn whoever_joins_during_a_copy_gets_another_one_and_does_not_cut_it() {
+    let (_fd, log, source) = scripted(vec![vec![(1, "a", 4096)]]);
+    // Half of the ring is in use: a copy cannot begin.
+    assert!((0..4).all(|_| source.append()));
+    let syncer = Syncer::start("test", source.clone()).unwrap();
+    syncer.request_for_newcomer();
+    // It has been taken up, and waits for room.
+    until(|| log.pace() != crate::log::Pace::Free || syncer.is_active());
+    thread::sleep(2 * LOOK);
+    syncer.request_for_newcomer();
+    source.read();
+    let mut consumer = Consumer::new(log.clone(), log.free());
+    until(|| !syncer.is_active());
+    let kinds = consumer.next_batch(1 << 20).unwrap().unwrap().headers;
+    let kinds: Vec<u8> = kinds.iter().map(|h| h.kind).filter(|k| *k != Kind::CopyCreate as u8).collect();
+    let copy = [Kind::SyncBegin as u8, Kind::SyncEnd as u8];
+    assert_eq!(kinds, [copy, copy].concat());
 }
