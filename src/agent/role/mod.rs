@@ -70,7 +70,7 @@ pub struct Role {
     pub(super) copies: Mutex<Option<Requester>>,
     pub(super) gasp: Mutex<Arc<AtomicBool>>,
     pub(super) stop: AtomicBool,
-    /// See [`Role::is_another_group`].
+    /// That another node claims the group, or its name, has been told of.
     pub(super) contested: AtomicBool,
 }
 
@@ -157,6 +157,9 @@ impl Role {
             refused: Box::new(move |reason, generation| match reason {
                 Refusal::StaleGeneration | Refusal::Active => {
                     let owned = reason == Refusal::Active;
+                    if owned {
+                        role.upgrade().iter().for_each(|role| role.is_owned_elsewhere(generation));
+                    }
                     teller.tell(Event::Answer(Answer::Fenced { generation, owned }));
                 }
                 Refusal::WrongGroup => role.upgrade().iter().for_each(|role| role.is_another_group()),
@@ -242,6 +245,17 @@ impl Role {
     pub(super) fn is_another_group(&self) {
         if !self.contested.swap(true, Ordering::Relaxed) {
             self.alarm(Alarm::AnotherGroup, None);
+        }
+    }
+
+    /// Another node says that it owns the group in `generation`, which is no news where that is a later one. Told once.
+    fn is_owned_elsewhere(&self, generation: Generation) {
+        let Some(state) = self.ownership.get().map(Ownership::state) else { return };
+        if state.admits_application()
+            && state.durable.generation == generation
+            && !self.contested.swap(true, Ordering::Relaxed)
+        {
+            self.alarm(Alarm::TwoOwners, None);
         }
     }
 
