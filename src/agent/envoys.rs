@@ -56,6 +56,11 @@ impl Envoys {
         Envoys { nodes: nodes.to_vec(), messengers, asked }
     }
 
+    /// Whom the group was given up to last.
+    pub fn heir(&self) -> Option<NodeName> {
+        lock(&self.asked).heir.clone()
+    }
+
     /// Has `request` delivered; its answer comes as an event.
     pub fn send(&self, request: &Request) {
         let to = match request {

@@ -275,7 +275,7 @@ fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source
         destinations: Vec::new(),
         way: None,
         event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-        refused: Box::new(|_, _| {}),
+        refused: Box::new(|_, _, _| {}),
         chance: || 0,
     })
 }

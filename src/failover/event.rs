@@ -378,7 +378,7 @@ impl Alarm {
                 "the other node has a group of this name that is not this one: both began as its first owner, or the state of one was cleared; neither protects the other, and both may run the application. Keep the node whose files are right; on the other one stop pmemhad, remove the `[[group]]`, and move `groups/NAME` out of its state_dir"
             }
             Alarm::TwoOwners => {
-                "another node owns this generation of the group, too: one of the two was promoted by force while the other took over. Decide whose files are right; on the other stop the application and pmemhad, move `groups/NAME` out of its state directory, and start pmemhad again"
+                "another node owns this generation of the group, too: one of the two was promoted by force while the other took over. Decide whose files are right; on the other stop the application and pmemhad, move `groups/NAME` out of `state_dir`, and start pmemhad again"
             }
         }
     }

@@ -97,7 +97,7 @@ impl Consumer {
                 break;
             }
             let sealed = self.seal(header);
-            if matches!(Kind::from_byte(header.kind), Some(Kind::Data | Kind::CopyData)) {
+            if Kind::from_byte(header.kind).is_some_and(Kind::is_content) {
                 batch.data_bytes += u64::from(header.len);
             }
             batch.headers.push(sealed);

@@ -14,7 +14,7 @@ use super::region::LogRegion;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Debt {
-    /// One was asked for or has begun.
+    /// One for all was asked for or has begun.
     Copy = 1,
     /// A region is being entered, and not all that it has is in the log yet.
     Entry = 2,

@@ -72,12 +72,9 @@ pub enum CopyFor {
 }
 
 impl CopyFor {
-    /// Whom the copy that begins with `header` is for.
-    pub fn of(header: &RecordHeader) -> CopyFor {
-        match header.place().1 {
-            1 => CopyFor::Newcomers,
-            _ => CopyFor::All,
-        }
+    /// Whom the copy that begins with `header` is for; none if that makes no sense.
+    pub fn of(header: &RecordHeader) -> Option<CopyFor> {
+        [CopyFor::All, CopyFor::Newcomers].into_iter().find(|whom| *whom as u64 == header.place().1)
     }
 }
 
@@ -88,6 +85,11 @@ impl Kind {
         let changes = [Data, Zero, Filler, RegionCreate, RegionResize, RegionRename, RegionUnlink];
         let copies = [SyncBegin, SyncEnd, CopyData, CopyCreate, CopyUnlink];
         changes.into_iter().chain(copies).find(|k| *k as u8 == byte)
+    }
+
+    /// Whether it holds content.
+    pub fn is_content(self) -> bool {
+        matches!(self, Kind::Data | Kind::CopyData)
     }
 
     /// What a part of a copy says; none of any other kind.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::space::Space;
 use super::sync::Requester;
 use crate::locks::lock;
-use crate::log::format::{Kind, RecordHeader};
+use crate::log::format::RecordHeader;
 use crate::log::region::wall_clock_ns;
 use crate::log::{Batch, Consumer, LogRegion, Owner};
 use crate::replica::archive::{ArchiveConfig, ArchiveError, ArchiveWriter};
@@ -49,7 +49,7 @@ pub struct Archiving {
     pub space: (Arc<Space>, usize),
     /// Asks for the copy that an archive begins with.
     pub copies: Requester,
-    /// Sees every record that is no content.
+    /// Sees the header of every record.
     pub observe: Box<dyn Fn(&RecordHeader) + Send>,
     /// Hears what happened to the archive.
     pub tell: Box<dyn Fn(&News<'_>) + Send>,
@@ -231,7 +231,7 @@ impl Work {
     }
 
     fn take(&mut self, batch: &Batch) {
-        batch.headers.iter().filter(|h| h.kind != Kind::Data as u8).for_each(&self.archiving.observe);
+        batch.headers.iter().for_each(&self.archiving.observe);
         let log = self.archiving.log.clone();
         let Some(writer) = &mut self.writer else { return self.done(batch.end) };
         let ring = log.spec().ring_bytes;
@@ -304,7 +304,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::format::MIN_RING;
+    use crate::log::format::{Kind, MIN_RING};
     use crate::log::{Appender, LogSpec};
     use crate::ship::sync::{SyncRegion, SyncSource, Syncer};
     use crate::types::{GroupId, RegionId};

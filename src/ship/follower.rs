@@ -36,7 +36,8 @@ impl Follower {
     /// A record was posted.
     pub fn posted(&mut self, header: &RecordHeader) {
         match Kind::from_byte(header.kind) {
-            Some(Kind::SyncBegin) if self.has == Has::Image && CopyFor::of(header) == CopyFor::Newcomers => {}
+            Some(Kind::SyncBegin)
+                if self.has == Has::Image && CopyFor::of(header) == Some(CopyFor::Newcomers) => {}
             Some(Kind::SyncBegin) => {
                 self.has = Has::Part;
                 self.from = Some(Lsn(header.lsn));

@@ -12,6 +12,15 @@ use crate::locks::lock;
 use crate::log::{Consumer, LogRegion};
 use crate::types::Lsn;
 
+/// One that is away may keep one in so many parts of the ring: it may be back in a moment, and half of the ring is to stay free.
+const ABSENT_KEEPS: u64 = 4;
+
+/// One that is connected may keep so many of so many parts: less than half, as well.
+const SLOW_KEEPS: (u64, u64) = (3, 8);
+
+/// And is slow if it is one in so many parts behind: not where the other one is hardly better.
+const SLOW_BEHIND: u64 = 8;
+
 /// The consumers of one log and how far each has come.
 pub struct Space {
     log: Arc<LogRegion>,
@@ -30,7 +39,8 @@ struct Holder {
 
 impl Space {
     /// So many destinations of `log`, and `others` after them. All still need everything that the ring holds, except that
-    /// destinations of a log that is `fresh` need nothing before they begin, unless there is but one.
+    /// destinations of a log that is `fresh` need nothing before they begin: one that is never there would hold it for ever. A
+    /// single one has nobody to hold it for, and the program goes ahead as it does when that one is lost later.
     pub fn new(log: Arc<LogRegion>, destinations: usize, others: usize, fresh: bool) -> Arc<Space> {
         let free = Some(log.free());
         let destination = Holder { at: free.filter(|_| !fresh || destinations == 1), present: false };
@@ -85,8 +95,8 @@ impl Space {
             let Some(at) = holder.at.filter(|at| *at < ahead) else { return false };
             let (kept, behind) = (tail.since(at), ahead.since(at));
             match holder.present {
-                false => kept > ring / 4,
-                true => counts && kept > ring / 8 * 3 && behind > ring / 8,
+                false => kept > ring / ABSENT_KEEPS,
+                true => counts && kept > ring / SLOW_KEEPS.1 * SLOW_KEEPS.0 && behind > ring / SLOW_BEHIND,
             }
         };
         holders[..self.destinations].iter().position(keeps)
@@ -179,7 +189,7 @@ mod tests {
         assert!(before == contents(), "a header was sealed");
     }
 
-    /// A log of which the first of three consumers, two of them destinations, has read all; and what appends an eighth of its ring.
+    /// A log of two destinations, the first of which is connected, and its appender.
     fn eighths(present: bool) -> (Arc<LogRegion>, Appender, Arc<Space>) {
         let spec = LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() };
         let (_fd, log) = LogRegion::create(&spec).unwrap();

@@ -80,7 +80,11 @@ impl Controller for Arc<Role> {
         match self.ownership.get()?.state().durable.standing {
             Standing::Owner { .. } => None,
             Standing::GivenUp { heir, .. } => Some(heir.0),
-            _ => self.destinations.first().map(|heir| heir.name.clone()),
+            // An earlier agent may have given it up.
+            _ => self.envoys.heir().map(|heir| heir.0).or_else(|| match &*self.destinations {
+                [only] => Some(only.name.clone()),
+                _ => None,
+            }),
         }
     }
 

@@ -154,11 +154,11 @@ impl Role {
             destinations: self.destinations.clone(),
             way: Some(Way { identity: self.identity.clone(), fabrics: self.fabrics.clone() }),
             event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-            refused: Box::new(move |reason, generation| match reason {
+            refused: Box::new(move |node, reason, generation| match reason {
                 Refusal::StaleGeneration | Refusal::Active => {
                     let owned = reason == Refusal::Active;
                     if owned {
-                        role.upgrade().iter().for_each(|role| role.is_owned_elsewhere(generation));
+                        role.upgrade().iter().for_each(|role| role.is_owned_elsewhere(node, generation));
                     }
                     teller.tell(Event::Answer(Answer::Fenced { generation, owned }));
                 }
@@ -248,14 +248,14 @@ impl Role {
         }
     }
 
-    /// Another node says that it owns the group in `generation`, which is no news where that is a later one. Told once.
-    fn is_owned_elsewhere(&self, generation: Generation) {
+    /// `node` says that it owns the group in `generation`, which is no news where that is a later one. Told once.
+    fn is_owned_elsewhere(&self, node: &str, generation: Generation) {
         let Some(state) = self.ownership.get().map(Ownership::state) else { return };
         if state.admits_application()
             && state.durable.generation == generation
             && !self.contested.swap(true, Ordering::Relaxed)
         {
-            self.alarm(Alarm::TwoOwners, None);
+            self.alarm(Alarm::TwoOwners, Some(format!("{node} owns generation {generation}")));
         }
     }
 

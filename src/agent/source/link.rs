@@ -35,7 +35,8 @@ enum LinkError {
     #[error("{peer} offers a landing ring of {theirs} bytes for a log of {ours}")]
     Landing { peer: String, theirs: u64, ours: u64 },
     #[error(
-        "it has fallen so far behind the other destinations that it begins anew: its link or its node is too slow"
+        "it kept so much of the log, behind another destination, that it begins anew with a copy; if that comes again, its link or \
+         node is slower than the application writes: make it faster, or enlarge `log_size`"
     )]
     Shed,
     #[error("a thread could not be started: {0}")]
@@ -76,7 +77,7 @@ impl Shared {
         }
         tracing::info!(group = self.setup.group.name(), to = to.peer.name, %error, "link down");
         if let LinkError::Control(ControlError::Refused { reason, generation, .. }) = error {
-            (self.setup.refused)(*reason, *generation);
+            (self.setup.refused)(&to.peer.name, *reason, *generation);
         }
     }
 

@@ -52,6 +52,9 @@ const SEEK_SHARE: u32 = 400;
 /// Emits an event of the group: its kind and its detail.
 pub type Tell = Arc<dyn Fn(Kind, serde_json::Value) + Send + Sync>;
 
+/// Hears which destination will not have the group's stream, why, and of the generation that it knows.
+pub type Refused = Box<dyn Fn(&str, Refusal, Generation) + Send + Sync>;
+
 /// What a source needs besides its group.
 pub struct SourceSetup {
     /// The group.
@@ -62,8 +65,8 @@ pub struct SourceSetup {
     pub way: Option<Way>,
     /// Takes events: kind and detail.
     pub event: Tell,
-    /// Hears why a destination will not have the group's stream, and of the generation that it knows.
-    pub refused: Box<dyn Fn(Refusal, Generation) + Send + Sync>,
+    /// See [`Refused`].
+    pub refused: Refused,
     /// Number that spreads attempts to reconnect.
     pub chance: fn() -> u32,
 }
@@ -165,7 +168,7 @@ impl Source {
                 return (!all.is_empty()).then(|| NO_DESTINATION.into());
             }
             if over {
-                return missing.map(|n| format!("{n} bytes of the log are not durable at the destination"));
+                return missing.map(|n| format!("{n} bytes of the log are not durable at any destination"));
             }
             self.shared.sleep(FINISH_LOOK);
         }
@@ -188,8 +191,9 @@ impl Source {
         let heirs: Vec<_> = shared.destinations.iter().filter(may).collect();
         let streams: Vec<_> = heirs.iter().map(|to| to.ship.clone()).collect();
         let ship = || gasp::ship_tail(group.log(), &streams, &shared.syncer, cancel, deadline);
-        let (_, tail) = ship()?;
+        let first = ship();
         shared.syncer.set_needed(false);
+        let (_, tail) = first?;
         // Not before anything was shipped: whoever is recording may be waiting for a disk.
         group.await_stillness();
         shared.syncer.await_stillness();

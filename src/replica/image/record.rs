@@ -75,7 +75,10 @@ pub(super) fn decode<'a>(
         Kind::RegionResize => Change::Resize(id, offset),
         Kind::RegionRename => Change::Rename(id, name(payload).ok_or_else(|| impossible("bad name"))?),
         Kind::RegionUnlink => Change::Unlink(id),
-        Kind::SyncBegin => Change::SyncBegin(CopyFor::of(header)),
+        Kind::SyncBegin => {
+            let whom = CopyFor::of(header).ok_or_else(|| impossible("a copy for nobody that is known"))?;
+            Change::SyncBegin(whom)
+        }
         Kind::SyncEnd => Change::SyncEnd,
         Kind::CopyData | Kind::CopyCreate | Kind::CopyUnlink => {
             unreachable!("what is copied is no copy")

@@ -213,7 +213,7 @@ impl ImageSet {
 
     /// A hint that this record is soon to be applied: its place in the image is fetched into the cache meanwhile.
     pub fn expect(&mut self, header: &RecordHeader) {
-        if header.kind == Kind::Data as u8
+        if Kind::from_byte(header.kind).is_some_and(Kind::is_content)
             && let Some(image) = self.target()
         {
             let (id, offset) = header.place();
