@@ -70,6 +70,7 @@ impl Local {
             id: None,
             placed: &[],
             apart: context.own_dirs(),
+            still: false,
             notify: Box::new(move |notice| {
                 if matches!(notice, Notice::RegionAdded { whole: false, .. })
                     && let Some(copies) = &*lock(&for_notices)

@@ -217,7 +217,7 @@ impl Work {
         self.unsynced = 0;
         self.shared.lock().view.durable = Some(from);
         // Nobody knows whether the last copy before this attempt was complete.
-        self.archiving.copies.request_for_newcomer();
+        self.archiving.copies.request_for_newcomer(false);
         (self.archiving.tell)(&News::Begun(from));
     }
 
@@ -323,6 +323,9 @@ mod tests {
         }
         fn anyone_counts(&self) -> bool {
             false
+        }
+        fn destinations(&self) -> usize {
+            1
         }
     }
 

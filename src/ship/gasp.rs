@@ -112,11 +112,13 @@ pub enum GaspError {
 }
 
 /// Brings the tail to the destinations, whose `streams` are in order of preference, until `deadline` or until `cancel` is set. Says
-/// which holds it all: the first one that does, unless one before it has it, too, in not much more than that time.
+/// which holds it all: the first one that does, unless one before it has it, too, in not much more than that time. `copying`: a copy
+/// for newcomers goes on for as long as nobody counts, since there is no heir without it.
 pub fn ship_tail(
     log: &LogRegion,
     streams: &[Arc<ShipStatus>],
     syncer: &Syncer,
+    copying: bool,
     cancel: &AtomicBool,
     deadline: Instant,
 ) -> Result<(usize, Tail), GaspError> {
@@ -128,12 +130,15 @@ pub fn ship_tail(
     log.wake_agent(SleepDepth::Nap);
     let mut published_at = Instant::now();
     let exposure = missing(target);
+    let anyone_counts = || streams.iter().any(|status| status.view().counts);
+    syncer.set_needed(copying && !anyone_counts());
     let mut grace = None;
     loop {
         let complete = |status| complete(log, status, syncer, target);
         if let Some((which, digest)) = streams.iter().enumerate().find_map(|(i, s)| Some((i, complete(s)?))) {
             let end = *grace.get_or_insert_with(|| Instant::now() + began.elapsed() + GRACE);
             if Instant::now() >= end || !streams[..which].iter().any(|before| before.view().counts) {
+                syncer.set_needed(false);
                 let first = streams.iter().filter_map(|status| status.first_post()).min();
                 let first_byte = first.map(|at| Duration::from_nanos(at.saturating_sub(began_ns)));
                 return Ok((
@@ -150,6 +155,7 @@ pub fn ship_tail(
         }
         std::thread::sleep(LOOK);
         if published_at.elapsed() > PUBLISH_AGAIN {
+            syncer.set_needed(copying && !anyone_counts());
             target = log.publish_filled(&Owner::confirmed_dead);
             log.wake_agent(SleepDepth::Nap);
             published_at = Instant::now();

@@ -282,9 +282,8 @@ impl Shipper {
             commits.acknowledge(*who, if copied { all } else { self.follower.up_to_copy(all) });
         }
         self.space.done(self.who, self.acked.applied);
-        if let Some(slow) = self.space.in_the_way(self.who, counts) {
-            (self.shed)(slow);
-        }
+        self.space.set_counts(self.who, counts);
+        self.space.in_the_way().into_iter().for_each(&self.shed);
         self.status.set(ShipView {
             shipped: self.window.shipped(),
             received,

@@ -1,25 +1,35 @@
 //! Which part of the ring may be reused: everything below the slowest consumer that holds it.
 //!
 //! A destination that lags behind another one lets the ring go and begins anew with a copy, since it would cost the application
-//! its log otherwise, and every destination a copy: one that is not connected when it keeps a quarter of the ring, one that is
-//! when it keeps three eighths and one that counts is an eighth ahead. Both before half of the ring is in use, from where on
-//! copies wait for room and programs with a commit level are held ([`crate::log::Pace`]). Its shipper ends first, as its
-//! requests read the ring.
+//! its log otherwise, and every destination a copy. Whether it does is decided by [`Holder::is_in_the_way`], always before half of
+//! the ring is in use: from there on programs with a commit level are held ([`crate::log::Pace`]). A copy that several
+//! destinations share takes a quarter, so that none is in the way for what it is being sent. Its shipper ends first, as
+//! its requests read the ring.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::locks::lock;
 use crate::log::{Consumer, LogRegion};
 use crate::types::Lsn;
 
-/// One that is away may keep one in so many parts of the ring: it may be back in a moment, and half of the ring is to stay free.
-const ABSENT_KEEPS: u64 = 4;
+/// Parts that the ring is thought of in.
+const PARTS: u64 = 8;
 
-/// One that is connected may keep so many of so many parts: less than half, as well.
-const SLOW_KEEPS: (u64, u64) = (3, 8);
+/// One that has been away for [`GRACE`] may keep so many parts beside one that counts.
+const ABSENT_KEEPS: u64 = 2;
 
-/// And is slow if it is one in so many parts behind: not where the other one is hardly better.
-const SLOW_BEHIND: u64 = 8;
+/// Whatever it is, one may keep so many parts beside another one that is further: less than half.
+const MOST: u64 = 3;
+
+/// And it is behind if it is so many parts behind: not where the other one is hardly better.
+const BEHIND: u64 = 1;
+
+/// A link that is lost, or an agent that starts, is mostly back within this time.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// One that is connected and takes nothing for so long, though there is something, stalls: a full disk, say.
+const STALLS: Duration = Duration::from_secs(5);
 
 /// The consumers of one log and how far each has come.
 pub struct Space {
@@ -35,6 +45,30 @@ struct Holder {
     at: Option<Lsn>,
     /// It reads the ring.
     present: bool,
+    /// It counts for commit levels.
+    counts: bool,
+    /// When it came, went, or moved last.
+    since: Instant,
+}
+
+impl Holder {
+    /// Whether it is to let a ring of `ring` bytes that is written up to `tail` go for the sake of `other`, which is connected;
+    /// `overflowed`: a gap cannot be closed before the ring is free.
+    fn is_in_the_way(&self, other: &Holder, tail: Lsn, ring: u64, overflowed: bool) -> bool {
+        let (Some(at), Some(ahead)) = (self.at, other.at) else { return false };
+        let part = ring / PARTS;
+        let (kept, behind) = (tail.since(at), Lsn(ahead.0.max(at.0)).since(at));
+        match self.present {
+            false if overflowed => true,
+            false if behind == 0 => false,
+            false => {
+                kept > MOST * part
+                    || kept > ABSENT_KEEPS * part && other.counts && self.since.elapsed() > GRACE
+            }
+            true if self.since.elapsed() > STALLS => !self.counts && behind > BEHIND * part,
+            true => other.counts && kept > MOST * part && behind > BEHIND * part,
+        }
+    }
 }
 
 impl Space {
@@ -43,9 +77,11 @@ impl Space {
     /// single one has nobody to hold it for, and the program goes ahead as it does when that one is lost later.
     pub fn new(log: Arc<LogRegion>, destinations: usize, others: usize, fresh: bool) -> Arc<Space> {
         let free = Some(log.free());
-        let destination = Holder { at: free.filter(|_| !fresh || destinations == 1), present: false };
-        let mut holders = vec![destination; destinations];
-        holders.extend(vec![Holder { at: free, present: true }; others]);
+        let since = Instant::now();
+        let at = free.filter(|_| !fresh || destinations == 1);
+        let destination = Holder { at, present: false, counts: false, since };
+        let other = Holder { at: free, present: true, ..destination };
+        let holders = [vec![destination; destinations], vec![other; others]].concat();
         Arc::new(Space { log, holders: Mutex::new(holders), destinations })
     }
 
@@ -59,10 +95,17 @@ impl Space {
     /// Consumer `who` needs nothing below `lsn` any more.
     pub fn done(&self, who: usize, lsn: Lsn) {
         let mut holders = lock(&self.holders);
-        if let Some(at) = holders[who].at.as_mut().filter(|at| **at < lsn) {
+        let holder = &mut holders[who];
+        if let Some(at) = holder.at.as_mut().filter(|at| **at < lsn) {
             *at = lsn;
+            holder.since = Instant::now();
             self.free(&holders);
         }
+    }
+
+    /// Whether destination `who` counts.
+    pub fn set_counts(&self, who: usize, counts: bool) {
+        lock(&self.holders)[who].counts = counts;
     }
 
     /// Consumer `who` begins anew where the log is published up to, as `published` says; what it held means nothing to it.
@@ -77,7 +120,11 @@ impl Space {
 
     /// Whether consumer `who` reads the ring.
     pub fn set_present(&self, who: usize, present: bool) {
-        lock(&self.holders)[who].present = present;
+        let mut holders = lock(&self.holders);
+        let holder = &mut holders[who];
+        if holder.present != present {
+            (holder.present, holder.counts, holder.since) = (present, false, Instant::now());
+        }
     }
 
     /// Consumer `who`, which does not read the ring, holds nothing until it begins anew.
@@ -87,30 +134,17 @@ impl Space {
         self.free(&holders);
     }
 
-    /// A destination that is to let the ring go for the sake of `of`, which is connected and `counts` or does not yet.
-    pub fn in_the_way(&self, of: usize, counts: bool) -> Option<usize> {
-        let holders = lock(&self.holders);
-        let (ahead, tail, ring) = (holders[of].at?, self.log.tail(), self.log.spec().ring_bytes);
-        let keeps = |holder: &Holder| {
-            let Some(at) = holder.at.filter(|at| *at < ahead) else { return false };
-            let (kept, behind) = (tail.since(at), ahead.since(at));
-            match holder.present {
-                false => kept > ring / ABSENT_KEEPS,
-                true => counts && kept > ring / SLOW_KEEPS.1 * SLOW_KEEPS.0 && behind > ring / SLOW_BEHIND,
-            }
-        };
-        holders[..self.destinations].iter().position(keeps)
-    }
-
-    /// Destinations that hold the ring and are not connected although another one is.
-    pub fn absent(&self) -> Vec<usize> {
+    /// Destinations that are to let the ring go for the sake of one that is connected: to be asked whenever one has moved, and
+    /// now and then.
+    pub fn in_the_way(&self) -> Vec<usize> {
         let holders = lock(&self.holders);
         let destinations = &holders[..self.destinations];
-        let absent = |(_, holder): &(usize, &Holder)| !holder.present && holder.at.is_some();
-        match destinations.iter().any(|holder| holder.present) {
-            true => destinations.iter().enumerate().filter(absent).map(|(who, _)| who).collect(),
-            false => Vec::new(),
-        }
+        let (tail, ring, ahead) = (self.log.tail(), self.log.spec().ring_bytes, self.log.is_ahead());
+        let blocks = |holder: &Holder| {
+            let others = destinations.iter().filter(|other| other.present && !std::ptr::eq(*other, holder));
+            others.into_iter().any(|other| holder.is_in_the_way(other, tail, ring, ahead))
+        };
+        (0..self.destinations).filter(|who| blocks(&destinations[*who])).collect()
     }
 
     fn free(&self, holders: &[Holder]) {
@@ -189,53 +223,59 @@ mod tests {
         assert!(before == contents(), "a header was sealed");
     }
 
-    /// A log of two destinations, the first of which is connected, and its appender.
-    fn eighths(present: bool) -> (Arc<LogRegion>, Appender, Arc<Space>) {
-        let spec = LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() };
-        let (_fd, log) = LogRegion::create(&spec).unwrap();
-        let space = Space::new(log.clone(), 2, 0, false);
-        space.set_present(0, true);
-        space.set_present(1, present);
-        (log.clone(), Appender::attach(log, 1).unwrap(), space)
-    }
-
-    fn eighth(appender: &Appender) -> Lsn {
-        for _ in 0..2 {
-            appender.append(Kind::Data, RegionId(1), 0, &[1; MIN_RING as usize / 16 - 32]).unwrap();
-        }
-        appender.drain()
+    /// Two destinations, the second of which is in this state and ends at 0; whether it is in the way of the first, which ends at
+    /// so many parts of a ring that is written up to so many.
+    fn blocks(second: Holder, counts: bool, first: u64, tail: u64, overflowed: bool) -> bool {
+        let at = |parts| Lsn(parts * 1000);
+        let first = Holder { at: Some(at(first)), present: true, counts, since: Instant::now() };
+        second.is_in_the_way(&first, at(tail), PARTS * 1000, overflowed)
     }
 
     #[test]
-    fn one_that_is_away_is_in_the_way_of_one_that_is_there_from_a_quarter_on() {
-        let (log, appender, space) = eighths(false);
-        let first = eighth(&appender);
-        eighth(&appender);
-        space.done(0, first);
-        assert_eq!(space.in_the_way(0, false), None, "it may well be back in a moment");
-        space.done(0, eighth(&appender));
-        assert_eq!(space.in_the_way(0, false), Some(1));
-        assert_eq!((space.in_the_way(1, true), space.absent()), (None, vec![1]), "it is behind itself");
+    fn who_is_in_the_way_of_whom() {
+        let now = Instant::now();
+        let long_ago = now.checked_sub(Duration::from_secs(60)).expect("the machine has run for a minute");
+        let away = Holder { at: Some(Lsn(0)), present: false, counts: false, since: long_ago };
+        let gone_just_now = Holder { since: now, ..away };
+        let slow = Holder { present: true, counts: true, ..gone_just_now };
+        let stalled = Holder { counts: false, since: long_ago, ..slow };
+        let table = [
+            ("away, and not in the way yet", blocks(away, true, 2, 2, false), false),
+            ("away for long", blocks(away, true, 3, 3, false), true),
+            ("away for long, beside one that does not count", blocks(away, false, 3, 3, false), false),
+            ("gone just now", blocks(gone_just_now, true, 3, 3, false), false),
+            ("gone just now, and too much is kept", blocks(gone_just_now, false, 4, 4, false), true),
+            ("away, though no further behind", blocks(away, true, 0, 7, false), false),
+            ("away, and a gap is to be closed", blocks(gone_just_now, false, 0, 1, true), true),
+            ("slow", blocks(slow, true, 4, 4, false), true),
+            ("slow, beside one that is hardly better", blocks(slow, true, 1, 4, false), false),
+            ("slow, beside one that does not count", blocks(slow, false, 4, 4, false), false),
+            ("slow, with room enough", blocks(slow, true, 3, 3, false), false),
+            ("stalled", blocks(stalled, false, 2, 2, false), true),
+            (
+                "counts and has nothing to take",
+                blocks(Holder { counts: true, ..stalled }, true, 2, 2, false),
+                false,
+            ),
+            ("holds nothing", blocks(Holder { at: None, ..away }, true, 7, 7, true), false),
+        ];
+        for (what, is, wanted) in table {
+            assert_eq!(is, wanted, "{what}");
+        }
+    }
+
+    #[test]
+    fn one_that_has_let_go_holds_nothing_until_it_begins_anew() {
+        let (log, [first, _, end], space) = two_records();
+        space.set_present(0, true);
+        space.done(0, end);
+        assert!(space.in_the_way().is_empty() && log.free() == first);
         space.let_go(1);
-        assert_eq!((log.free(), space.consumer(1).is_none()), (log.published(), true));
+        assert_eq!((log.free(), space.consumer(1).is_none()), (end, true));
         space.done(1, first);
-        assert!(space.consumer(1).is_none() && space.absent().is_empty(), "late news of what it had");
+        assert!(space.consumer(1).is_none(), "late news of what it had");
         let from = space.begin_at(1, || log.published());
         assert!(space.consumer(1).unwrap().holds(from));
-        space.set_present(0, false);
-        assert!(space.absent().is_empty(), "nobody is there");
-    }
-
-    #[test]
-    fn one_that_is_slow_is_in_the_way_of_one_that_counts_from_three_eighths_on() {
-        let (_log, appender, space) = eighths(true);
-        for _ in 0..3 {
-            space.done(0, eighth(&appender));
-        }
-        assert_eq!(space.in_the_way(0, true), None);
-        space.done(0, eighth(&appender));
-        assert_eq!((space.in_the_way(0, true), space.in_the_way(0, false)), (Some(1), None));
-        assert!(space.absent().is_empty());
     }
 
     #[test]

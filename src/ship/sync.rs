@@ -57,6 +57,8 @@ pub trait SyncSource: Send + Sync {
     fn is_still(&self) -> bool;
     /// Whether some destination counts.
     fn anyone_counts(&self) -> bool;
+    /// How many destinations there are.
+    fn destinations(&self) -> usize;
 }
 
 /// A region to be copied.
@@ -111,19 +113,23 @@ impl Requester {
     /// Every region is to be copied, beginning after this call; one under way starts anew. When this returns, the next agent
     /// would make the copy, should this one end before it is in the log.
     pub fn request(&self) {
-        self.ask(CopyFor::All);
+        self.ask(CopyFor::All, true);
     }
 
-    /// As [`Requester::request`], for a reader with no image that follows the stream: one with such an image goes on.
-    pub fn request_for_newcomer(&self) {
-        self.ask(CopyFor::Newcomers);
+    /// As [`Requester::request`], for a reader with no image that follows the stream: one with such an image goes on. `alone`: nobody
+    /// else takes a copy for newcomers that is under way, which is of no use then.
+    pub fn request_for_newcomer(&self, alone: bool) {
+        self.ask(CopyFor::Newcomers, alone);
     }
 
-    fn ask(&self, whom: CopyFor) {
+    fn ask(&self, whom: CopyFor, alone: bool) {
         let mut wanted = lock(&self.0.wanted);
         match whom {
             CopyFor::All => wanted.for_all += 1,
-            CopyFor::Newcomers => wanted.for_newcomers += 1,
+            CopyFor::Newcomers => {
+                wanted.for_newcomers += 1;
+                wanted.alone += u64::from(alone);
+            }
         }
         // Both under the lock: a copy that ends just now must find neither taken back behind it.
         self.0.log().owe(debt(whom));
@@ -165,8 +171,10 @@ struct Shared {
 struct Wanted {
     /// One that began earlier is of no use.
     for_all: u64,
-    /// One that began earlier is of no use to who asked, and to those before.
+    /// One that began earlier is of no use to who asked.
     for_newcomers: u64,
+    /// Of these, those for which one that is under way is given up.
+    alone: u64,
 }
 
 /// What the thread is at.
@@ -228,8 +236,8 @@ impl Syncer {
     }
 
     /// See [`Requester::request_for_newcomer`].
-    pub fn request_for_newcomer(&self) {
-        self.requester().request_for_newcomer();
+    pub fn request_for_newcomer(&self, alone: bool) {
+        self.requester().request_for_newcomer(alone);
     }
 
     /// Whether a copy for newcomers goes on although the source is still.
@@ -305,7 +313,7 @@ impl Shared {
                     log.owe(Debt::Copy);
                     errand.whom = CopyFor::All;
                 }
-                self.copy(begun, errand)
+                self.copy(begun, &mut errand)
             });
             match made {
                 Ok(end) => {
@@ -315,12 +323,12 @@ impl Shared {
                     let asked = lock(&self.wanted);
                     if errand.whom == CopyFor::All {
                         self.end_for_all.store(end.0, Relaxed);
-                        if asked.for_all == wanted.for_all {
+                        if asked.for_all == errand.wanted.for_all {
                             log.settle(Debt::Copy);
                         }
                     }
                     // Newcomers take whichever copy comes.
-                    if asked.for_newcomers == wanted.for_newcomers {
+                    if asked.for_newcomers == errand.wanted.for_newcomers {
                         log.settle(Debt::Newcomer);
                     }
                     let owes = log.owes(Debt::Copy) || log.owes(Debt::Newcomer);
@@ -384,13 +392,16 @@ impl Shared {
         Ok(true)
     }
 
-    fn copy(&self, begun: bool, errand: Errand) -> Result<Lsn, Cut> {
+    fn copy(&self, begun: bool, errand: &mut Errand) -> Result<Lsn, Cut> {
         let appender = self.source.appender();
         if !begun {
-            let _may = self.room(errand)?;
+            let _may = self.room(*errand)?;
+            // Whoever has asked by now finds the beginning behind its own.
+            errand.wanted = *lock(&self.wanted);
             appender.append(Kind::SyncBegin, RegionId(0), errand.whom as u64, &[])?;
         }
         self.keep_beside(0);
+        let errand = *errand;
         let regions = self.create_regions(errand)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
@@ -494,7 +505,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits until less than half of the ring is in use, so that the copy never pushes the application ahead. While what is
+    /// Waits until less than half of the ring is in use, or a quarter where several share it, so that the copy never pushes the application ahead. While what is
     /// returned is held, one record may be appended.
     fn room(&self, errand: Errand) -> Result<Option<MutexGuard<'_, ()>>, Cut> {
         let log = self.log();
@@ -504,7 +515,9 @@ impl Shared {
             if log.is_ahead() {
                 return Err(Cut::Ahead(Ahead(log.tail())));
             }
-            if log.tail().since(log.free()) < log.spec().ring_bytes / 2 {
+            // See `ship::space` for why not as much where several share the ring.
+            let share = if self.source.destinations() > 1 { 4 } else { 2 };
+            if log.tail().since(log.free()) < log.spec().ring_bytes / share {
                 return Ok(may);
             }
             drop(may);
@@ -521,7 +534,9 @@ impl Shared {
 
     fn check(&self, errand: Errand) -> Result<(), Cut> {
         let put_off = errand.whom == CopyFor::Newcomers && self.puts_off();
-        let superseded = lock(&self.wanted).for_all != errand.wanted.for_all || self.stop.load(SeqCst);
+        let (began, now) = (errand.wanted, *lock(&self.wanted));
+        let cut = errand.whom == CopyFor::Newcomers && now.alone != began.alone;
+        let superseded = cut || now.for_all != began.for_all || self.stop.load(SeqCst);
         if superseded || put_off { Err(Cut::Superseded) } else { Ok(()) }
     }
 

@@ -218,6 +218,10 @@ impl Group {
         let mut gone = Vec::new();
         for region in inner.regions.values() {
             if region.at_rest().is_some() {
+                if self.is_still() {
+                    // Nothing may be recorded of it now, and what is found later is not to be missed.
+                    continue;
+                }
                 // Nobody has recorded it, and an image that follows has not heard of it.
                 self.record_size(&inner, region)?;
             }

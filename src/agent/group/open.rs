@@ -39,6 +39,8 @@ pub struct OpenGroup<'a> {
     pub placed: &'a [PlacedFile],
     /// Directories in which nothing is protected that nobody has asked for: the agent's own.
     pub apart: Vec<PathBuf>,
+    /// See [`Group::hold_still`]: from the beginning, for a group that was given up. The heir may have been told where the log ends.
+    pub still: bool,
     /// Hears what happens in the group.
     pub notify: Box<dyn Fn(Notice) + Send + Sync>,
 }
@@ -95,7 +97,7 @@ impl Group {
     /// placed: a destination's image must have every file of the group, not only those that the application opens first.
     /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
     pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
-        let OpenGroup { config, states, access, keeper, generation, id, placed, apart, notify } = open;
+        let OpenGroup { config, states, access, keeper, generation, id, placed, apart, still, notify } = open;
         let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
         let found = match &known {
             Some(state) if state.generation >= generation => find_log(config, access, keeper, state)?,
@@ -129,7 +131,7 @@ impl Group {
             notify,
             resumed,
             roster: roster.clone(),
-            still: AtomicBool::new(false),
+            still: AtomicBool::new(still),
             apart,
             lookout: Mutex::default(),
             inner: Mutex::new(Inner {

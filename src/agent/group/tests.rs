@@ -80,6 +80,7 @@ impl Bench {
             id: self.given,
             placed: &self.placed,
             apart: Vec::new(),
+            still: false,
             notify: Box::new(move |n| tell.send(n).unwrap_or(())),
         });
         (group.unwrap(), notices)

@@ -29,8 +29,7 @@ impl Deeds for RoleDeeds {
             Action::Persist(_) | Action::Reply(_) => unreachable!("done by the machine's driver"),
             Action::Freeze { round } => role.application.order(Order::Freeze(round, role.halfway())),
             Action::Thaw { .. } => {
-                role.cancel_gasp();
-                role.sight.groups().iter().for_each(|group| group.go_on());
+                role.go_on();
                 role.application.order(Order::Thaw);
             }
             Action::HoldFrozen => role.application.order(Order::Hold),
@@ -47,7 +46,7 @@ impl Deeds for RoleDeeds {
                 let boot_us = boottime().as_micros() as u64;
                 role.event(Kind::Milestone, json!({ "what": note, "boottime_us": boot_us }));
                 if matches!(note, Note::OwnershipReturned | Note::GaspCalledOff) {
-                    role.sight.groups().iter().for_each(|group| group.go_on());
+                    role.go_on();
                 }
                 if note == Note::Demoted {
                     // Another node's stream is to be taken: ours ends. Behind the kill, which finds by the open group whom to end.
@@ -103,6 +102,23 @@ impl Role {
         fresh
     }
 
+    /// Unless the gasp whose token this is was called off: from here on nothing is recorded of our own accord.
+    fn hold_still(&self, cancel: &AtomicBool) -> bool {
+        // Under the lock: whoever calls it off lets the groups go on afterwards.
+        let _gasp = lock(&self.gasp);
+        let goes_on = !cancel.load(Ordering::Acquire);
+        if goes_on {
+            self.sight.groups().iter().for_each(|group| group.hold_still());
+        }
+        goes_on
+    }
+
+    /// Calls a gasp off that is under way.
+    fn go_on(&self) {
+        self.cancel_gasp();
+        self.sight.groups().iter().for_each(|group| group.go_on());
+    }
+
     fn ship_tail(self: &Arc<Self>, round: Round) {
         let (cancel, entry) = (self.cancel_gasp(), self.door.entry());
         self.beside("gasp", move |role| {
@@ -111,6 +127,9 @@ impl Role {
                 return;
             }
             let Some(source) = role.source() else { return };
+            if !role.hold_still(&cancel) {
+                return;
+            }
             let standing = role.ownership.get().map(|ownership| ownership.state().durable.standing);
             let only = match standing {
                 Some(Standing::GivenUp { heir, .. }) => Some(heir.0),

@@ -63,6 +63,8 @@ pub struct Role {
     pub(super) envoys: Envoys,
     pub(super) application: Application,
     pub(super) ownership: OnceLock<Ownership>,
+    /// An earlier agent had given the group up.
+    pub(super) was_given_up: bool,
     pub(super) open: Mutex<Option<Open>>,
     pub(super) door: Door,
     pub(super) sight: Arc<Sight>,
@@ -130,6 +132,7 @@ impl Role {
             id: self.standby.as_ref().and_then(Standby::id),
             placed: &placed,
             apart: self.context.own_dirs(),
+            still: self.is_given_up(),
             notify: Box::new(move |notice| {
                 if let Some(role) = role.upgrade() {
                     role.notice(&notice);
@@ -143,6 +146,13 @@ impl Role {
         // Before any program attaches: one that has ended by the next look has all its files in the log.
         group.look_for_files();
         Ok(group)
+    }
+
+    fn is_given_up(&self) -> bool {
+        match self.ownership.get() {
+            Some(ownership) => matches!(ownership.state().durable.standing, Standing::GivenUp { .. }),
+            None => self.was_given_up,
+        }
     }
 
     /// What ships `group`, and tells the machine why a destination will not have it.

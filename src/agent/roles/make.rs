@@ -80,6 +80,7 @@ pub(super) fn start_role(
             Some(Standing::GivenUp { heir, .. }) => Some(heir.clone()),
             _ => None,
         };
+        let was_given_up = given_up_to.is_some();
         let envoys = Envoys::start(&config.destinations, given_up_to, &inbox.teller(), route);
         Role {
             name: name.clone(),
@@ -94,6 +95,7 @@ pub(super) fn start_role(
             envoys,
             application,
             ownership: OnceLock::new(),
+            was_given_up,
             open: Mutex::new(None),
             door: Door::default(),
             sight,
@@ -129,13 +131,7 @@ fn recover(
         }
         if durable.boot == policy.boot {
             match left_log(role, &durable, known.as_ref())? {
-                LeftLog::Usable => {
-                    role.open_group(durable.generation, role.door.entry())?;
-                    if let (Standing::GivenUp { .. }, Some(open)) = (&durable.standing, &*role.open()) {
-                        // The heir may have been told where the log ends.
-                        open.group.hold_still();
-                    }
-                }
+                LeftLog::Usable => _ = role.open_group(durable.generation, role.door.entry())?,
                 // As lost as with a reboot: the next start makes a log in a generation that the machine knows of.
                 LeftLog::Lost => durable.boot = BootId::default(),
                 LeftLog::NeverMade => {}

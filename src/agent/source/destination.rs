@@ -54,6 +54,8 @@ pub(super) struct LinkInfo {
 pub(super) enum Left {
     Nothing,
     Bytes(u64),
+    /// The copy of the regions is not complete there.
+    Copy,
     /// It is not connected, and may be in a moment.
     Hope,
     /// It is not connected.
@@ -74,7 +76,8 @@ impl Destination {
         let (ship, link) = (self.ship.view(), self.link().clone());
         match link.connected {
             _ if ship.counts && ship.durable >= published => Left::Nothing,
-            true => Left::Bytes(published.since(ship.durable)),
+            true if ship.counts => Left::Bytes(published.since(ship.durable)),
+            true => Left::Copy,
             // The first of the failures may be that of an attempt which had begun before.
             false if link.refused || link.failures >= failures + 2 => Left::Everything,
             false => Left::Hope,

@@ -148,7 +148,9 @@ impl Shared {
         // Not before: one that cannot attach would have everybody's link carry copies for nothing. Should this agent end here, the
         // next one finds a destination without an image.
         if begin.fresh || (has != Has::Image && !self.syncer.is_active()) {
-            self.syncer.request_for_newcomer();
+            let joins = |other: &Arc<Destination>| other.link().connected && !other.ship.view().counts;
+            let alone = !self.destinations.iter().filter(|other| other.index != to.index).any(joins);
+            self.syncer.request_for_newcomer(alone);
         }
         let mut known = to.link();
         *known = LinkInfo {

@@ -43,6 +43,10 @@ const FINISH_LOOK: Duration = Duration::from_millis(2);
 /// What [`Source::finish`] says without a link.
 const NO_DESTINATION: &str = "no destination is connected: what the log holds is on this machine only";
 
+/// What it says where none has a complete copy yet.
+const NO_COPY: &str =
+    "no destination has a complete copy yet: what is protected is whole on this machine only";
+
 /// How often files are looked for that nobody has opened.
 const SEEK: Duration = Duration::from_secs(5);
 
@@ -164,18 +168,21 @@ impl Source {
             if is_done && (missing.is_none() || over) {
                 return None;
             }
-            if missing.is_none() && (over || !left.contains(&Left::Hope)) {
-                return (!all.is_empty()).then(|| NO_DESTINATION.into());
-            }
-            if over {
-                return missing.map(|n| format!("{n} bytes of the log are not durable at any destination"));
+            let copying = left.contains(&Left::Copy);
+            if over || missing.is_none() && !copying && !left.contains(&Left::Hope) {
+                return match missing {
+                    _ if all.is_empty() => None,
+                    Some(n) => Some(format!("{n} bytes of the log are not durable at any destination")),
+                    None if copying => Some(NO_COPY.into()),
+                    None => Some(NO_DESTINATION.into()),
+                };
             }
             self.shared.sleep(FINISH_LOOK);
         }
     }
 
     /// Brings everything published to the destinations, and says which of them holds it all first: the heir. `only`: it is that one
-    /// already. The application must not run.
+    /// already. The application must not run, and [`Group::hold_still`] hold.
     pub fn ship_tail(
         &self,
         only: Option<&str>,
@@ -184,20 +191,16 @@ impl Source {
     ) -> Result<(String, Tail), GaspError> {
         let shared = &self.shared;
         let group = &shared.setup.group;
-        // With nobody who counts there is no heir without the copy that is under way.
-        shared.syncer.set_needed(!shared.anyone_counts());
-        group.hold_still();
         let may = |to: &&Arc<Destination>| only.is_none_or(|only| to.peer.name == only);
         let heirs: Vec<_> = shared.destinations.iter().filter(may).collect();
         let streams: Vec<_> = heirs.iter().map(|to| to.ship.clone()).collect();
-        let ship = || gasp::ship_tail(group.log(), &streams, &shared.syncer, cancel, deadline);
-        let first = ship();
-        shared.syncer.set_needed(false);
-        let (_, tail) = first?;
+        let ship =
+            |copying| gasp::ship_tail(group.log(), &streams, &shared.syncer, copying, cancel, deadline);
+        let (_, tail) = ship(true)?;
         // Not before anything was shipped: whoever is recording may be waiting for a disk.
         group.await_stillness();
         shared.syncer.await_stillness();
-        let (heir, end) = ship()?;
+        let (heir, end) = ship(false)?;
         let heir = heirs[heir].peer.name.clone();
         Ok((heir, Tail { lsn: end.lsn, digest: end.digest, ..tail }))
     }
@@ -235,10 +238,7 @@ impl Shared {
             if stuck.is(log) {
                 self.setup.group.bury_dead_appenders();
             }
-            if log.is_ahead() {
-                // A gap is closed once the ring is free up to its beginning.
-                self.space.absent().into_iter().for_each(|who| self.shed(who));
-            }
+            self.space.in_the_way().into_iter().for_each(|who| self.shed(who));
             if self.destinations.is_empty() && !log.is_ahead() && log.has_open_gap() {
                 // Nobody acknowledges, so nobody waits for the copy either.
                 log.end_gap(log.tail());

@@ -88,6 +88,10 @@ impl SyncSource for GroupRegions {
     fn anyone_counts(&self) -> bool {
         self.destinations.iter().any(|to| to.ship.view().counts)
     }
+
+    fn destinations(&self) -> usize {
+        self.destinations.len()
+    }
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl ImageSet {
             exact: true,
             sync_bytes: 0,
         };
-        set.open_images()?;
+        set.open_images(found.as_ref())?;
         if found.is_none() && (set.current.is_some() || set.building.is_some()) {
             let path = dir.join(super::position::FILE);
             return Err(ImageError::Damaged { path, what: "no valid slot although there are images".into() });
@@ -104,8 +104,9 @@ impl ImageSet {
         self.images().map(|image| image.manifest().image).max().unwrap_or(0)
     }
 
-    /// The newest complete image and a newer one being built are kept; the rest is left over from a crash.
-    fn open_images(&mut self) -> Result<(), ImageError> {
+    /// The newest complete image and a newer one being built are kept; the rest is left over from a crash. So is one being built that
+    /// a restart had taken leave of: the position does not name it and is past its beginning.
+    fn open_images(&mut self, position: Option<&Position>) -> Result<(), ImageError> {
         let mut found = Vec::new();
         for name in self.store.list(&self.dir).map_err(|e| ImageError::io("list", &self.dir, e))? {
             let Some(number) = name.strip_prefix(PREFIX).and_then(|n| n.parse::<u64>().ok()) else {
@@ -136,7 +137,7 @@ impl ImageSet {
         for (i, (dir, manifest)) in found.into_iter().enumerate() {
             if Some(i) == complete {
                 self.current = Some(Image::open(&*self.store, dir, manifest)?);
-            } else if Some(i) == building {
+            } else if Some(i) == building && !position.is_some_and(|p| is_abandoned(&manifest, p)) {
                 self.building = Some(Image::open(&*self.store, dir, manifest)?);
             } else {
                 self.remove_image(&dir)?;
@@ -403,6 +404,13 @@ fn target<'a>(
     let mine = |image: &&mut Image| image.manifest().generation == generation;
     let live = current.as_mut().filter(|i| i.manifest().state == ImageState::Live);
     building.as_mut().filter(mine).or(live.filter(mine))
+}
+
+/// Whether [`ImageSet::restart`] stored `position` without `building`: a sync that begins stores none, so that its image lies behind
+/// the one stored.
+fn is_abandoned(building: &Manifest, position: &Position) -> bool {
+    let (at, begun) = (position.at, at_manifest(building));
+    building.image > position.image && (at.generation != begun.generation || at.lsn >= begun.lsn)
 }
 
 fn at_manifest(m: &Manifest) -> Cursor {

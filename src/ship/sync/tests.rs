@@ -49,6 +49,9 @@ impl SyncSource for Script {
     fn anyone_counts(&self) -> bool {
         false
     }
+    fn destinations(&self) -> usize {
+        1
+    }
 }
 
 /// A log with the smallest ring, and a group of these listings that writes to it.
@@ -204,6 +207,9 @@ impl SyncSource for Shrinking {
     fn anyone_counts(&self) -> bool {
         false
     }
+    fn destinations(&self) -> usize {
+        1
+    }
 }
 
 #[test]
@@ -229,7 +235,7 @@ fn a_copy_for_newcomers_says_so_and_waits_while_the_log_is_held_still() {
     let (_fd, log, source) = scripted(vec![vec![(1, "a", 4096)]]);
     source.still.store(true, SeqCst);
     let syncer = Syncer::start("test", source.clone()).unwrap();
-    syncer.request_for_newcomer();
+    syncer.request_for_newcomer(false);
     thread::sleep(5 * LOOK);
     assert!(records(&log).is_empty() && syncer.is_active() && !syncer.is_active_for_all());
     source.still.store(false, SeqCst);
@@ -244,7 +250,7 @@ fn a_copy_for_all_serves_newcomers_and_does_not_wait() {
     let (_fd, log, source) = scripted(vec![vec![(1, "a", 4096)]]);
     source.still.store(true, SeqCst);
     let syncer = Syncer::start("test", source).unwrap();
-    syncer.request_for_newcomer();
+    syncer.request_for_newcomer(false);
     assert!(!syncer.is_active_for_all());
     syncer.request();
     assert!(syncer.is_active_for_all());
@@ -261,9 +267,9 @@ fn whoever_joins_during_a_copy_gets_another_one_and_does_not_cut_it() {
     // The copy begins, and waits for what the group has to say of its regions.
     let gate = lock(&source.listings);
     let syncer = Syncer::start("test", source.clone()).unwrap();
-    syncer.request_for_newcomer();
+    syncer.request_for_newcomer(false);
     until(|| log.tail() > log.spec().first_lsn);
-    syncer.request_for_newcomer();
+    syncer.request_for_newcomer(false);
     drop(gate);
     until(|| !syncer.is_active());
     let kinds = records(&log).into_iter().map(|h| h.kind).filter(|k| *k != Kind::CopyCreate as u8);
