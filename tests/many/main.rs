@@ -45,7 +45,7 @@ fn check(node: &Node, done: u64) {
 fn a_newcomer_is_copied_to_while_the_other_counts_all_along() {
     let mut trio = Trio::prepare(BINARIES, "log_size = \"1MiB\"\ncommit = \"durable\"");
     // Several times what the ring holds.
-    std::fs::write(trio.alpha.files().join("ballast"), [7; 4 << 20]).expect("own directory");
+    std::fs::write(trio.alpha.files().join("ballast"), vec![7; 4 << 20]).expect("own directory");
     trio.beta.start();
     trio.alpha.start();
     let program = Load::paced(&trio.alpha, "tx", 200);
