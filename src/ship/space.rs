@@ -1,7 +1,7 @@
 //! Which part of the ring may be reused: everything below the slowest consumer that holds it.
 //!
 //! A destination that lags behind another one lets the ring go and begins anew with a copy, since it would cost the application
-//! its log otherwise, and every destination a copy. Whether it does is decided by [`Holder::is_in_the_way`], always before half of
+//! its log otherwise, and every destination a copy. Whether it does is decided by `Holder::is_in_the_way`, always before half of
 //! the ring is in use: from there on programs with a commit level are held ([`crate::log::Pace`]). A copy that several
 //! destinations share takes a quarter, so that none is in the way for what it is being sent. Its shipper ends first, as
 //! its requests read the ring.
