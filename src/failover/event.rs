@@ -226,6 +226,8 @@ pub enum Action {
         /// For the event.
         round: Round,
     },
+    /// Nobody wants the tail any more: stop bringing it, and record again what no program asked for.
+    CallOffTail,
     /// Ask the other node (the heir, if we are a source that gave up).
     Send(Request),
     /// Answer the other node.

@@ -157,6 +157,8 @@ impl Turn<'_> {
             Phase::Freezing => {
                 self.stopped();
                 self.act(Action::Thaw { generation: self.next.durable.generation });
+                // A start that came while the tail was shipped led back to the freeze.
+                self.act(Action::CallOffTail);
                 self.report(Note::GaspCalledOff);
                 self.report(Note::ApplicationEnded);
             }
@@ -283,6 +285,7 @@ impl Turn<'_> {
     }
 
     fn resume_uncommitted(&mut self) {
+        self.act(Action::CallOffTail);
         self.report(Note::GaspCalledOff);
         self.resume();
     }
@@ -380,6 +383,7 @@ impl Turn<'_> {
     fn take_back(&mut self, attempt: u32) {
         self.next.attempt = attempt;
         self.next.durable.standing = Standing::Owner { attempt, stage: Stage::Begun };
+        self.act(Action::CallOffTail);
         self.report(Note::OwnershipReturned);
         self.resume();
     }

@@ -36,9 +36,11 @@ pub enum Bug {
     EndForgotten,
     /// Power that was lost while the application did not run is not thought of when it does.
     PowerForgotten,
+    /// A tail that nobody wants any more keeps the group still.
+    KeptStill,
 }
 
-pub const ALL: [Bug; 14] = [
+pub const ALL: [Bug; 15] = [
     Bug::ThawsWithoutCancelled,
     Bug::CancelledNotDurable,
     Bug::ForgetsCancelled,
@@ -53,6 +55,7 @@ pub const ALL: [Bug; 14] = [
     Bug::CancelAfterPromotion,
     Bug::EndForgotten,
     Bug::PowerForgotten,
+    Bug::KeptStill,
 ];
 
 impl Bug {
@@ -60,9 +63,10 @@ impl Bug {
     pub fn budget(self) -> Budget {
         let none = Budget::default();
         match self {
-            Bug::ThawsWithoutCancelled | Bug::ForgetsCancelled | Bug::CancelAfterPromotion => {
-                Budget { flips: 2, ..none }
-            }
+            Bug::ThawsWithoutCancelled
+            | Bug::ForgetsCancelled
+            | Bug::CancelAfterPromotion
+            | Bug::KeptStill => Budget { flips: 2, ..none },
             Bug::NotHeld => Budget { agent_crashes: 1, flips: 1, ..none },
             Bug::CancelledNotDurable | Bug::TriggerBeforePersist | Bug::TriggersWhileRunning => {
                 Budget { agent_crashes: 1, flips: 2, ..none }
@@ -103,6 +107,7 @@ impl Bug {
                 }
             }
             Bug::PowerForgotten => next.holds_out = false,
+            Bug::KeptStill => actions.retain(|a| *a != Action::CallOffTail),
             Bug::NotHeld => actions.retain(|a| *a != Action::HoldFrozen),
             Bug::CancelAfterPromotion => {
                 if let Event::Request(Request::Cancel { round }) = &event

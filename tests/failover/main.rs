@@ -182,6 +182,15 @@ fn a_group_taken_over_on_battery_stays_until_power_comes_and_goes() {
     assert_eq!(run(again, &[Event::PowerBack, Event::PowerLost]).phase, Phase::Freezing);
 }
 
+#[test]
+fn a_program_that_starts_while_the_tail_is_shipped_and_ends_leaves_nothing_still() {
+    let frozen_again = run(table::state(Phase::Saving), &[Event::ApplicationStarted]);
+    assert_eq!(frozen_again.phase, Phase::Freezing);
+    let (next, actions) = step(&table::policy(), &frozen_again, &Event::ApplicationExited);
+    assert_eq!(next.phase, Phase::Stopped);
+    assert!(actions.contains(&Action::CallOffTail), "{actions:?}");
+}
+
 fn run(state: State, events: &[Event]) -> State {
     events.iter().fold(state, |state, event| step(&table::policy(), &state, event).0)
 }

@@ -87,6 +87,8 @@ pub struct Node {
     pub pending: BTreeSet<Pending>,
     /// Rounds whose tail the heir holds completely: the application has not run since.
     pub complete: BTreeSet<Round>,
+    /// The agent records nothing that no program asked for, in logs up to this generation.
+    pub still: Option<Generation>,
     /// The agent has heard of a clean end, and nobody wants the application to run since.
     pub ended: bool,
     pub mains: bool,
@@ -148,6 +150,7 @@ impl World {
                 held: false,
                 pending: BTreeSet::new(),
                 complete: BTreeSet::new(),
+                still: None,
                 ended: false,
                 mains: true,
             }
@@ -475,7 +478,10 @@ impl World {
             Action::Kill => _ = node.pending.insert(Pending::Kill),
             Action::ShipTail { round } => {
                 node.pending.insert(Pending::Ship(round));
+                node.still = Some(round.generation);
             }
+            // One that is complete by then may still be reported.
+            Action::CallOffTail => node.still = None,
             // Ignored by whoever hears it.
             Action::Reply(Answer::Noted { .. }) => {}
             // No connection to a machine that is off.
@@ -507,6 +513,7 @@ impl World {
         let node = &mut self.nodes[i];
         node.state = None;
         node.pending.clear();
+        node.still = None;
         match cut {
             Cut::Agent => {
                 self.budget.agent_crashes = self.budget.agent_crashes.saturating_sub(1);
@@ -529,6 +536,9 @@ impl World {
     pub fn restart(&mut self, i: usize) {
         let setting = setting();
         self.nodes[i].fresh_agent(&setting, i);
+        let stored = &self.nodes[i].stored;
+        self.nodes[i].still =
+            matches!(stored.standing, Standing::GivenUp { .. }).then_some(stored.generation);
         let event = Event::Recovered { application: self.nodes[i].application, life: self.nodes[i].life };
         self.handle(i, &event);
     }
@@ -547,6 +557,20 @@ impl World {
         let forgets = |s: &State| s.phase == Phase::Running && s.mains == Mains::Lost && !s.holds_out;
         if self.nodes.iter().any(|n| n.state.as_ref().is_some_and(forgets)) {
             return Some("power is lost, and the application runs on as if it were not");
+        }
+        let unseen = |n: &Node| {
+            n.state.as_ref().is_some_and(|s| s.admits_application() && n.still >= Some(s.durable.generation))
+        };
+        if self.nodes.iter().any(unseen) {
+            return Some("the application may run, and files that come to it are not recorded");
+        }
+        let told = |n: &Node| {
+            let saved =
+                matches!(n.stored.standing, Standing::GivenUp { saved: Some(_), withdrawn: false, .. });
+            saved && n.state.is_some() && n.still < Some(n.stored.generation)
+        };
+        if self.nodes.iter().any(told) {
+            return Some("the heir was told where the log ends, and it may grow");
         }
         let away = |n: &Node| !matches!(n.stored.standing, Standing::Owner { .. });
         if self.nodes.iter().any(|n| n.ended && (n.application == Life::Running || away(n))) {

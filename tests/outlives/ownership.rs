@@ -125,6 +125,34 @@ fn power_back_after_the_trigger_thaws_only_when_the_heir_has_cancelled() {
 }
 
 #[test]
+fn nothing_is_recorded_behind_the_end_that_the_heir_is_told_until_the_group_is_handed_back() {
+    let proxy = Proxy::start(Chance::from_env("PMEMHA_CUT_SEED"));
+    let (mut pair, mut load) = start_by_way_of(&proxy);
+    proxy.stall();
+    pair.alpha.set_power(false);
+    await_state(&pair.alpha, &["handing_over"]);
+    // Nobody opens it, and another agent finds it as it starts.
+    let unopened = pair.alpha.files().join("unopened");
+    pair.alpha.kill();
+    std::fs::write(&unopened, [7; 4096]).unwrap();
+    pair.alpha.start();
+    await_state(&pair.alpha, &["handing_over"]);
+    let is_in = |group: &Value| {
+        let regions = group["regions"].as_array().expect("regions");
+        regions.iter().any(|region| unopened.to_str() == region["path"].as_str())
+    };
+    std::thread::sleep(LONG_ENOUGH);
+    assert!(!is_in(&group(&pair.alpha)), "entered after the handover began");
+
+    pair.alpha.set_power(true);
+    await_state(&pair.alpha, &["cancelling"]);
+    proxy.pass();
+    pair.alpha.await_group("the file to be entered", |group| is_in(group).then_some(()));
+    await_state(&pair.alpha, &["running"]);
+    load.assert_alive();
+}
+
+#[test]
 fn a_node_that_returns_after_the_handover_never_runs_a_second_writer() {
     for no_cgroups in MEANS {
         let (mut pair, mut load) = start(&plain(no_cgroups));

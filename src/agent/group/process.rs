@@ -58,7 +58,6 @@ impl Group {
         if inner.closed {
             return None;
         }
-        self.go_on();
         self.make_good_remains();
         let own = |before: &Process| process.pid.is_some() && before.pid == process.pid;
         if let Some(before) = after.filter(|s| inner.processes.get(s).is_some_and(own)) {

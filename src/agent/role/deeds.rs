@@ -1,6 +1,5 @@
 //! What the state machine orders of a role: each order is begun here, and its result told to the machine.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,6 @@ use crate::agent::group::GroupError;
 use crate::agent::ownership::Deeds;
 use crate::agent::state::PlacedFile;
 use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
-use crate::locks::lock;
 use crate::log::region::boottime;
 use crate::replica::place::Placed;
 use crate::ship::gasp::HeldUp;
@@ -28,14 +26,11 @@ impl Deeds for RoleDeeds {
         match action {
             Action::Persist(_) | Action::Reply(_) => unreachable!("done by the machine's driver"),
             Action::Freeze { round } => role.application.order(Order::Freeze(round, role.halfway())),
-            Action::Thaw { .. } => {
-                role.cancel_gasp();
-                role.sight.groups().iter().for_each(|group| group.go_on());
-                role.application.order(Order::Thaw);
-            }
+            Action::Thaw { .. } => role.application.order(Order::Thaw),
             Action::HoldFrozen => role.application.order(Order::Hold),
             Action::Kill => role.application.order(Order::Kill),
             Action::ShipTail { round } => role.ship_tail(round),
+            Action::CallOffTail => role.gasp.call_off(&role.sight),
             // Behind the orders before it: what is sent rests on the application being held frozen.
             Action::Send(request) => role.application.order(Order::Then(role.sending(request))),
             Action::Prepare => role.event(Kind::SourceIsSaving, json!({})),
@@ -47,6 +42,8 @@ impl Deeds for RoleDeeds {
                 let boot_us = boottime().as_micros() as u64;
                 role.event(Kind::Milestone, json!({ "what": note, "boottime_us": boot_us }));
                 if note == Note::Demoted {
+                    // Its thread would keep the stream from its end.
+                    role.gasp.end();
                     // Another node's stream is to be taken: ours ends. Behind the kill, which finds by the open group whom to end.
                     let shut = role.door.shut();
                     role.application.order(Order::Then(role.closing(shut)));
@@ -94,22 +91,18 @@ impl Role {
         }))
     }
 
-    fn cancel_gasp(&self) -> Arc<AtomicBool> {
-        let fresh = Arc::new(AtomicBool::new(false));
-        let mut gasp = lock(&self.gasp);
-        std::mem::replace(&mut *gasp, fresh.clone()).store(true, Ordering::Release);
-        fresh
-    }
-
     fn ship_tail(self: &Arc<Self>, round: Round) {
-        let (cancel, entry) = (self.cancel_gasp(), self.door.entry());
+        let (over, entry) = (self.gasp.begin(), self.door.entry());
         self.beside("gasp", move |role| {
             // A gasp that overtakes the start of the application has to open the group itself.
             if !role.opened(round.generation, entry) {
                 return;
             }
             let Some(source) = role.source() else { return };
-            match source.ship_tail(&cancel, Instant::now() + GASP_LIMIT) {
+            if !role.gasp.hold_still(&over, round.generation, &role.sight) {
+                return;
+            }
+            match source.ship_tail(&over, Instant::now() + GASP_LIMIT) {
                 Ok(tail) => {
                     role.event(
                         Kind::TailDurable,

@@ -7,6 +7,7 @@
 mod control;
 mod deeds;
 mod door;
+mod gasp;
 mod look;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +38,7 @@ use crate::ship::sync::Requester;
 use crate::types::{Generation, GroupId};
 pub(super) use deeds::RoleDeeds;
 pub(super) use door::{Door, Entry};
+pub(super) use gasp::Gasp;
 pub(super) use look::{RoleLook, Sight};
 
 /// How often a destination's image is looked at for a completed sync.
@@ -68,7 +70,7 @@ pub struct Role {
     pub(super) sight: Arc<Sight>,
     /// Asks for copies of the open group's regions. A lock of its own, since notices come under the group's.
     pub(super) copies: Mutex<Option<Requester>>,
-    pub(super) gasp: Mutex<Arc<AtomicBool>>,
+    pub(super) gasp: Gasp,
     pub(super) stop: AtomicBool,
     /// See [`Role::is_another_group`].
     pub(super) contested: AtomicBool,
@@ -136,7 +138,7 @@ impl Role {
                 }
             }),
         })?;
-        self.sight.add(&group);
+        self.gasp.takes_in(&group, &self.sight);
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
         }

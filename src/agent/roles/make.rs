@@ -13,7 +13,7 @@ use crate::agent::fabrics::Fabrics;
 use crate::agent::group::{Group, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
-use crate::agent::role::{Door, Role, RoleDeeds, RoleLook, Sight};
+use crate::agent::role::{Door, Gasp, Role, RoleDeeds, RoleLook, Sight};
 use crate::agent::standby::Standby;
 use crate::agent::state::GroupState;
 use crate::agent::users;
@@ -36,6 +36,10 @@ pub(super) fn start_role(
     let store = DurableFile::new(dir.join(OWNERSHIP_FILE));
     let stored = store.load()?;
     let inbox = Inbox::new();
+    let given_up = stored.as_ref().and_then(|durable| match durable.standing {
+        Standing::GivenUp { .. } => Some(durable.generation),
+        _ => None,
+    });
     let starts_as_owner = group.is_some();
     let config = match group {
         Some(group) => group,
@@ -93,7 +97,7 @@ pub(super) fn start_role(
             door: Door::default(),
             sight,
             copies: Mutex::new(None),
-            gasp: Mutex::default(),
+            gasp: Gasp::new(given_up),
             stop: AtomicBool::new(false),
             contested: AtomicBool::new(false),
             config,

@@ -156,11 +156,11 @@ impl Source {
         }
     }
 
-    /// Brings everything published to the destination. The application must not run.
+    /// Brings everything published to the destination. The application must not run, and the group has to be
+    /// [held still](Group::hold_still). Ends once `cancel` is set.
     pub fn ship_tail(&self, cancel: &AtomicBool, deadline: Instant) -> Result<Tail, GaspError> {
         let shared = &self.shared;
         let group = &shared.setup.group;
-        group.hold_still();
         let ship = || gasp::ship_tail(group.log(), &shared.ship, &shared.syncer, cancel, deadline);
         let tail = ship()?;
         // Not before anything was shipped: whoever is recording may be waiting for a disk.

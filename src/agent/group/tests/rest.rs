@@ -80,7 +80,7 @@ fn pages_and_size_of_a_file_are_recorded_late_only_at_rest() {
     // The heir is told where the log ends: nothing may come behind that.
     group.hold_still();
     assert_eq!(group.record_pages(region.id(), &[1]), 0);
-    group.enters(process(11));
+    group.go_on();
     assert_eq!(group.record_pages(region.id(), &[1]), 1, "it was called off");
 }
 
