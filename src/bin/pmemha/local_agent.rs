@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,8 +37,8 @@ pub fn make_homes<const N: usize>(dir: &Path, nodes: [&'static str; N]) -> Resul
     let tls = |e| Failure::new(SOFTWARE, format!("{e}"));
     let authority = make_authority().map_err(tls)?;
     let mut homes = Vec::with_capacity(N);
-    for node in nodes {
-        let home = Home { dir: dir.join(node), node, address: free_port()? };
+    for (number, node) in nodes.into_iter().enumerate() {
+        let home = Home { dir: dir.join(node), node, address: own_address(number)? };
         make_dir(&home.dir)?;
         write(&home.dir.join("ca.pem"), &authority.certificate)?;
         let certificate = make_node_certificate(&authority, node).map_err(tls)?;
@@ -201,9 +201,18 @@ pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
     fs::write(file, text).map_err(|e| Failure::new(CANT_CREATE, format!("{}: {e}", file.display())))
 }
 
-/// Free at this moment; should another program take it before the agent does, the agent says so.
-fn free_port() -> Result<SocketAddr, Failure> {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(Failure::system("a free port"))
+/// Where the node of this number can listen: a port that is free at this moment, and likely to be so when the agent takes it,
+/// since it is of a loopback address that no other process has by our rule. On 127.0.0.1 any connection may get it meanwhile.
+fn own_address(number: usize) -> Result<SocketAddr, Failure> {
+    let free = |ip: Ipv4Addr| TcpListener::bind((ip, 0)).and_then(|l| l.local_addr());
+    free(own_loopback(std::process::id(), number as u32))
+        .or_else(|_| free(Ipv4Addr::LOCALHOST))
+        .map_err(Failure::system("a free port"))
+}
+
+/// One for each of two nodes of a process: of the 24 bits that 127.0.0.0/8 leaves, numbers of processes take 22.
+fn own_loopback(pid: u32, number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 0, 0).to_bits() | (pid << 1 | number & 1) & 0x00ff_ffff)
 }
 
 /// The agent's program: beside this one, in the sbin directory next to it, or where the shell looks.
