@@ -211,8 +211,10 @@ impl Group {
     }
 
     /// Controller, before a copy: brings the table up to what the file system says of names and sizes. Changes whose records
-    /// nobody reads, since the application was ahead or a fresh stream skips them, would be missed otherwise.
-    pub fn follow_files(&self) -> Result<(), GroupError> {
+    /// nobody reads, since the application was ahead or a fresh stream skips them, would be missed otherwise. What `see` makes of
+    /// each region that is left, in order of their numbers: under the lock, since an older record that somebody reads late would
+    /// put back what it says.
+    pub fn follow_files<T>(&self, see: impl Fn(&Arc<Region>) -> T) -> Result<Vec<T>, GroupError> {
         let mut inner = self.lock();
         let mut changed = false;
         let mut gone = Vec::new();
@@ -223,7 +225,10 @@ impl Group {
                 gone.push(region.id());
             }
         }
-        if changed { self.drop_regions(&mut inner, |r| gone.contains(&r.id())) } else { Ok(()) }
+        if changed {
+            self.drop_regions(&mut inner, |r| gone.contains(&r.id()))?;
+        }
+        Ok(inner.regions.values().map(see).collect())
     }
 
     /// Controller: the log says that a region ceased to be.

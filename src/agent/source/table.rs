@@ -42,12 +42,11 @@ impl SyncSource for GroupRegions {
     }
 
     fn regions(&self) -> io::Result<Vec<SyncRegion>> {
-        self.0.follow_files().map_err(io::Error::other)?;
-        let region = |r: Arc<Region>| {
+        let region = |r: &Arc<Region>| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
-            Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file, held: r })
+            Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file, held: r.clone() })
         };
-        self.0.regions().into_iter().map(region).collect()
+        self.0.follow_files(region).map_err(io::Error::other)?.into_iter().collect()
     }
 }
 
@@ -55,8 +54,12 @@ impl SyncSource for GroupRegions {
 mod tests {
     use super::*;
     use crate::agent::group::tests::Bench;
+    use crate::log::format::RegionPayload;
     use crate::types::RegionId;
+    use std::collections::BTreeSet;
     use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use zerocopy::FromBytes as _;
 
     #[test]
     fn a_copy_takes_the_names_that_files_have_now_and_leaves_out_those_without() {
@@ -72,6 +75,30 @@ mod tests {
         assert_eq!(regions.iter().map(|r| r.id).collect::<Vec<_>>(), [RegionId(1)]);
         assert!(regions[0].creation.ends_with(b"/pm/b.pool"));
         assert_eq!(group.regions().len(), 1);
+    }
+
+    #[test]
+    fn a_copy_takes_the_size_that_a_file_has_while_older_sizes_are_read_from_the_log() {
+        let bench = Bench::new();
+        let (group, _notices) = bench.open(1);
+        let (region, _) = group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+        let regions = GroupRegions(group.clone());
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    group.region_resized(region.id(), 0).unwrap();
+                }
+            });
+            let mut sizes = BTreeSet::new();
+            for _ in 0..2000 {
+                let listed = regions.regions().unwrap();
+                let created = RegionPayload::ref_from_prefix(&listed[0].creation).unwrap().0.size;
+                sizes.insert((created, listed[0].len));
+            }
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(sizes, BTreeSet::from([(4096, 4096)]));
+        });
     }
 
     #[test]

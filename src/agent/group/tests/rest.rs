@@ -105,7 +105,7 @@ fn files_are_followed_to_names_and_sizes_that_no_record_told_of() {
     assert_eq!(named(&group).len(), 3, "the first file is still there");
     drop(bench.file("b.pool", 12288));
     std::fs::remove_file(&c).unwrap();
-    group.follow_files().unwrap();
+    group.follow_files(|_| ()).unwrap();
     let expected = [(1, bench.path("d.pool"), 4096), (2, b.clone(), 12288)];
     assert_eq!(named(&group), expected);
     drop(group);
