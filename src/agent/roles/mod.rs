@@ -86,6 +86,9 @@ impl Roles {
         let identity = Arc::new(identity);
         let node = &context.config.node;
         let listen = node.listen.ok_or_else(|| missing("other nodes need `listen` in `[node]`"))?;
+        // First, since it is at a port that the configuration names, and what listens at any free port might get that one. Who
+        // connects already is answered once the roles are there.
+        let listener = listen_at(listen).map_err(system(&format!("listening on {listen}")))?;
         let data = node.data_address().unwrap_or(listen);
         let fabrics =
             Arc::new(Fabrics::start(data, node.advertise.clone(), &identity, &context.config.rdma)?);
@@ -97,7 +100,6 @@ impl Roles {
             roles.watchers.push(watcher.map_err(system("starting a thread"))?);
             roles.roles.push(role);
         }
-        let listener = listen_at(listen).map_err(system(&format!("listening on {listen}")))?;
         let responder = Arc::new(Desk { roles: roles.roles.clone() });
         let server = Server::start(listener, identity, responder).map_err(system("starting a thread"))?;
         roles.server = Some(server);
