@@ -7,6 +7,7 @@
 //! | [`gasp`] | the last gasp: the tail, durable at the destination |
 //! | [`archiver`] | the thread that feeds an archive |
 //! | [`acks`] | what to believe of a destination's acknowledgements |
+//! | [`begun`] | what of them to believe while a copy is under way |
 //! | [`proof`] | reads that prove where written bytes are |
 //! | [`window`] | what is in flight to a destination, and how much more may be |
 //! | [`space`] | which part of the ring may be reused |
@@ -17,6 +18,7 @@
 pub mod acks;
 pub mod archiver;
 pub mod backoff;
+pub mod begun;
 pub mod gasp;
 pub mod proof;
 pub mod rate;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::acks::{AckError, AckGate, Acked};
+use super::begun::Begun;
 use super::proof::{PROOF, PROOF_BYTES, Proof};
 use super::rate::DrainRate;
 use super::space::Space;
@@ -104,8 +105,7 @@ pub struct Shipper {
     gate: AckGate,
     acked: Acked,
     digest: u64,
-    /// The newest `SyncBegin` posted: what follows it counts only once the image that it begins does.
-    sync_from: Option<Lsn>,
+    begun: Begun,
     rate: DrainRate,
     space: Arc<Space>,
     who: usize,
@@ -150,7 +150,7 @@ impl Shipper {
             gate: AckGate::new(log.spec().generation),
             acked: Acked::default(),
             digest,
-            sync_from: None,
+            begun: Begun::default(),
             rate: DrainRate::default(),
             completions: Vec::new(),
             busy_since: None,
@@ -245,7 +245,7 @@ impl Shipper {
     }
 
     /// Tells everyone what the destination has: waiters, the ring's writers, status.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let received = self.window.received();
         // Where the whole machine has a battery, what has landed survives.
         let durable = match self.link.durability {
@@ -254,7 +254,7 @@ impl Shipper {
             Durability::Eadr if self.acked.counts => self.acked.durable.max(self.proof.placed()),
             _ => self.acked.durable,
         };
-        let copied = is_copied(&self.acked, self.sync_from);
+        let copied = self.begun.is_copied(&self.acked);
         let counts = self.acked.counts && copied;
         // Before its first word it has what it had when it was last heard.
         let unheard = !self.acked.syncing && copied;
@@ -266,7 +266,7 @@ impl Shipper {
                 self.log.end_gap(self.acked.counts_from);
             }
             let all = Acks { received, durable, applied: self.acked.applied };
-            self.log.set_acks(if copied { all } else { up_to(all, self.sync_from) });
+            self.log.set_acks(self.begun.limit(all, &self.acked));
         }
         self.space.done(self.who, self.acked.applied);
         self.status.set(ShipView {
@@ -336,8 +336,8 @@ impl Shipper {
         self.window.post(batch.end);
         self.woken |= wakes;
         batch.headers.iter().for_each(&self.observe);
-        let begins = batch.headers.iter().rfind(|h| h.kind == Kind::SyncBegin as u8);
-        self.sync_from = begins.map(|h| Lsn(h.lsn)).or(self.sync_from);
+        let begins = batch.headers.iter().filter(|h| h.kind == Kind::SyncBegin as u8);
+        begins.for_each(|h| self.begun.posted(Lsn(h.lsn)));
         self.digest = batch.headers.iter().fold(self.digest, chain);
         self.status.set_digest(self.digest, batch.end);
         Ok(true)
@@ -418,36 +418,5 @@ impl Shipper {
             self.log.sleep_until_work(seen, depth, most);
         }
         Ok(())
-    }
-}
-
-/// Whether the image that the newest `SyncBegin` posted began is the one that counts. Until the destination has applied that
-/// record, it may still say that it counts: of the image before.
-fn is_copied(acked: &Acked, sync_from: Option<Lsn>) -> bool {
-    sync_from.is_none_or(|begin| acked.counts && acked.counts_from > begin)
-}
-
-/// What may be believed while a copy is under way: nothing from its beginning on, since a promotion would yield the image
-/// before, which has none of it.
-fn up_to(acks: Acks, sync_from: Option<Lsn>) -> Acks {
-    let limit = |lsn: Lsn| sync_from.map_or(lsn, |begin| begin.min(lsn));
-    Acks { received: limit(acks.received), durable: limit(acks.durable), applied: limit(acks.applied) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_past_the_beginning_of_a_copy_counts_before_its_end() {
-        let begin = Some(Lsn(640));
-        let old = Acked { counts: true, counts_from: Lsn(96), ..Acked::default() };
-        assert!(is_copied(&old, None));
-        assert!(!is_copied(&old, begin), "it still speaks of the image before");
-        assert!(!is_copied(&Acked { counts: false, ..old }, begin));
-        assert!(is_copied(&Acked { counts_from: Lsn(960), ..old }, begin));
-        let acks = Acks { received: Lsn(960), durable: Lsn(800), applied: Lsn(320) };
-        let limited = up_to(acks, begin);
-        assert_eq!((limited.received, limited.durable, limited.applied), (Lsn(640), Lsn(640), Lsn(320)));
     }
 }
