@@ -4,32 +4,38 @@ use super::acks::Acked;
 use crate::log::Acks;
 use crate::types::Lsn;
 
-/// Beginnings of copies that were posted on a link, oldest first.
+/// Beginnings of copies that were posted on a link.
 ///
 /// A destination that has not applied a beginning yet may still say that it counts: of the image before, which gets nothing of
 /// what stands behind it. So may one that has been sent another beginning since.
 #[derive(Debug, Default)]
-pub struct Begun(Vec<Lsn>);
+pub struct Begun {
+    /// The first since the newest copy was complete.
+    first: Option<Lsn>,
+    newest: Option<Lsn>,
+}
 
 impl Begun {
     /// A `SyncBegin` was posted at `begin`.
     pub fn posted(&mut self, begin: Lsn) {
-        self.0.push(begin);
+        self.first.get_or_insert(begin);
+        self.newest = Some(begin);
     }
 
     /// Whether the image that the newest copy began is the one that counts.
     pub fn is_copied(&self, acked: &Acked) -> bool {
-        self.0.last().is_none_or(|begin| acked.counts && acked.counts_from > *begin)
+        self.newest.is_none_or(|begin| acked.counts && acked.counts_from > begin)
     }
 
     /// What may be believed of `acks`: nothing from the first beginning on that the image that counts does not have behind it, since a
     /// promotion would yield that image.
     pub fn limit(&mut self, acks: Acks, acked: &Acked) -> Acks {
-        let covered = self.0.partition_point(|begin| acked.counts_from > *begin);
-        // The newest is still asked for.
-        self.0.drain(..covered.min(self.0.len().saturating_sub(1)));
-        let first = self.0.first().filter(|begin| acked.counts_from <= **begin);
-        let limit = |lsn: Lsn| first.map_or(lsn, |begin| lsn.min(*begin));
+        if self.is_copied(acked) {
+            self.first = None;
+        }
+        // Of several the image may have some behind it: none of the others begins before it counts.
+        let first = self.first.map(|begin| begin.max(acked.counts_from));
+        let limit = |lsn: Lsn| first.map_or(lsn, |begin| lsn.min(begin));
         Acks { received: limit(acks.received), durable: limit(acks.durable), applied: limit(acks.applied) }
     }
 }
@@ -55,6 +61,7 @@ mod tests {
         assert!(none.is_copied(&old));
         assert!(!one.is_copied(&old), "it still speaks of the image before");
         assert!(!one.is_copied(&Acked { counts: false, ..old }));
+        assert!(!one.is_copied(&counting_from(640)), "of a copy that ends where the next one begins");
         assert!(one.is_copied(&counting_from(960)));
         assert!(!begun(&[640, 1280]).is_copied(&counting_from(960)));
     }
@@ -66,7 +73,8 @@ mod tests {
         let durable = |begun: &mut Begun, from| begun.limit(acks, &counting_from(from)).durable.0;
         assert_eq!(durable(&mut two, 96), 640, "it has not even heard of the first");
         assert_eq!(two.limit(acks, &counting_from(96)).applied, Lsn(320));
-        assert_eq!(durable(&mut two, 960), 1280, "the first one's image counts");
+        assert_eq!(durable(&mut begun(&[640]), 640), 640, "of a copy that ends where the next one begins");
+        assert_eq!(durable(&mut two, 960), 960, "the first one's image counts");
         assert_eq!(durable(&mut two, 1600), 1800);
         assert!(two.is_copied(&counting_from(1600)), "it is still known");
         two.posted(Lsn(1700));

@@ -58,7 +58,6 @@ mod tests {
     use crate::types::RegionId;
     use std::collections::BTreeSet;
     use std::os::fd::AsFd;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use zerocopy::FromBytes as _;
 
     #[test]
@@ -83,22 +82,19 @@ mod tests {
         let (group, _notices) = bench.open(1);
         let (region, _) = group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
         let regions = GroupRegions(group.clone());
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    group.region_resized(region.id(), 0).unwrap();
-                }
-            });
-            let mut sizes = BTreeSet::new();
-            for _ in 0..2000 {
+        let sizes: BTreeSet<_> = std::thread::scope(|scope| {
+            let look = || {
                 let listed = regions.regions().unwrap();
                 let created = RegionPayload::ref_from_prefix(&listed[0].creation).unwrap().0.size;
-                sizes.insert((created, listed[0].len));
+                (created, listed[0].len)
+            };
+            let looker = scope.spawn(move || (0..500).map(|_| look()).collect());
+            while !looker.is_finished() {
+                group.region_resized(region.id(), 0).unwrap();
             }
-            done.store(true, Ordering::Relaxed);
-            assert_eq!(sizes, BTreeSet::from([(4096, 4096)]));
+            looker.join().unwrap()
         });
+        assert_eq!(sizes, BTreeSet::from([(4096, 4096)]));
     }
 
     #[test]
