@@ -135,6 +135,8 @@ impl Daemon {
             started: Instant::now(),
             config,
         });
+        // First, as the agents' own listener: at a port that the configuration names.
+        let metrics = bind_metrics(&context.config)?;
         let roles = Roles::start(&context)?;
         let mut controllers = start_groups(&context)?;
         controllers.extend(roles.controllers());
@@ -151,7 +153,7 @@ impl Daemon {
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
         let sessions = Arc::new(sessions);
-        let metrics = serve_metrics(&parts, &sessions)?;
+        let metrics = metrics.map(|metrics| serve_metrics(metrics, &parts, &sessions)).transpose()?;
         let node = &parts.context.config.node.name;
         parts.context.events.emit(
             None,
@@ -241,18 +243,27 @@ fn start_groups(context: &Arc<Context>) -> Result<Vec<Arc<dyn Controller>>, Daem
     context.config.groups.iter().filter(|g| g.destinations.is_empty()).map(start).collect()
 }
 
-fn serve_metrics(parts: &Arc<Parts>, sessions: &Arc<Sessions>) -> Result<Option<Metrics>, DaemonError> {
-    let Some(config) = &parts.context.config.metrics else { return Ok(None) };
+fn bind_metrics(config: &Config) -> Result<Option<Metrics>, DaemonError> {
+    let bind = |config: &config::Metrics| {
+        Metrics::bind(config.listen).map_err(|why| {
+            DaemonError::Machine(format!(
+                "cannot serve metrics at {}: {why}; `listen` in [metrics] must name a free port of this machine",
+                config.listen
+            ))
+        })
+    };
+    config.metrics.as_ref().map(bind).transpose()
+}
+
+fn serve_metrics(
+    metrics: Metrics,
+    parts: &Arc<Parts>,
+    sessions: &Arc<Sessions>,
+) -> Result<Metrics, DaemonError> {
     // Not held, so that whoever is slow to take an answer does not keep the agent from finishing.
     let (parts, sessions) = (Arc::downgrade(parts), Arc::downgrade(sessions));
     let status = move || Some(parts.upgrade()?.status(sessions.upgrade()?.count()));
-    let served = Metrics::serve(config.listen, status);
-    served.map(Some).map_err(|why| {
-        DaemonError::Machine(format!(
-            "cannot serve metrics at {}: {why}; `listen` in [metrics] must name a free port of this machine",
-            config.listen
-        ))
-    })
+    metrics.serve(status).map_err(|why| DaemonError::Machine(format!("cannot serve metrics: {why}")))
 }
 
 fn keeper(config: &Config, program: &Path) -> Result<Box<dyn FdKeeper>, KeeperError> {

@@ -22,18 +22,19 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Metrics(Arc<Server>);
 
 impl Metrics {
-    /// Answers at `listen` with what `status` says at the moment: nothing once the agent is finishing.
-    pub fn serve(
-        listen: SocketAddr,
-        status: impl Fn() -> Option<Status> + Clone + Send + 'static,
-    ) -> io::Result<Metrics> {
-        let metrics = Metrics(Arc::new(Server::http(listen).map_err(io::Error::other)?));
+    /// Listens at `listen`; who connects waits until [`Metrics::serve`].
+    pub fn bind(listen: SocketAddr) -> io::Result<Metrics> {
+        Ok(Metrics(Arc::new(Server::http(listen).map_err(io::Error::other)?)))
+    }
+
+    /// Answers with what `status` says at the moment: nothing once the agent is finishing.
+    pub fn serve(self, status: impl Fn() -> Option<Status> + Clone + Send + 'static) -> io::Result<Metrics> {
         for _ in 0..ANSWERING {
-            let (server, status) = (metrics.0.clone(), status.clone());
+            let (server, status) = (self.0.clone(), status.clone());
             let serve = move || server.incoming_requests().for_each(|request| answer(request, &status));
             thread::Builder::new().name("metrics".into()).spawn(serve)?;
         }
-        Ok(metrics)
+        Ok(self)
     }
 }
 

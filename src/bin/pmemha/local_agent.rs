@@ -1,5 +1,5 @@
-//! Agents that this command starts on this machine for its own purposes, each with a directory, certificates and free
-//! ports of its own. `run` (through `private`) and `demo` start two, which are each other's peers over loopback.
+//! Agents that this command starts on this machine for its own purposes, each with a directory, certificates and an address
+//! of its own. `run` (through `private`) and `demo` start two, which are each other's peers over loopback.
 
 use std::ffi::OsStr;
 use std::fs;
