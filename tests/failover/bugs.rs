@@ -38,9 +38,11 @@ pub enum Bug {
     PowerForgotten,
     /// A tail that nobody wants any more keeps the group still.
     KeptStill,
+    /// Asked for the group back, the agent records again before the heir has answered.
+    CalledOffEarly,
 }
 
-pub const ALL: [Bug; 15] = [
+pub const ALL: [Bug; 16] = [
     Bug::ThawsWithoutCancelled,
     Bug::CancelledNotDurable,
     Bug::ForgetsCancelled,
@@ -56,6 +58,7 @@ pub const ALL: [Bug; 15] = [
     Bug::EndForgotten,
     Bug::PowerForgotten,
     Bug::KeptStill,
+    Bug::CalledOffEarly,
 ];
 
 impl Bug {
@@ -66,7 +69,8 @@ impl Bug {
             Bug::ThawsWithoutCancelled
             | Bug::ForgetsCancelled
             | Bug::CancelAfterPromotion
-            | Bug::KeptStill => Budget { flips: 2, ..none },
+            | Bug::KeptStill
+            | Bug::CalledOffEarly => Budget { flips: 2, ..none },
             Bug::NotHeld => Budget { agent_crashes: 1, flips: 1, ..none },
             Bug::CancelledNotDurable | Bug::TriggerBeforePersist | Bug::TriggersWhileRunning => {
                 Budget { agent_crashes: 1, flips: 2, ..none }
@@ -108,6 +112,11 @@ impl Bug {
             }
             Bug::PowerForgotten => next.holds_out = false,
             Bug::KeptStill => actions.retain(|a| *a != Action::CallOffTail),
+            Bug::CalledOffEarly
+                if actions.iter().any(|a| matches!(a, Action::Send(Request::Cancel { .. }))) =>
+            {
+                actions.push(Action::CallOffTail);
+            }
             Bug::NotHeld => actions.retain(|a| *a != Action::HoldFrozen),
             Bug::CancelAfterPromotion => {
                 if let Event::Request(Request::Cancel { round }) = &event

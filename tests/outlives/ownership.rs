@@ -14,6 +14,9 @@ use super::{BINARIES, SOON};
 /// A time in which a program that runs would do thousands of operations; the promise is of absence.
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
+/// More than the time between two looks for files that nobody has opened.
+const PAST_A_LOOK: Duration = Duration::from_secs(6);
+
 /// By control group, and by signals where there is none.
 const MEANS: [bool; 2] = [false, true];
 
@@ -141,7 +144,7 @@ fn nothing_is_recorded_behind_the_end_that_the_heir_is_told_until_the_group_is_h
         let regions = group["regions"].as_array().expect("regions");
         regions.iter().any(|region| unopened.to_str() == region["path"].as_str())
     };
-    std::thread::sleep(LONG_ENOUGH);
+    std::thread::sleep(PAST_A_LOOK);
     assert!(!is_in(&group(&pair.alpha)), "entered after the handover began");
 
     pair.alpha.set_power(true);

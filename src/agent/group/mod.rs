@@ -78,6 +78,8 @@ pub struct Group {
     still: AtomicBool,
     apart: Vec<PathBuf>,
     lookout: Mutex<Lookout>,
+    /// Held for a look.
+    looking: Mutex<()>,
     inner: Mutex<Inner>,
 }
 
@@ -140,13 +142,13 @@ impl Group {
         self.lock().closed = true;
     }
 
-    /// The last gasp begins: from here on the agent records nothing that nobody asked it to. The log is about to end at a place
-    /// that the heir is told, and behind which nothing may land. Waits for nobody.
+    /// From here on the agent records nothing that nobody asked it to. The log is about to end at a place that the heir is told, and
+    /// behind which nothing may land. Waits for nobody. When, `agent::role::gasp` knows.
     pub fn hold_still(&self) {
         self.still.store(true, SeqCst);
     }
 
-    /// The application may run again.
+    /// Takes back [`Group::hold_still`].
     pub fn go_on(&self) {
         self.still.store(false, SeqCst);
     }

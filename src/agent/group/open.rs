@@ -132,6 +132,7 @@ impl Group {
             still: AtomicBool::new(false),
             apart,
             lookout: Mutex::default(),
+            looking: Mutex::default(),
             inner: Mutex::new(Inner {
                 regions: BTreeMap::new(),
                 numbers: Numbers::new(state.next_region),

@@ -48,6 +48,7 @@ impl Group {
     /// Enters the files that match and that are not the group's yet. At the first look all of them; later those that nobody has
     /// written to since the last look, since whoever puts a file there may not be done.
     pub fn look_for_files(&self) {
+        let _alone = lock(&self.looking);
         if self.is_still() {
             return;
         }
@@ -89,6 +90,13 @@ impl Group {
             (self.notify)(Notice::NotProtected { path: path.clone(), why: why.clone() });
         }
         *lock(&self.lookout) = now;
+    }
+
+    /// The first look, if there has been none: not before now might anything be entered in a group that was found given up.
+    pub fn look_at_first(&self) {
+        if !lock(&self.lookout).begun {
+            self.look_for_files();
+        }
     }
 
     /// What matches and is not protected, as of the last look, and how many more there are.

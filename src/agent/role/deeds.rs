@@ -30,7 +30,10 @@ impl Deeds for RoleDeeds {
             Action::HoldFrozen => role.application.order(Order::Hold),
             Action::Kill => role.application.order(Order::Kill),
             Action::ShipTail { round } => role.ship_tail(round),
-            Action::CallOffTail => role.gasp.call_off(&role.sight),
+            Action::CallOffTail => {
+                role.gasp.call_off(&role.sight);
+                role.beside("look", |role| role.look_at_files());
+            }
             // Behind the orders before it: what is sent rests on the application being held frozen.
             Action::Send(request) => role.application.order(Order::Then(role.sending(request))),
             Action::Prepare => role.event(Kind::SourceIsSaving, json!({})),
@@ -99,6 +102,7 @@ impl Role {
                 return;
             }
             let Some(source) = role.source() else { return };
+            role.look_at_files();
             if !role.gasp.hold_still(&over, round.generation, &role.sight) {
                 return;
             }
@@ -180,13 +184,23 @@ impl Role {
     fn start_application(self: &Arc<Self>, generation: Generation) {
         let (ticket, entry) = (self.application.ticket(), self.door.entry());
         self.beside("start", move |role| match role.open_group(generation, entry) {
-            Ok(true) if !role.config.command.is_empty() => role.application.order(Order::Start(ticket)),
-            Ok(_) => {}
+            Ok(opened) => {
+                role.look_at_files();
+                if opened && !role.config.command.is_empty() {
+                    role.application.order(Order::Start(ticket));
+                }
+            }
             Err(error) => {
                 role.open_failed(&error);
                 role.teller.tell(Event::ApplicationFailedToStart);
             }
         });
+    }
+
+    /// Enters the files that came while the group was held still as it was opened: before a program runs, and before another end of
+    /// the log is told.
+    fn look_at_files(&self) {
+        self.sight.groups().iter().for_each(|group| group.look_at_first());
     }
 
     fn opened(self: &Arc<Self>, generation: Generation, entry: Entry) -> bool {

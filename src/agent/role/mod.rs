@@ -142,7 +142,8 @@ impl Role {
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
         }
-        // Before any program attaches: one that has ended by the next look has all its files in the log.
+        // Before any program attaches: one that has ended by the next look has all its files in the log. Of a group that is given up,
+        // once it is handed back.
         group.look_for_files();
         Ok(group)
     }
