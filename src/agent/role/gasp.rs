@@ -84,64 +84,66 @@ mod tests {
     use super::*;
     use crate::agent::group::tests::Bench;
 
-    fn seen(group: &Arc<Group>, gasp: &Gasp) -> Sight {
-        let sight = Sight::default();
-        gasp.takes_in(group, &sight);
-        sight
+    /// An open group that `gasp` has taken in.
+    struct Rig {
+        bench: Bench,
+        group: Arc<Group>,
+        gasp: Gasp,
+        sight: Sight,
     }
 
-    /// Whether a file that comes now is entered.
-    fn records(bench: &Bench, group: &Group, name: &str) -> bool {
-        let before = group.regions().len();
-        std::fs::write(bench.path(name), "content").unwrap();
-        // Once to see it, once to see that nobody writes to it.
-        group.look_for_files();
-        group.look_for_files();
-        group.regions().len() > before
+    impl Rig {
+        fn new(gasp: impl FnOnce(Generation) -> Gasp) -> Rig {
+            let bench = Bench::new();
+            let (group, _) = bench.open(1);
+            let (gasp, sight) = (gasp(group.generation()), Sight::default());
+            gasp.takes_in(&group, &sight);
+            Rig { bench, group, gasp, sight }
+        }
+
+        fn hold_still(&self, token: &Token) -> bool {
+            self.gasp.hold_still(token, self.group.generation(), &self.sight)
+        }
+
+        /// Whether a file that comes now is entered.
+        fn records(&self, name: &str) -> bool {
+            let before = self.group.regions().len();
+            std::fs::write(self.bench.path(name), "content").unwrap();
+            // Once to see it, once to see that nobody writes to it.
+            self.group.look_for_files();
+            self.group.look_for_files();
+            self.group.regions().len() > before
+        }
     }
 
     #[test]
     fn a_gasp_keeps_a_group_still_until_it_is_called_off_and_one_called_off_before_it_ran_does_not() {
-        let bench = Bench::new();
-        let (group, _notices) = bench.open(1);
-        let gasp = Gasp::default();
-        let sight = seen(&group, &gasp);
-        assert!(records(&bench, &group, "a.pool"));
-        let token = gasp.begin();
-        assert!(gasp.hold_still(&token, group.generation(), &sight));
-        assert!(!records(&bench, &group, "b.pool"));
-        gasp.call_off(&sight);
-        assert!(records(&bench, &group, "c.pool"));
-        assert!(token.load(Ordering::Acquire));
-        assert!(!gasp.hold_still(&token, group.generation(), &sight), "its thread ran too late");
-        assert!(records(&bench, &group, "d.pool"));
+        let rig = Rig::new(|_| Gasp::default());
+        assert!(rig.records("a.pool"));
+        let token = rig.gasp.begin();
+        assert!(rig.hold_still(&token) && !rig.records("b.pool"));
+        rig.gasp.call_off(&rig.sight);
+        assert!(rig.records("c.pool") && token.load(Ordering::Acquire));
+        assert!(!rig.hold_still(&token), "its thread ran too late");
+        assert!(rig.records("d.pool"));
     }
 
     #[test]
     fn another_gasp_ends_the_one_before_and_an_end_leaves_all_still() {
-        let bench = Bench::new();
-        let (group, _notices) = bench.open(1);
-        let gasp = Gasp::default();
-        let sight = seen(&group, &gasp);
-        let first = gasp.begin();
-        let second = gasp.begin();
-        assert!(!gasp.hold_still(&first, group.generation(), &sight));
-        assert!(gasp.hold_still(&second, group.generation(), &sight));
-        gasp.end();
-        assert!(second.load(Ordering::Acquire) && !records(&bench, &group, "a.pool"));
+        let rig = Rig::new(|_| Gasp::default());
+        let [first, second] = [rig.gasp.begin(), rig.gasp.begin()];
+        assert!(!rig.hold_still(&first) && rig.hold_still(&second));
+        rig.gasp.end();
+        assert!(second.load(Ordering::Acquire) && !rig.records("a.pool"));
     }
 
     #[test]
     fn a_group_that_an_earlier_agent_gave_up_is_opened_still_and_one_of_a_later_generation_is_not() {
-        let bench = Bench::new();
-        let (group, _notices) = bench.open(1);
-        let gasp = Gasp::new(Some(group.generation()));
-        let sight = seen(&group, &gasp);
-        assert!(!records(&bench, &group, "a.pool"));
-        gasp.call_off(&sight);
-        assert!(records(&bench, &group, "b.pool"));
-        let later = Gasp::new(Some(Generation(group.generation().0 - 1)));
-        seen(&group, &later);
-        assert!(records(&bench, &group, "c.pool"));
+        let rig = Rig::new(|generation| Gasp::new(Some(generation)));
+        assert!(!rig.records("a.pool"));
+        rig.gasp.call_off(&rig.sight);
+        assert!(rig.records("b.pool"));
+        let later = Rig::new(|generation| Gasp::new(Some(Generation(generation.0 - 1))));
+        assert!(later.records("a.pool"));
     }
 }
