@@ -45,6 +45,8 @@ impl Controller for Arc<Role> {
         let source = state.as_ref().is_some_and(State::is_source);
         let open = self.open().as_ref().map(|o| (o.group.clone(), o.source.clone()));
         let group = open.as_ref().map(|(group, _)| group);
+        // Before the destination: who reads that the program is on the log again finds the copy under way that brought it there.
+        let log = group.map(|g| g.log_status());
         let mut stream = open.as_ref().and_then(|(_, source)| source.status());
         if let (Some(stream), Some(Phase::HandedOver)) = (&mut stream, phase) {
             stream.state = DestinationState::HandedOver;
@@ -69,7 +71,7 @@ impl Controller for Arc<Role> {
             regions_more_bytes: 0,
             unprotected_files,
             unprotected_files_more,
-            log: group.map(|g| g.log_status()),
+            log,
             destinations: stream.into_iter().chain(image).collect(),
             archive: open.as_ref().and_then(|(_, source)| source.archive_status()),
         }
