@@ -21,6 +21,50 @@ pub fn any_runs(pid: u32) -> bool {
 }
 
 fn any(pid: u32, is: impl Fn(char) -> bool) -> bool {
-    // A thread that is gone by now is in no state.
-    of(pid).into_iter().filter_map(|thread| stat_field(thread, 3)).any(is)
+    let mut before = None;
+    loop {
+        let mut threads = of(pid);
+        // The first one last: another that executes a program goes on under its number (execve(2)).
+        threads.sort_unstable_by_key(|thread| *thread == pid);
+        if threads.iter().filter_map(|thread| stat_field(*thread, 3)).any(&is) {
+            return true;
+        }
+        // One that was listed may have started another before it exited.
+        let now = Some(threads);
+        if now == before {
+            return false;
+        }
+        before = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_lives_while_a_thread_of_it_becomes_another_program() {
+        // Every round is a new thread, which becomes the process and starts the next.
+        let script = "import os, sys, threading\nleft = int(sys.argv[1])\n\
+                      again = [sys.executable, '-S', '-E', '-c', sys.argv[2], str(left - 1), sys.argv[2]]\n\
+                      left and threading.Thread(target=os.execv, args=(sys.executable, again)).start()\n\
+                      left and threading.Event().wait()";
+        let mut child = Command::new("python3")
+            .args(["-c", script, "50", script])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("python3 runs");
+        let mut looks = 0u64;
+        loop {
+            let (lives, runs) = (any_lives(child.id()), any_runs(child.id()));
+            // Nobody else reaps it, so its number is its own until here.
+            if child.try_wait().expect("our own child").is_some() {
+                break;
+            }
+            assert!(lives && runs, "not seen at look {looks}");
+            looks += 1;
+        }
+        assert!(looks > 100, "{looks}");
+    }
 }

@@ -173,6 +173,8 @@ fn a_program_whose_first_thread_has_exited_is_frozen_and_killed_like_any_other()
         let ends = Killed(pid);
         let has_exited =
             || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        // Not before it runs: the helper's first thread is seen to have exited while another becomes the program.
+        assert!(beats_past(dir.path(), 0), "{means}: does not run");
         while !has_exited() {
             assert!(Instant::now() < end, "{means}: the first thread goes on");
             std::thread::yield_now();
