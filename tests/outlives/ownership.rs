@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use pmemha::agent::ownership::DurableFile;
+use pmemha::failover::Standing;
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::load::{Files, Load};
 use pmemha_testkit::node::{Node, Pair, PairOptions};
@@ -25,8 +27,8 @@ fn start(options: &PairOptions) -> (Pair, Load) {
 }
 
 /// The source reaches the heir's control channel through `proxy`, and its data channel without.
-fn start_by_way_of(proxy: &Proxy) -> (Pair, Load) {
-    let options = PairOptions { way: Some(proxy.port()), ..PairOptions::default() };
+fn start_by_way_of(proxy: &Proxy, no_cgroups: bool) -> (Pair, Load) {
+    let options = PairOptions { way: Some(proxy.port()), ..plain(no_cgroups) };
     let mut pair = Pair::prepare(BINARIES, &options);
     proxy.lead_to(pair.beta.port);
     pair.beta.start();
@@ -107,7 +109,7 @@ fn an_agent_that_dies_before_the_trigger_leaves_the_program_running_and_its_succ
 #[test]
 fn power_back_after_the_trigger_thaws_only_when_the_heir_has_cancelled() {
     let proxy = Proxy::start(Chance::from_env("PMEMHA_CUT_SEED"));
-    let (pair, mut load) = start_by_way_of(&proxy);
+    let (pair, mut load) = start_by_way_of(&proxy, false);
 
     // The trigger does not get through; the data does, on a way of its own.
     proxy.stall();
@@ -130,7 +132,7 @@ fn power_back_after_the_trigger_thaws_only_when_the_heir_has_cancelled() {
 #[test]
 fn nothing_is_recorded_behind_the_end_that_the_heir_is_told_until_the_group_is_handed_back() {
     let proxy = Proxy::start(Chance::from_env("PMEMHA_CUT_SEED"));
-    let (mut pair, mut load) = start_by_way_of(&proxy);
+    let (mut pair, mut load) = start_by_way_of(&proxy, false);
     proxy.stall();
     pair.alpha.set_power(false);
     await_state(&pair.alpha, &["handing_over"]);
@@ -180,11 +182,34 @@ fn a_node_that_returns_after_the_handover_never_runs_a_second_writer() {
 }
 
 #[test]
+fn a_program_that_a_killed_agent_was_about_to_end_is_ended_by_the_next() {
+    for no_cgroups in MEANS {
+        let proxy = Proxy::start(Chance::from_env("PMEMHA_CUT_SEED"));
+        let (mut pair, mut load) = start_by_way_of(&proxy, no_cgroups);
+        proxy.stall();
+        pair.alpha.set_power(false);
+        await_state(&pair.alpha, &["handing_over"]);
+        let done = assert_frozen(&load.files);
+        pair.alpha.kill();
+        // What the agent would have stored on the word that another generation is owned by the heir, and died behind.
+        let stored = DurableFile::new(pair.alpha.dir().join("state/groups/app/ownership"));
+        let mut durable = stored.load().unwrap().expect("it has given the group up");
+        durable.generation = durable.generation.next();
+        durable.standing = Standing::Demoted { cancelled: None };
+        stored.save(&durable).unwrap();
+        pair.alpha.start();
+        wait::until("the next agent to end the program", SOON, || load.has_ended().then_some(()));
+        assert_eq!(load.files.done(), done, "it ran once more");
+        await_state(&pair.alpha, &["demoted"]);
+    }
+}
+
+#[test]
 fn lost_and_repeated_messages_move_the_group_exactly_once() {
     let chance = Chance::from_env("PMEMHA_CUT_SEED");
     for round in 0..3 {
         let proxy = Proxy::start(chance.lane(round));
-        let (pair, mut load) = start_by_way_of(&proxy);
+        let (pair, mut load) = start_by_way_of(&proxy, false);
 
         // Asks and answers of the handover among them: what was answered in vain is asked again.
         proxy.lose(6);

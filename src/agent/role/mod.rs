@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::application::{Application, Order};
+use super::application::{Application, Found, Order};
 use super::chance;
 use super::config;
 use super::context::Context;
@@ -66,6 +66,8 @@ pub struct Role {
     pub(super) application: Application,
     pub(super) ownership: OnceLock<Ownership>,
     pub(super) open: Mutex<Option<Open>>,
+    /// The log of a program that could not be ended as this agent started: while it lives, nothing else is started.
+    pub(super) stale: OnceLock<Arc<Group>>,
     pub(super) door: Door,
     pub(super) sight: Arc<Sight>,
     /// Asks for copies of the open group's regions. A lock of its own, since notices come under the group's.
@@ -121,9 +123,30 @@ impl Role {
 
     /// Finds or makes the log of `generation`.
     fn open_log(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
+        let group = self.log_of(generation)?;
+        self.gasp.takes_in(&group, &self.sight);
+        if group.generation() != generation {
+            return Err(GroupError::Generation { found: group.generation(), owned: generation });
+        }
+        // Before any program attaches: one that has ended by the next look has all its files in the log. Of a group that is given up,
+        // once it is handed back.
+        group.look_for_files();
+        Ok(group)
+    }
+
+    /// Opens the log of `generation`, which a program may still write to although this node has given it up, so that its
+    /// processes are seen; nobody attaches to it.
+    pub(super) fn open_stale(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
+        let group = self.log_of(generation)?;
+        group.close();
+        self.sight.add(&group);
+        Ok(group)
+    }
+
+    fn log_of(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
         let role = Arc::downgrade(self);
         let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
-        let group = Group::open(OpenGroup {
+        Group::open(OpenGroup {
             config: &self.config,
             states: &self.context.states,
             access: &self.context.access,
@@ -137,15 +160,7 @@ impl Role {
                     role.notice(&notice);
                 }
             }),
-        })?;
-        self.gasp.takes_in(&group, &self.sight);
-        if group.generation() != generation {
-            return Err(GroupError::Generation { found: group.generation(), owned: generation });
-        }
-        // Before any program attaches: one that has ended by the next look has all its files in the log. Of a group that is given up,
-        // once it is handed back.
-        group.look_for_files();
-        Ok(group)
+        })
     }
 
     /// What ships `group`, and tells the machine why a destination will not have it.
@@ -183,12 +198,14 @@ impl Role {
     }
 
     /// The application as this agent finds it at its start, and its processes, whose end is to be heard of
-    /// ([`Group::watch_found`]) once the machine has been told.
-    pub(super) fn running(&self) -> (Life, Vec<Writer>) {
+    /// ([`Group::watch_found`]) once the machine has been told. What writes to a log that is `stale` is ended.
+    pub(super) fn running(&self, stale: Option<&Group>) -> (Life, Vec<Writer>) {
         let open = self.open().as_ref().map(|o| o.group.clone());
-        let processes = open.map(|g| g.appending()).unwrap_or_default();
+        let processes = open.as_deref().or(stale).map(|g| g.appending()).unwrap_or_default();
+        let pids = processes.iter().filter_map(|p| p.pid).collect();
+        let found = if stale.is_some() { Found::Stale(pids) } else { Found::Writers(pids) };
         let (answer, life) = mpsc::channel();
-        self.application.order(Order::Found(processes.iter().filter_map(|p| p.pid).collect(), answer));
+        self.application.order(Order::Found(found, answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
         let life = life.recv().unwrap_or(Life::Running);
         // So is a writer that lives, and that may not be touched.

@@ -10,7 +10,7 @@ use super::{RolesError, system};
 use crate::agent::application::Application;
 use crate::agent::context::Context;
 use crate::agent::fabrics::Fabrics;
-use crate::agent::group::{Group, STATE_FILE};
+use crate::agent::group::{Group, GroupError, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
 use crate::agent::role::{Door, Gasp, Role, RoleDeeds, RoleLook, Sight};
@@ -19,7 +19,7 @@ use crate::agent::state::GroupState;
 use crate::agent::users;
 use crate::agent::{chance, config};
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{BootId, Durable, Event, Machine, Policy, Stage, Standing};
+use crate::failover::{BootId, Durable, Event, Life, Machine, Policy, Stage, Standing};
 use crate::types::Generation;
 
 /// Makes the role that `plan` asks for and sets its machine going.
@@ -94,6 +94,7 @@ pub(super) fn start_role(
             application,
             ownership: OnceLock::new(),
             open: Mutex::new(None),
+            stale: OnceLock::new(),
             door: Door::default(),
             sight,
             copies: Mutex::new(None),
@@ -103,23 +104,21 @@ pub(super) fn start_role(
             config,
         }
     });
+    let first = stored.is_none();
     let durable = match stored {
         Some(durable) => durable,
         None if starts_as_owner => first_owner(&policy),
         None => Durable::first_standby(&policy, Generation(0)),
     };
-    recover(&role, policy, durable, store, inbox)?;
+    let durable = open_left(&role, &policy, durable)?;
+    // Of a group that nobody has owned here, a program is none that was to be ended.
+    let stale = if first || role.open().is_some() { None } else { stale_log(&role) };
+    recover(&role, policy, durable, stale, store, inbox)?;
     Ok(role)
 }
 
-/// Finds out what an earlier agent left, and sets the machine going.
-fn recover(
-    role: &Arc<Role>,
-    policy: Policy,
-    mut durable: Durable,
-    store: DurableFile,
-    inbox: Inbox,
-) -> Result<(), RolesError> {
+/// Opens the log that an earlier agent left to the owner that it was. How the group stands by what is found of it.
+fn open_left(role: &Arc<Role>, policy: &Policy, mut durable: Durable) -> Result<Durable, RolesError> {
     if matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. }) {
         let known: Option<GroupState> = role.context.states.load(&role.name, STATE_FILE)?;
         if let (Some(known), Standing::Owner { .. }) = (&known, &durable.standing) {
@@ -135,7 +134,43 @@ fn recover(
             }
         }
     }
-    let (life, processes) = role.running();
+    Ok(durable)
+}
+
+/// A log that this node has given up, or that a later generation has taken the place of, and that a program may still write to:
+/// the agent that was to end it has been killed before it did.
+fn stale_log(role: &Arc<Role>) -> Option<Arc<Group>> {
+    let known: GroupState = role.context.states.load(&role.name, STATE_FILE).ok().flatten()?;
+    let resumes = Group::resumes(&role.config, &role.context.access, &*role.context.keeper, &known);
+    let opened = match resumes {
+        Ok(false) => return None,
+        Ok(true) => role.open_stale(known.generation),
+        Err(error) => Err(error),
+    };
+    // A log of another version of pmemha, for one. That must not keep this node from following the group.
+    let failed = |error: &GroupError| {
+        tracing::error!(group = role.name, %error, "a program that writes to the log of an earlier generation would not be seen");
+    };
+    opened.inspect_err(failed).ok()
+}
+
+/// Finds out what an earlier agent left of the application, and sets the machine going.
+fn recover(
+    role: &Arc<Role>,
+    policy: Policy,
+    durable: Durable,
+    stale: Option<Arc<Group>>,
+    store: DurableFile,
+    inbox: Inbox,
+) -> Result<(), RolesError> {
+    let (mut life, processes) = role.running(stale.as_deref());
+    if let Some(stale) = stale.filter(|_| life != Life::Gone) {
+        if matches!(durable.standing, Standing::Owner { .. }) {
+            // What is left is not the application that this node owns now, whose start waits for its end.
+            life = Life::Gone;
+        }
+        _ = role.stale.set(stale);
+    }
     let machine = Machine::new(policy, durable);
     let ownership =
         Ownership::start(&role.name, machine, store, Box::new(RoleDeeds(Arc::downgrade(role))), inbox)
