@@ -11,15 +11,21 @@ use crate::ship::sync::{SyncRegion, SyncSource};
 
 /// Keeps the group's table up with what the log says of its regions.
 pub(super) fn observe(group: &Group, header: &RecordHeader) {
+    let Some(kind @ (Kind::RegionResize | Kind::RegionUnlink | Kind::RegionRename)) =
+        Kind::from_byte(header.kind)
+    else {
+        // Nearly all that are shipped: the group's lock is not for each of them.
+        return;
+    };
     let (id, offset) = header.place();
     if group.region(id).is_some_and(|region| header.lsn < region.since().0) {
         // Of an earlier file, read late or again.
         return;
     }
-    let done = match Kind::from_byte(header.kind) {
-        Some(Kind::RegionResize) => group.region_resized(id, offset),
-        Some(Kind::RegionUnlink) => group.region_unlinked(id),
-        Some(Kind::RegionRename) if header.len as usize <= MAX_NAME => {
+    let done = match kind {
+        Kind::RegionResize => group.region_resized(id, offset),
+        Kind::RegionUnlink => group.region_unlinked(id),
+        Kind::RegionRename if header.len as usize <= MAX_NAME => {
             let log = group.log();
             let mut name = vec![0; header.len as usize];
             let at = (header.lsn & (log.spec().ring_bytes - 1)) as usize + RECORD_HEADER as usize;
