@@ -244,8 +244,10 @@ pub mod cell {
     pub const AGENT_SLEEP: usize = 4096 + 384;
     /// Three `u64`: received, durable, applied LSN; written by the agent.
     pub const ACKS: usize = 4096 + 512;
-    /// `u32` futex word that moves at every change of ACKS, `u32` number of waiters.
+    /// `u32` futex word that moves at every change of ACKS, `u32` number of waiters that sleep.
     pub const ACK_SEQ: usize = 4096 + 576;
+    /// `u64` CLOCK_BOOTTIME ns at which somebody last began to wait for an acknowledgement.
+    pub const WAITED: usize = 4096 + 584;
     /// `u64` first LSN that the newest gap covers (0: none), `u64` end of the newest gap that was closed; the
     /// gap is open while its end is not past its start.
     pub const GAP: usize = 4096 + 640;

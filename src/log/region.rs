@@ -14,6 +14,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use serde::Deserialize;
 use zerocopy::IntoBytes;
 
+use super::eager::Eager;
 use super::format::{Kind, RecordHeader, StaticHeader, cell};
 use super::layout::{ENTRY, LogError, LogSpec};
 use super::owner::{INFLIGHT, Owner};
@@ -37,6 +38,8 @@ pub struct LogRegion {
     spec: LogSpec,
     header: StaticHeader,
     codec: SlotCodec,
+    /// What waits for acknowledgements take in this process.
+    pub(super) eager: Eager,
 }
 
 /// How far destinations have acknowledged.
@@ -184,7 +187,8 @@ impl LogRegion {
             .map_err(system)?;
         let (control, codec) = (Arc::new(control), SlotCodec::new(spec.ring_bytes));
         let slots = Words::new(&control, header.slots_off as usize, codec.slots());
-        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec })
+        let eager = Eager::default();
+        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec, eager })
     }
 
     /// What it was made from.

@@ -1,6 +1,6 @@
 //! Waiting: applications for acknowledgements, the agent for work.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
 use std::sync::atomic::fence;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,9 @@ use super::format::cell;
 use super::protocol;
 use super::region::{Acks, Counter, LinkState, LogRegion, boottime};
 use crate::types::{Level, Lsn};
+
+/// Somebody who waits is taken to wait again for this long.
+const WAITS_AGAIN: Duration = Duration::from_millis(2);
 
 /// A waiter looks at the agent's pulse this often.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
@@ -89,10 +92,12 @@ impl LogRegion {
 
     /// Waits until every record below `lsn` has come as far as `level`, for ever if `timeout` is `None`.
     pub fn wait(&self, lsn: Lsn, level: Level, timeout: Option<Duration>) -> Result<(), WaitError> {
-        let deadline = timeout.map(|t| Instant::now() + t);
+        let look = Look::begin(self);
+        let deadline = timeout.map(|t| look.began + t);
         loop {
             let seen = self.control().u32(cell::ACK_SEQ).load(Acquire);
             if self.reached(lsn, level) {
+                look.ends();
                 return Ok(());
             }
             let in_gap = protocol::in_gap(self, lsn.0);
@@ -114,7 +119,7 @@ impl LogRegion {
                 return Err(if in_gap { WaitError::Gap } else { WaitError::Timeout });
             }
             self.wake_agent(SleepDepth::Nap);
-            self.sleep_for_acks(seen, left.min(WAIT_SLICE));
+            look.again_or_sleep(seen, left);
         }
     }
 
@@ -170,19 +175,26 @@ impl LogRegion {
 
     /// Waits for `lsn` to reach `level`, whatever stands in the way, for `limit`; whether it did.
     fn wait_out(&self, lsn: Lsn, level: Level, limit: Duration) -> bool {
-        let started = Instant::now();
+        let look = Look::begin(self);
         loop {
             let seen = self.control().u32(cell::ACK_SEQ).load(Acquire);
             if self.reached(lsn, level) {
+                look.ends();
                 return true;
             }
-            let left = limit.saturating_sub(started.elapsed());
+            let left = limit.saturating_sub(look.began.elapsed());
             if left.is_zero() || self.link() == LinkState::None {
                 return false;
             }
             self.wake_agent(SleepDepth::Nap);
-            self.sleep_for_acks(seen, left.min(WAIT_SLICE));
+            look.again_or_sleep(seen, left);
         }
+    }
+
+    /// Agent: whether somebody waited for an acknowledgement a moment ago, and so may again at any moment.
+    pub fn is_waited_for(&self) -> bool {
+        let waited = self.control().u64(cell::WAITED).load(Acquire);
+        (boottime().as_nanos() as u64).saturating_sub(waited) < WAITS_AGAIN.as_nanos() as u64
     }
 
     /// Agent: sleeps until something is published past `seen`, someone waits, the application goes ahead, or
@@ -242,6 +254,33 @@ impl LogRegion {
 
     fn sleep_cells(&self) -> (&std::sync::atomic::AtomicU32, &std::sync::atomic::AtomicU32) {
         (self.control().u32(cell::AGENT_SLEEP), self.control().u32(cell::AGENT_SLEEP + 4))
+    }
+}
+
+/// One wait for an acknowledgement: looks for a while, then sleeps.
+struct Look<'a> {
+    log: &'a LogRegion,
+    began: Instant,
+    looks_for: Duration,
+}
+
+impl Look<'_> {
+    fn begin(log: &LogRegion) -> Look<'_> {
+        log.control().u64(cell::WAITED).store(boottime().as_nanos() as u64, Release);
+        Look { log, began: Instant::now(), looks_for: log.eager.begin() }
+    }
+
+    fn again_or_sleep(&self, seen: u32, left: Duration) {
+        if self.began.elapsed() < self.looks_for {
+            // Whoever is to acknowledge may need this processor.
+            std::thread::yield_now();
+        } else {
+            self.log.sleep_for_acks(seen, left.min(WAIT_SLICE));
+        }
+    }
+
+    fn ends(self) {
+        self.log.eager.took(self.began.elapsed());
     }
 }
 

@@ -20,6 +20,7 @@ use crate::fabric::{
     Completion, Endpoint, FabricError, Local, Registration, RemoteAccess, RemoteKey, Wake, Write,
 };
 use crate::log::digest::chain;
+use crate::log::eager::Eager;
 use crate::log::format::{Kind, RecordHeader};
 use crate::log::region::boottime;
 use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
@@ -30,7 +31,7 @@ use crate::types::{Durability, Lsn, PAGE};
 /// Largest batch: big enough that the cost of a request vanishes, small enough that several fill a link.
 const MAX_BATCH: u64 = 1 << 20;
 
-/// How long an empty log is looked at before the first nap: about a round trip.
+/// How long an empty log is looked at before the first nap where nobody waits: about a round trip.
 const SPIN: Duration = Duration::from_micros(20);
 
 /// Nap while traffic flows or acknowledgements are due.
@@ -113,6 +114,8 @@ pub struct Shipper {
     stop: Arc<AtomicBool>,
     completions: Vec<Completion>,
     busy_since: Option<Instant>,
+    /// What the fabric or the next record took to come, where somebody waits.
+    eager: Eager,
     observe: Box<dyn Fn(&RecordHeader) + Send>,
     /// The sleeping destination has been sent an immediate since it said so.
     woken: bool,
@@ -154,6 +157,7 @@ impl Shipper {
             rate: DrainRate::default(),
             completions: Vec::new(),
             busy_since: None,
+            eager: Eager::default(),
             observe,
             woken: false,
             proof: Proof::new(from),
@@ -175,13 +179,18 @@ impl Shipper {
         self.status.set_digest(self.digest, self.consumer.position());
         self.publish();
         let mut quiet_since = Instant::now();
+        let mut looks_for = SPIN;
         let error = loop {
             if self.stop.load(Ordering::Acquire) {
                 break ShipError::Stopped;
             }
             match self.step() {
-                Ok(true) => quiet_since = Instant::now(),
-                Ok(false) => match self.rest(quiet_since.elapsed()) {
+                Ok(true) => {
+                    let now = Instant::now();
+                    looks_for = self.looks_for(now - quiet_since);
+                    quiet_since = now;
+                }
+                Ok(false) => match self.rest(quiet_since.elapsed(), looks_for) {
                     Ok(()) => {}
                     Err(error) => break error,
                 },
@@ -386,11 +395,21 @@ impl Shipper {
         }
     }
 
+    /// How long to look for what comes next, after it was quiet for `quiet`: a program that waits is not to wait for us to be woken.
+    fn looks_for(&self, quiet: Duration) -> Duration {
+        if !self.log.is_waited_for() {
+            return SPIN;
+        }
+        self.eager.took(quiet);
+        self.eager.begin().max(SPIN)
+    }
+
     /// Nothing to do right now: sleeps until there may be.
-    fn rest(&self, quiet: Duration) -> Result<(), ShipError> {
+    fn rest(&self, quiet: Duration, looks_for: Duration) -> Result<(), ShipError> {
         let seen = self.consumer.position();
-        if quiet < SPIN {
-            std::hint::spin_loop();
+        if quiet < looks_for {
+            // The fabric, the destination and the program may need this processor.
+            std::thread::yield_now();
             return Ok(());
         }
         let endpoint = &self.link.endpoint;
