@@ -21,7 +21,7 @@ pub fn any_runs(pid: u32) -> bool {
 }
 
 fn any(pid: u32, is: impl Fn(char) -> bool) -> bool {
-    let mut before = None;
+    let mut before: Option<Vec<u32>> = None;
     loop {
         let mut threads = of(pid);
         // The first one last: another that executes a program goes on under its number (execve(2)).
@@ -29,12 +29,14 @@ fn any(pid: u32, is: impl Fn(char) -> bool) -> bool {
         if threads.iter().filter_map(|thread| stat_field(*thread, 3)).any(&is) {
             return true;
         }
-        // One that was listed may have started another before it exited.
-        let now = Some(threads);
-        if now == before {
-            return false;
+        match before {
+            // One that was listed may have started another before it exited.
+            None => before = Some(threads),
+            // Which it has: somebody ran.
+            Some(before) if threads.iter().any(|thread| !before.contains(thread)) => return true,
+            Some(before) if before.len() == threads.len() => return false,
+            Some(_) => before = Some(threads),
         }
-        before = now;
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// What it takes to wake four threads one after the other where each wakes an idle virtual processor (43 us measured): the agents and
 /// the program that a wait would send to sleep. To look for as long as sleeping costs takes at most twice what the better of the two
 /// would have (Karlin et al., "Competitive snoopy caching", Algorithmica 3, 1988).
-pub const LONGEST: Duration = Duration::from_micros(200);
+const LONGEST: Duration = Duration::from_micros(200);
 
 /// One wait in so many looks whatever the others took.
 const PROBE: u64 = 32;
@@ -36,11 +36,14 @@ impl Eager {
         if pays || waits % PROBE == PROBE - 1 { LONGEST } else { Duration::ZERO }
     }
 
-    /// A wait has come to its end.
-    pub fn took(&self, took: Duration) {
-        let took = took.min(LONGEST * SHARE as u32).as_nanos() as u64;
-        let mean = self.mean.load(Relaxed);
-        self.mean.store(mean - mean / SHARE + took / SHARE, Relaxed);
+    /// A wait has come to its end; `looked`: it was to look.
+    pub fn took(&self, took: Duration, looked: bool) {
+        let mean = match self.mean.load(Relaxed) {
+            // Of one that slept nobody knows what looking would have brought: one that looked is believed.
+            _ if looked && took <= LONGEST => took.as_nanos() as u64,
+            mean => mean - mean / SHARE + took.min(LONGEST * SHARE as u32).as_nanos() as u64 / SHARE,
+        };
+        self.mean.store(mean, Relaxed);
     }
 }
 
@@ -51,15 +54,19 @@ mod tests {
     #[test]
     fn waits_look_as_long_as_that_pays_and_one_in_many_tries_again() {
         let eager = Eager::default();
-        assert_eq!(eager.begin(), LONGEST, "nothing is known yet");
-        let took = |took: Duration| (0..100).for_each(|_| eager.took(took));
-        let looks = || (0..PROBE).filter(|_| eager.begin() == LONGEST).count();
-        took(Duration::from_millis(5));
-        assert_eq!(looks(), 1);
-        // The destination is near again: what the probes find changes the mean.
-        took(Duration::from_micros(20));
-        assert_eq!(looks(), PROBE as usize);
-        eager.took(Duration::from_secs(3600));
-        assert_eq!(looks(), 1, "one that stalled is remembered");
+        // Whoever sleeps takes 300 us, whoever looks takes as long as the destination does; how many of so many looked.
+        let looks = |waits: u64, destination: Duration| {
+            let wait = |_: &u64| {
+                let looks = eager.begin() == LONGEST;
+                eager.took(if looks { destination } else { destination + Duration::from_micros(300) }, looks);
+                looks
+            };
+            (0..waits).filter(wait).count()
+        };
+        assert_eq!(looks(100, Duration::from_micros(20)), 100);
+        assert!(looks(320, Duration::from_millis(5)) < 20, "it does not pay");
+        assert!(looks(320, Duration::from_micros(20)) > 280, "it does again, and only a probe could tell");
+        eager.took(Duration::from_secs(3600), false);
+        assert!(looks(320, Duration::from_micros(20)) > 280, "after one that stalled");
     }
 }

@@ -20,7 +20,7 @@ mod debt;
 #[cfg(feature = "agent")]
 pub mod digest;
 mod dirty;
-pub mod eager;
+pub(crate) mod eager;
 mod forked;
 pub mod format;
 mod layout;

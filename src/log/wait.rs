@@ -92,6 +92,9 @@ impl LogRegion {
 
     /// Waits until every record below `lsn` has come as far as `level`, for ever if `timeout` is `None`.
     pub fn wait(&self, lsn: Lsn, level: Level, timeout: Option<Duration>) -> Result<(), WaitError> {
+        if self.reached(lsn, level) {
+            return Ok(());
+        }
         let look = Look::begin(self);
         let deadline = timeout.map(|t| look.began + t);
         loop {
@@ -116,9 +119,9 @@ impl LogRegion {
             }
             let left = deadline.map_or(WAIT_SLICE, |d| d.saturating_duration_since(Instant::now()));
             if left.is_zero() {
+                look.ends();
                 return Err(if in_gap { WaitError::Gap } else { WaitError::Timeout });
             }
-            self.wake_agent(SleepDepth::Nap);
             look.again_or_sleep(seen, left);
         }
     }
@@ -184,9 +187,9 @@ impl LogRegion {
             }
             let left = limit.saturating_sub(look.began.elapsed());
             if left.is_zero() || self.link() == LinkState::None {
+                look.ends();
                 return false;
             }
-            self.wake_agent(SleepDepth::Nap);
             look.again_or_sleep(seen, left);
         }
     }
@@ -265,8 +268,10 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
+    /// For what is published: so the agent has no need to be woken again while we look.
     fn begin(log: &LogRegion) -> Look<'_> {
         log.control().u64(cell::WAITED).store(boottime().as_nanos() as u64, Release);
+        log.wake_agent(SleepDepth::Nap);
         Look { log, began: Instant::now(), looks_for: log.eager.begin() }
     }
 
@@ -275,12 +280,13 @@ impl Look<'_> {
             // Whoever is to acknowledge may need this processor.
             std::thread::yield_now();
         } else {
+            self.log.wake_agent(SleepDepth::Nap);
             self.log.sleep_for_acks(seen, left.min(WAIT_SLICE));
         }
     }
 
     fn ends(self) {
-        self.log.eager.took(self.began.elapsed());
+        self.log.eager.took(self.began.elapsed(), !self.looks_for.is_zero());
     }
 }
 

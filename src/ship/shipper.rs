@@ -187,7 +187,7 @@ impl Shipper {
             match self.step() {
                 Ok(true) => {
                     let now = Instant::now();
-                    looks_for = self.looks_for(now - quiet_since);
+                    looks_for = self.looks_for(now - quiet_since, looks_for);
                     quiet_since = now;
                 }
                 Ok(false) => match self.rest(quiet_since.elapsed(), looks_for) {
@@ -395,12 +395,13 @@ impl Shipper {
         }
     }
 
-    /// How long to look for what comes next, after it was quiet for `quiet`: a program that waits is not to wait for us to be woken.
-    fn looks_for(&self, quiet: Duration) -> Duration {
+    /// How long to look for what comes next, after it was quiet for `quiet` and was looked for as long as `before`: a program that
+    /// waits is not to wait for us to be woken.
+    fn looks_for(&self, quiet: Duration, before: Duration) -> Duration {
         if !self.log.is_waited_for() {
             return SPIN;
         }
-        self.eager.took(quiet);
+        self.eager.took(quiet, before > SPIN);
         self.eager.begin().max(SPIN)
     }
 
