@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-pub use order::{Deed, Found, Halfway, Look, Order, Present, Ticket};
+pub use order::{Deed, Halfway, Look, Order, Present, Ticket};
 
 use super::config;
 use super::context::Context;
@@ -235,7 +235,7 @@ impl Keeper {
                 self.plan_start(ticket);
                 Ok(())
             }
-            Order::Found(found, answer) => self.found(&found).map(|life| {
+            Order::Found(pids, answer) => self.found(&pids).map(|life| {
                 // Whoever asked may have ended.
                 let _ = answer.send(life);
             }),
@@ -262,17 +262,6 @@ impl Keeper {
     /// Ends whatever is left, and says that the application died.
     fn kill(&mut self) -> Result<(), SuperviseError> {
         (self.due, self.frozen, self.unheld) = (None, false, false);
-        let (left, killed) = self.end_everyone()?;
-        if killed.is_ok() && left.is_empty() {
-            self.tell_end(false);
-            return Ok(());
-        }
-        self.await_end(left, Rest::All { clean: false })?;
-        killed
-    }
-
-    /// Ends whatever there is. What is left of it, and why.
-    fn end_everyone(&mut self) -> Result<(Vec<u32>, Result<(), SuperviseError>), SuperviseError> {
         // A process that is a stranger to the means, such as an orphan of a tree, may have been forked into writing.
         for pid in self.outside(Instant::now() + SEEN_WITHIN)?.own {
             if let Err(error) = self.take_in(pid) {
@@ -283,11 +272,12 @@ impl Keeper {
         let strangers = self.strangers()?;
         let mut left = if killed.is_err() { self.left(Rest::All { clean: false })? } else { Vec::new() };
         left.extend(&strangers);
-        let why = match strangers[..] {
-            [] => Ok(()),
-            _ => Err(SuperviseError::Strangers { name: self.name.clone(), pids: strangers }),
-        };
-        Ok((left, killed.and(why)))
+        if killed.is_ok() && left.is_empty() {
+            self.tell_end(false);
+            return Ok(());
+        }
+        self.await_end(left, Rest::All { clean: false })?;
+        killed.and(Err(SuperviseError::Strangers { name: self.name.clone(), pids: strangers }))
     }
 
     fn plan_start(&mut self, ticket: Ticket) {
@@ -336,14 +326,9 @@ impl Keeper {
         })
     }
 
-    fn found(&mut self, found: &Found) -> Result<Life, SuperviseError> {
-        let (Found::Writers(pids) | Found::Stale(pids)) = found;
+    fn found(&mut self, pids: &[u32]) -> Result<Life, SuperviseError> {
         let pids: Vec<u32> = pids.iter().copied().filter(|pid| self.look.owns(*pid)).collect();
         let frozen = self.means.found(&pids)?;
-        if let Found::Stale(_) = found {
-            // Why something is left is told when the state machine asks for its end once more.
-            let _ = self.end_everyone()?;
-        }
         let mut left = self.left(Rest::All { clean: false })?;
         let doubtful = self.look.present().doubtful;
         let frozen = frozen && doubtful.is_empty();

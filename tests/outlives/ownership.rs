@@ -50,6 +50,12 @@ fn await_state(node: &Node, wanted: &[&str]) {
     node.await_group(&format!("{wanted:?}"), |g| wanted.iter().any(|s| g["state"] == **s).then_some(()));
 }
 
+/// Until the program stays frozen whatever becomes of the agent: the trigger goes out behind the order.
+fn await_held(node: &Node) {
+    await_state(node, &["handing_over"]);
+    node.await_event("saved");
+}
+
 fn group(node: &Node) -> Value {
     node.status().expect("the agent answers")["groups"][0].take()
 }
@@ -135,7 +141,7 @@ fn nothing_is_recorded_behind_the_end_that_the_heir_is_told_until_the_group_is_h
     let (mut pair, mut load) = start_by_way_of(&proxy, false);
     proxy.stall();
     pair.alpha.set_power(false);
-    await_state(&pair.alpha, &["handing_over"]);
+    await_held(&pair.alpha);
     // Nobody opens it, and another agent finds it as it starts.
     let unopened = pair.alpha.files().join("unopened");
     pair.alpha.kill();
@@ -188,7 +194,7 @@ fn a_program_that_a_killed_agent_was_about_to_end_is_ended_by_the_next() {
         let (mut pair, mut load) = start_by_way_of(&proxy, no_cgroups);
         proxy.stall();
         pair.alpha.set_power(false);
-        await_state(&pair.alpha, &["handing_over"]);
+        await_held(&pair.alpha);
         let done = assert_frozen(&load.files);
         pair.alpha.kill();
         // What the agent would have stored on the word that another generation is owned by the heir, and died behind.

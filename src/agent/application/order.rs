@@ -22,7 +22,7 @@ pub enum Order {
     /// Void if it was ended since the ticket was drawn; if it was only frozen, the start waits until it is thawed.
     Start(Ticket),
     /// Take in what an earlier agent supervised, also what never attached; answered by what it is found to be.
-    Found(Found, Sender<Life>),
+    Found(Vec<u32>, Sender<Life>),
     /// Nothing is attached any more. The application has ended if nothing else is left of it, unless a command of ours is it,
     /// whose end is seen here.
     Over {
@@ -31,16 +31,6 @@ pub enum Order {
     },
     /// To be done once every order before has been carried out; not if it rests on an application being held frozen that is not.
     Then(Deed),
-}
-
-/// What of an application an agent finds as it starts.
-#[derive(Debug)]
-pub enum Found {
-    /// Processes that append to the log which the agent goes on with.
-    Writers(Vec<u32>),
-    /// Processes that can only append to a log which this node has given up. Another node may run the application: they are ended, and
-    /// nothing of that is told but what is left.
-    Stale(Vec<u32>),
 }
 
 /// The moment at which a start was decided on: what is ordered later may reach the application before it.

@@ -202,7 +202,7 @@ fn a_process_that_is_not_the_applications_any_more_is_neither_taken_in_nor_kille
         let application = bench.application(means.as_ref(), None, Box::new(Late(pid)));
         let (answer, life) = mpsc::channel();
         application.order(Order::Adopt(pid));
-        application.order(Order::Found(Found::Writers(vec![pid]), answer));
+        application.order(Order::Found(vec![pid], answer));
         life.recv_timeout(PATIENCE).unwrap();
         application.order(Order::Kill);
         assert_eq!(bench.told(), Event::ApplicationDied);
@@ -285,30 +285,12 @@ fn a_writer_that_may_not_be_touched_is_found_running_until_it_ends() {
     let present = move || Present { doubtful: doubtful(), ..Present::default() };
     let application = bench.application(None, None, Box::new(Sees(present)));
     let (answer, life) = mpsc::channel();
-    application.order(Order::Found(Found::Writers(vec![pid]), answer));
+    application.order(Order::Found(vec![pid], answer));
     assert_eq!(life.recv_timeout(PATIENCE).unwrap(), Life::Running);
     assert_eq!(bench.inbox.next(Duration::from_millis(200)), None);
     writer.kill().unwrap();
     assert_eq!(bench.told(), Event::ApplicationDied);
     writer.wait().unwrap();
-}
-
-#[test]
-fn what_writes_to_a_log_that_was_given_up_is_ended_and_its_end_told_only_by_the_answer() {
-    for means in all_means() {
-        let bench = Bench::new();
-        let (mut writer, pid) = somebody();
-        let writers = move || Some(pid).into_iter().filter(|pid| alive(*pid)).collect();
-        let present = move || Present { writers: writers(), ..Present::default() };
-        let application = bench.application(means.as_ref(), None, Box::new(Sees(present)));
-        let (answer, life) = mpsc::channel();
-        application.order(Order::Found(Found::Stale(vec![pid]), answer));
-        assert_eq!(life.recv_timeout(PATIENCE).unwrap(), Life::Gone);
-        assert!(!alive(pid), "{means:?}");
-        writer.wait().unwrap();
-        drop(application);
-        assert_eq!(bench.inbox.next(Duration::ZERO), None);
-    }
 }
 
 #[test]
@@ -367,7 +349,7 @@ fn a_new_agent_finds_what_has_started_and_never_attached() {
             assert_eq!(bench.told(), Event::FreezeDone { round: round() });
         }
         let (answer, life) = mpsc::channel();
-        next.order(Order::Found(Found::Writers(vec![]), answer));
+        next.order(Order::Found(vec![], answer));
         let found = life.recv_timeout(PATIENCE).unwrap();
         assert_eq!(found, if frozen { Life::Frozen } else { Life::Running });
         if frozen {
@@ -377,7 +359,7 @@ fn a_new_agent_finds_what_has_started_and_never_attached() {
             assert_eq!(bench.told(), Event::ApplicationDied);
             assert!(!alive(main) && !alive(child));
             let (answer, life) = mpsc::channel();
-            next.order(Order::Found(Found::Writers(vec![]), answer));
+            next.order(Order::Found(vec![], answer));
             assert_eq!(life.recv_timeout(PATIENCE).unwrap(), Life::Gone);
             return;
         }

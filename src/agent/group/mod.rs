@@ -72,7 +72,7 @@ pub struct Group {
     patterns: Patterns,
     states: Arc<StateDir>,
     notify: Box<dyn Fn(Notice) + Send + Sync>,
-    resumed: bool,
+    origin: Origin,
     roster: Arc<Roster>,
     /// See [`Group::hold_still`].
     still: AtomicBool,
@@ -81,6 +81,17 @@ pub struct Group {
     /// Held for a look.
     looking: Mutex<()>,
     inner: Mutex<Inner>,
+}
+
+/// How a group came by its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// None was found.
+    Made,
+    /// It is gone on with.
+    Resumed,
+    /// See [`Group::find_stale`].
+    Stale,
 }
 
 struct Inner {
@@ -161,12 +172,12 @@ impl Group {
 
     /// To be asked under the lock by whoever records.
     fn is_still(&self) -> bool {
-        self.still.load(SeqCst)
+        self.origin == Origin::Stale || self.still.load(SeqCst)
     }
 
     /// Whether the log was found rather than made: an application may have been writing all along.
     pub fn resumed(&self) -> bool {
-        self.resumed
+        self.origin == Origin::Resumed
     }
 
     /// A region.

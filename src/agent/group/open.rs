@@ -10,7 +10,7 @@ use super::numbers::Numbers;
 use super::protected::open_itself;
 use super::region::{Candidate, share};
 use super::roster::{Attached, Roster};
-use super::{AGENT_SESSION, Group, Inner, Notice, Region, STATE_FILE};
+use super::{AGENT_SESSION, Group, Inner, Notice, Origin, Region, STATE_FILE};
 use crate::agent::access::Access;
 use crate::agent::holder::{FdKeeper, KeeperError};
 use crate::agent::state::{GroupState, PlacedFile, RegionState, StateDir, StateError, VERSION};
@@ -95,10 +95,10 @@ impl Group {
     /// placed: a destination's image must have every file of the group, not only those that the application opens first.
     /// Regions whose files are gone are left out, and said so: their bytes cannot be read for a copy any more.
     pub fn open(open: OpenGroup<'_>) -> Result<Arc<Group>, GroupError> {
-        let OpenGroup { config, states, access, keeper, generation, id, placed, apart, notify } = open;
+        let OpenGroup { config, states, keeper, generation, id, placed, .. } = open;
         let known = states.load::<GroupState>(&config.name, STATE_FILE)?;
         let found = match &known {
-            Some(state) if state.generation >= generation => find_log(config, access, keeper, state)?,
+            Some(state) if state.generation >= generation => find_log(config, open.access, keeper, state)?,
             _ => None,
         };
         let resumed = found.is_some();
@@ -113,10 +113,47 @@ impl Group {
         log.set_pace(Pace::Free);
         // An agent that was killed in the middle of a record is ours to bury: a program in a container cannot see its death.
         log.reclaim_others(AGENT_SESSION);
+        let origin = if resumed { Origin::Resumed } else { Origin::Made };
+        let group = Group::of(open, &state, log_fd, log, origin)?;
+        group.bury_dead_appenders();
+        group.take_over_debts();
+        group.restore_regions(&state)?;
+        match resumed {
+            true => {}
+            false if ended == Some(group.generation) => group.carry_over(&before),
+            false => placed.iter().for_each(|placed| group.protect_placed(placed)),
+        }
+        Ok(Arc::new(group))
+    }
+
+    /// The newest log of a group that this node has given up, if it is kept or a living program writes to it: so that its processes
+    /// are seen. Nobody attaches to it, and nothing is recorded.
+    pub fn find_stale(open: OpenGroup<'_>) -> Result<Option<Arc<Group>>, GroupError> {
+        let OpenGroup { config, states, access, keeper, id, .. } = open;
+        let Some(state) = states.load::<GroupState>(&config.name, STATE_FILE)? else { return Ok(None) };
+        if id.is_some_and(|id| id != state.id) {
+            // Another group of this name, which was never given up.
+            return Ok(None);
+        }
+        let Some((log_fd, log)) = find_log(config, access, keeper, &state)? else { return Ok(None) };
+        let group = Group::of(open, &state, log_fd, log, Origin::Stale)?;
+        group.close();
+        Ok(Some(Arc::new(group)))
+    }
+
+    /// One with this log, which no region has been entered in.
+    fn of(
+        open: OpenGroup<'_>,
+        state: &GroupState,
+        log_fd: OwnedFd,
+        log: Arc<LogRegion>,
+        origin: Origin,
+    ) -> Result<Group, GroupError> {
+        let OpenGroup { config, states, access, apart, notify, .. } = open;
         let log_file = LogFile::of(log_fd.as_fd())
             .map_err(|source| GroupError::System { what: "looking at the log", source })?;
         let roster = Arc::new(Roster::of(&state.users));
-        let group = Group {
+        Ok(Group {
             config: config.clone(),
             id: state.id,
             generation: state.generation,
@@ -127,7 +164,7 @@ impl Group {
             patterns: Patterns::new(&config.protect)?,
             states: states.clone(),
             notify,
-            resumed,
+            origin,
             roster: roster.clone(),
             still: AtomicBool::new(false),
             apart,
@@ -142,16 +179,7 @@ impl Group {
                 reserved_sessions: state.next_session,
                 closed: false,
             }),
-        };
-        group.bury_dead_appenders();
-        group.take_over_debts();
-        group.restore_regions(&state)?;
-        match resumed {
-            true => {}
-            false if ended == Some(group.generation) => group.carry_over(&before),
-            false => placed.iter().for_each(|placed| group.protect_placed(placed)),
-        }
-        Ok(Arc::new(group))
+        })
     }
 
     /// Whether [`Group::open`] would resume the log that `state` names, rather than make one in a new generation.

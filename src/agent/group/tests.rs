@@ -69,9 +69,17 @@ impl Bench {
 
     /// An agent's life begins. The one before must have ended, as its lock on the directory would show.
     pub(in crate::agent) fn open(&self, lowest: u32) -> (Arc<Group>, Receiver<Notice>) {
+        self.opened(lowest, Group::open)
+    }
+
+    fn opened<T>(
+        &self,
+        lowest: u32,
+        by: impl FnOnce(OpenGroup<'_>) -> Result<T, GroupError>,
+    ) -> (T, Receiver<Notice>) {
         let (tell, notices) = channel();
         let states = Arc::new(StateDir::open(&self.dir.path().join("state")).unwrap());
-        let group = Group::open(OpenGroup {
+        let group = by(OpenGroup {
             config: &self.config,
             states: &states,
             access: &self.access,
@@ -424,6 +432,37 @@ fn a_log_that_was_lost_or_is_too_old_starts_a_new_generation() {
     let (promoted, _n) = bench.open(7);
     assert_eq!((promoted.generation(), promoted.resumed()), (Generation(7), false));
     assert_eq!(bench.keeper.list().unwrap(), ["db.7"], "old logs are forgotten");
+}
+
+#[test]
+fn a_log_that_was_given_up_is_found_to_see_its_processes_and_nothing_else() {
+    let mut bench = Bench::new();
+    let find = |bench: &Bench| bench.opened(0, Group::find_stale).0;
+    assert!(find(&bench).is_none(), "there was none");
+    let (group, _notices) = bench.open(5);
+    group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
+    let (id, tail) = (group.id(), group.log().tail());
+    drop(group);
+    let state = || std::fs::read(bench.dir.path().join("state/groups/db").join(STATE_FILE)).unwrap();
+    let before = state();
+
+    let stale = find(&bench).expect("it is kept");
+    assert_eq!((stale.generation(), stale.resumed()), (Generation(5), false));
+    let process =
+        Process { pid: Some(1), uid: 0, program: "db".into(), tracks: None, indoors: None, pidfd: None };
+    assert!(stale.attach(process, None).is_none());
+    bench.file("b.pool", 4096);
+    stale.go_on();
+    (0..2).for_each(|_| stale.look_at_first());
+    assert_eq!((stale.log().tail(), state()), (tail, before.clone()), "something was recorded");
+    drop(stale);
+    bench.keeper.0.lock().unwrap().clear();
+    assert!(find(&bench).is_none() && bench.keeper.list().unwrap().is_empty(), "one was made");
+    assert_eq!(state(), before);
+
+    let (_, _notices) = bench.open(5);
+    bench.given = Some(GroupId([7; 16]));
+    assert!(id != GroupId([7; 16]) && find(&bench).is_none(), "it is of another group of this name");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::agent::group::GroupError;
 use crate::agent::ownership::Deeds;
 use crate::agent::state::PlacedFile;
 use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
+use crate::locks::lock;
 use crate::log::region::boottime;
 use crate::replica::place::Placed;
 use crate::ship::gasp::HeldUp;
@@ -28,7 +29,10 @@ impl Deeds for RoleDeeds {
             Action::Freeze { round } => role.application.order(Order::Freeze(round, role.halfway())),
             Action::Thaw { .. } => role.application.order(Order::Thaw),
             Action::HoldFrozen => role.application.order(Order::Hold),
-            Action::Kill => role.application.order(Order::Kill),
+            Action::Kill => {
+                role.application.order(Order::Kill);
+                role.application.order(Order::Then(role.letting_go_of_stale()));
+            }
             Action::ShipTail { round } => role.ship_tail(round),
             Action::CallOffTail => {
                 role.gasp.call_off(&role.sight);
@@ -82,6 +86,16 @@ impl Role {
                 role.event(Kind::Saved, json!({ "round": round.to_string(), "lsn": saved.lsn }));
             }
             messenger.send(request);
+        }))
+    }
+
+    /// Behind a kill, which finds by its log whom to end; what that could not end is known by its number from there on.
+    fn letting_go_of_stale(self: &Arc<Self>) -> Deed {
+        let role = Arc::downgrade(self);
+        Deed(Box::new(move || {
+            if let Some(role) = role.upgrade() {
+                drop(lock(&role.stale).take());
+            }
         }))
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::application::{Application, Found, Order};
+use super::application::{Application, Order};
 use super::chance;
 use super::config;
 use super::context::Context;
@@ -66,8 +66,8 @@ pub struct Role {
     pub(super) application: Application,
     pub(super) ownership: OnceLock<Ownership>,
     pub(super) open: Mutex<Option<Open>>,
-    /// The log of a program that could not be ended as this agent started: while it lives, nothing else is started.
-    pub(super) stale: OnceLock<Arc<Group>>,
+    /// A log that this node has given up, until what writes to it has been ended.
+    pub(super) stale: Mutex<Option<Arc<Group>>>,
     pub(super) door: Door,
     pub(super) sight: Arc<Sight>,
     /// Asks for copies of the open group's regions. A lock of its own, since notices come under the group's.
@@ -134,33 +134,36 @@ impl Role {
         Ok(group)
     }
 
-    /// Opens the log of `generation`, which a program may still write to although this node has given it up, so that its
-    /// processes are seen; nobody attaches to it.
-    pub(super) fn open_stale(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
-        let group = self.log_of(generation)?;
-        group.close();
-        self.sight.add(&group);
-        Ok(group)
+    fn log_of(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
+        let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
+        Group::open(self.to_open(generation, &placed))
     }
 
-    fn log_of(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
+    /// Has the processes be seen that may still write to a log which this node has given up, if there is one.
+    pub(super) fn see_stale(self: &Arc<Self>) -> Result<(), GroupError> {
+        let group = Group::find_stale(self.to_open(Generation(0), &[]))?;
+        group.iter().for_each(|group| self.sight.add(group));
+        *lock(&self.stale) = group;
+        Ok(())
+    }
+
+    fn to_open<'a>(self: &'a Arc<Self>, generation: Generation, placed: &'a [PlacedFile]) -> OpenGroup<'a> {
         let role = Arc::downgrade(self);
-        let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
-        Group::open(OpenGroup {
+        OpenGroup {
             config: &self.config,
             states: &self.context.states,
             access: &self.context.access,
             keeper: &*self.context.keeper,
             generation,
             id: self.standby.as_ref().and_then(Standby::id),
-            placed: &placed,
+            placed,
             apart: self.context.own_dirs(),
             notify: Box::new(move |notice| {
                 if let Some(role) = role.upgrade() {
                     role.notice(&notice);
                 }
             }),
-        })
+        }
     }
 
     /// What ships `group`, and tells the machine why a destination will not have it.
@@ -198,14 +201,11 @@ impl Role {
     }
 
     /// The application as this agent finds it at its start, and its processes, whose end is to be heard of
-    /// ([`Group::watch_found`]) once the machine has been told. What writes to a log that is `stale` is ended.
-    pub(super) fn running(&self, stale: Option<&Group>) -> (Life, Vec<Writer>) {
-        let open = self.open().as_ref().map(|o| o.group.clone());
-        let processes = open.as_deref().or(stale).map(|g| g.appending()).unwrap_or_default();
-        let pids = processes.iter().filter_map(|p| p.pid).collect();
-        let found = if stale.is_some() { Found::Stale(pids) } else { Found::Writers(pids) };
+    /// ([`Group::watch_found`]) once the machine has been told.
+    pub(super) fn running(&self) -> (Life, Vec<Writer>) {
+        let processes: Vec<Writer> = self.sight.groups().iter().flat_map(|group| group.appending()).collect();
         let (answer, life) = mpsc::channel();
-        self.application.order(Order::Found(found, answer));
+        self.application.order(Order::Found(processes.iter().filter_map(|p| p.pid).collect(), answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
         let life = life.recv().unwrap_or(Life::Running);
         // So is a writer that lives, and that may not be touched.

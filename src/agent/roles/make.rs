@@ -10,7 +10,7 @@ use super::{RolesError, system};
 use crate::agent::application::Application;
 use crate::agent::context::Context;
 use crate::agent::fabrics::Fabrics;
-use crate::agent::group::{Group, GroupError, STATE_FILE};
+use crate::agent::group::{Group, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
 use crate::agent::role::{Door, Gasp, Role, RoleDeeds, RoleLook, Sight};
@@ -20,6 +20,7 @@ use crate::agent::users;
 use crate::agent::{chance, config};
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::{BootId, Durable, Event, Life, Machine, Policy, Stage, Standing};
+use crate::locks::lock;
 use crate::types::Generation;
 
 /// Makes the role that `plan` asks for and sets its machine going.
@@ -94,7 +95,7 @@ pub(super) fn start_role(
             application,
             ownership: OnceLock::new(),
             open: Mutex::new(None),
-            stale: OnceLock::new(),
+            stale: Mutex::new(None),
             door: Door::default(),
             sight,
             copies: Mutex::new(None),
@@ -111,9 +112,16 @@ pub(super) fn start_role(
         None => Durable::first_standby(&policy, Generation(0)),
     };
     let durable = open_left(&role, &policy, durable)?;
-    // Of a group that nobody has owned here, a program is none that was to be ended.
-    let stale = if first || role.open().is_some() { None } else { stale_log(&role) };
-    recover(&role, policy, durable, stale, store, inbox)?;
+    if !first && !matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. }) {
+        // The agent that was to end the program may have been killed before it did. Of a group that nobody has owned here, a program is
+        // none that was to be ended.
+        if let Err(error) = role.see_stale() {
+            // A log of another version of pmemha, for one: that does not keep this node from following the group.
+            let what = "a program that writes to the log of an earlier generation would not be seen";
+            tracing::error!(group = role.name, %error, "{what}");
+        }
+    }
+    recover(&role, policy, durable, store, inbox)?;
     Ok(role)
 }
 
@@ -137,39 +145,17 @@ fn open_left(role: &Arc<Role>, policy: &Policy, mut durable: Durable) -> Result<
     Ok(durable)
 }
 
-/// A log that this node has given up, or that a later generation has taken the place of, and that a program may still write to:
-/// the agent that was to end it has been killed before it did.
-fn stale_log(role: &Arc<Role>) -> Option<Arc<Group>> {
-    let known: GroupState = role.context.states.load(&role.name, STATE_FILE).ok().flatten()?;
-    let resumes = Group::resumes(&role.config, &role.context.access, &*role.context.keeper, &known);
-    let opened = match resumes {
-        Ok(false) => return None,
-        Ok(true) => role.open_stale(known.generation),
-        Err(error) => Err(error),
-    };
-    // A log of another version of pmemha, for one. That must not keep this node from following the group.
-    let failed = |error: &GroupError| {
-        tracing::error!(group = role.name, %error, "a program that writes to the log of an earlier generation would not be seen");
-    };
-    opened.inspect_err(failed).ok()
-}
-
 /// Finds out what an earlier agent left of the application, and sets the machine going.
 fn recover(
     role: &Arc<Role>,
     policy: Policy,
     durable: Durable,
-    stale: Option<Arc<Group>>,
     store: DurableFile,
     inbox: Inbox,
 ) -> Result<(), RolesError> {
-    let (mut life, processes) = role.running(stale.as_deref());
-    if let Some(stale) = stale.filter(|_| life != Life::Gone) {
-        if matches!(durable.standing, Standing::Owner { .. }) {
-            // What is left is not the application that this node owns now, whose start waits for its end.
-            life = Life::Gone;
-        }
-        _ = role.stale.set(stale);
+    let (life, processes) = role.running();
+    if life == Life::Gone {
+        drop(lock(&role.stale).take());
     }
     let machine = Machine::new(policy, durable);
     let ownership =
