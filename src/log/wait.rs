@@ -95,35 +95,48 @@ impl LogRegion {
         if self.reached(lsn, level) {
             return Ok(());
         }
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(self.hindrance(lsn, level).unwrap_or_else(|| self.late(lsn)));
+        }
         let look = Look::begin(self);
         let deadline = timeout.map(|t| look.began + t);
         loop {
             let seen = self.control().u32(cell::ACK_SEQ).load(Acquire);
             if self.reached(lsn, level) {
-                look.ends();
+                look.reached();
                 return Ok(());
             }
-            let in_gap = protocol::in_gap(self, lsn.0);
-            let published = self.published();
-            if lsn > published && !in_gap {
-                return Err(WaitError::Unpublished { asked: lsn, published });
-            }
-            if level == Level::Local {
-                return Err(WaitError::Gap);
-            }
-            if !self.agent_alive(boottime()) {
-                return Err(WaitError::AgentDead);
-            }
-            if self.link() == LinkState::None {
-                return Err(WaitError::NoDestination);
+            if let Some(error) = self.hindrance(lsn, level) {
+                return Err(error);
             }
             let left = deadline.map_or(WAIT_SLICE, |d| d.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                look.ends();
-                return Err(if in_gap { WaitError::Gap } else { WaitError::Timeout });
+                look.given_up();
+                return Err(self.late(lsn));
             }
             look.again_or_sleep(seen, left);
         }
+    }
+
+    /// Why a wait for `lsn` to reach `level` cannot end well at present.
+    fn hindrance(&self, lsn: Lsn, level: Level) -> Option<WaitError> {
+        // First: what ends a gap is published before.
+        let in_gap = protocol::in_gap(self, lsn.0);
+        let published = self.published();
+        if lsn > published && !in_gap {
+            return Some(WaitError::Unpublished { asked: lsn, published });
+        }
+        if level == Level::Local {
+            return Some(WaitError::Gap);
+        }
+        if !self.agent_alive(boottime()) {
+            return Some(WaitError::AgentDead);
+        }
+        (self.link() == LinkState::None).then_some(WaitError::NoDestination)
+    }
+
+    fn late(&self, lsn: Lsn) -> WaitError {
+        if protocol::in_gap(self, lsn.0) { WaitError::Gap } else { WaitError::Timeout }
     }
 
     /// What the policy demands after a drain that yielded `lsn`: waits for the commit level, up to the commit timeout.
@@ -182,12 +195,12 @@ impl LogRegion {
         loop {
             let seen = self.control().u32(cell::ACK_SEQ).load(Acquire);
             if self.reached(lsn, level) {
-                look.ends();
+                look.reached();
                 return true;
             }
             let left = limit.saturating_sub(look.began.elapsed());
             if left.is_zero() || self.link() == LinkState::None {
-                look.ends();
+                look.given_up();
                 return false;
             }
             look.again_or_sleep(seen, left);
@@ -285,8 +298,13 @@ impl Look<'_> {
         }
     }
 
-    fn ends(self) {
+    fn reached(self) {
         self.log.eager.took(self.began.elapsed(), !self.looks_for.is_zero());
+    }
+
+    /// Whatever it would have taken, looking has not shortened it.
+    fn given_up(self) {
+        self.log.eager.took(Duration::MAX, false);
     }
 }
 

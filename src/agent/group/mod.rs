@@ -175,7 +175,7 @@ impl Group {
         self.origin == Origin::Stale || self.still.load(SeqCst)
     }
 
-    /// Whether the log was found rather than made: an application may have been writing all along.
+    /// Whether the log is one that was found, and is gone on with: an application may have been writing all along.
     pub fn resumed(&self) -> bool {
         self.origin == Origin::Resumed
     }

@@ -136,7 +136,10 @@ impl Group {
             return Ok(None);
         }
         let Some((log_fd, log)) = find_log(config, access, keeper, &state)? else { return Ok(None) };
+        log.reclaim_others(AGENT_SESSION);
         let group = Group::of(open, &state, log_fd, log, Origin::Stale)?;
+        // Nobody else does, and a cell of the dead would count as a process that may write.
+        group.bury_dead_appenders();
         group.close();
         Ok(Some(Arc::new(group)))
     }

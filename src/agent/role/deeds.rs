@@ -89,7 +89,7 @@ impl Role {
         }))
     }
 
-    /// Behind a kill, which finds by its log whom to end; what that could not end is known by its number from there on.
+    /// Behind a kill, which finds by its log whom to end.
     fn letting_go_of_stale(self: &Arc<Self>) -> Deed {
         let role = Arc::downgrade(self);
         Deed(Box::new(move || {

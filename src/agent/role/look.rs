@@ -7,13 +7,13 @@ use crate::agent::application::{Look, Present};
 use crate::agent::group::{Crowd, Group};
 use crate::locks::lock;
 
-/// The groups that the role has opened: the present one, and any that was closed while a session was about to attach to it, for
-/// as long as that lasts. A lock of its own: the role's is held while a group is being opened.
+/// The groups whose processes the role sees: the present one; any that was closed while a session was about to attach to it, for
+/// as long as that lasts; and one that was found given up, until its processes have been ended. A lock of its own: the role's is held while a group is being opened.
 #[derive(Default)]
 pub(in crate::agent) struct Sight(Mutex<Vec<Weak<Group>>>);
 
 impl Sight {
-    /// `group` is about to be open.
+    /// The processes of `group` are to be seen.
     pub(super) fn add(&self, group: &Arc<Group>) {
         let mut groups = lock(&self.0);
         groups.retain(|group| group.strong_count() > 0);

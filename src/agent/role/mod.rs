@@ -13,7 +13,7 @@ mod look;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -43,6 +43,9 @@ pub(super) use look::{RoleLook, Sight};
 
 /// How often a destination's image is looked at for a completed sync.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long it may take to see who has a log mapped: tens of milliseconds, unless a process does not answer.
+const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// File of the group's directory that names the files placed by a promotion.
 pub(super) const PLACED_FILE: &str = "placed.json";
@@ -208,8 +211,10 @@ impl Role {
         self.application.order(Order::Found(processes.iter().filter_map(|p| p.pid).collect(), answer));
         // No answer: what could not be looked at is taken for running, which is to be frozen before anything else.
         let life = life.recv().unwrap_or(Life::Running);
-        // So is a writer that lives, and that may not be touched.
-        let doubtful = processes.iter().any(|writer| writer.pid.is_none());
+        // So is a writer that lives, and that may not be touched; and whoever has a log mapped that was given up.
+        let mapped = |stale: &Arc<Group>| !stale.everyone(Instant::now() + SEEN_WITHIN).is_empty();
+        let doubtful = processes.iter().any(|writer| writer.pid.is_none())
+            || lock(&self.stale).as_ref().is_some_and(mapped);
         (if doubtful { Life::Running } else { life }, processes)
     }
 

@@ -10,7 +10,7 @@ use super::{RolesError, system};
 use crate::agent::application::Application;
 use crate::agent::context::Context;
 use crate::agent::fabrics::Fabrics;
-use crate::agent::group::{Group, STATE_FILE};
+use crate::agent::group::{Group, GroupError, STATE_FILE};
 use crate::agent::messenger::{Messenger, Route};
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
 use crate::agent::role::{Door, Gasp, Role, RoleDeeds, RoleLook, Sight};
@@ -112,13 +112,17 @@ pub(super) fn start_role(
         None => Durable::first_standby(&policy, Generation(0)),
     };
     let durable = open_left(&role, &policy, durable)?;
-    if !first && !matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. }) {
+    let owns = matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. });
+    if !first && !owns && durable.boot == policy.boot {
         // The agent that was to end the program may have been killed before it did. Of a group that nobody has owned here, a program is
         // none that was to be ended.
-        if let Err(error) = role.see_stale() {
+        match role.see_stale() {
             // A log of another version of pmemha, for one: that does not keep this node from following the group.
-            let what = "a program that writes to the log of an earlier generation would not be seen";
-            tracing::error!(group = role.name, %error, "{what}");
+            Err(error @ (GroupError::Log(_) | GroupError::Unreachable(_))) => {
+                let what = "a program that writes to the log of an earlier generation is not seen";
+                tracing::error!(group = role.name, %error, "{what}");
+            }
+            seen => seen?,
         }
     }
     recover(&role, policy, durable, store, inbox)?;
