@@ -272,9 +272,10 @@ fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source
     let (context, name) = (context.clone(), group.name().to_owned());
     Source::start(SourceSetup {
         group: group.clone(),
-        destination: None,
+        destinations: Vec::new(),
+        way: None,
         event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-        refused: Box::new(|_, _| {}),
+        refused: Box::new(|_, _, _| {}),
         chance: || 0,
     })
 }

@@ -36,6 +36,7 @@ pub mod context;
 pub mod control;
 pub mod daemon;
 pub mod doctor;
+mod envoys;
 pub mod events;
 pub mod fabrics;
 pub mod fdstore;

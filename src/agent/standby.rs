@@ -23,7 +23,7 @@ use crate::failover::{Mandate, Round, Saved};
 use crate::locks::lock;
 use crate::replica::applier::{ApplierConfig, ApplyError};
 use crate::replica::durability;
-use crate::replica::peek;
+use crate::replica::peek::{self, BaseQuery};
 use crate::replica::promote::{PromoteError, Promoted, Request, SavedMark};
 use crate::replica::status::ReplicaStatus;
 use crate::replica::store::disk::DiskStore;
@@ -215,7 +215,7 @@ impl Standby {
     }
 
     /// Answers `attach`: from here on the source may write.
-    pub fn attach(&self, opened: Opened, ack: RemoteKey, from: Lsn, fresh: bool) -> Answer {
+    pub fn attach(&self, opened: Opened, ack: RemoteKey, from: Lsn, fresh: Option<u32>) -> Answer {
         let no = |reason, text: String| {
             self.note(&text);
             refused(reason, opened.generation, text)
@@ -258,6 +258,11 @@ impl Standby {
         let Some(status) = self.status() else { return Vec::new() };
         let store = DiskStore::new(self.durability);
         peek::digests(&store, &self.config.dir, status.generation, region, pages).unwrap_or_default()
+    }
+
+    /// See [`peek::base`].
+    pub fn base(&self, query: BaseQuery<'_>) -> Option<peek::Base> {
+        peek::base(&DiskStore::new(self.durability), &self.config.dir, query)
     }
 
     /// Takes the source's access away: when this has succeeded, nothing of its can land any more. Whatever was opened is

@@ -157,10 +157,12 @@ pub enum Event {
         /// From [`Action::Freeze`].
         round: Round,
     },
-    /// Everything published is durable at the heir.
+    /// Everything published is durable at a destination, which may be the heir.
     TailDurable {
         /// From [`Action::ShipTail`].
         round: Round,
+        /// Where.
+        heir: NodeName,
         /// What.
         saved: Saved,
     },
@@ -321,6 +323,8 @@ pub enum Alarm {
     RegionsUnplaced,
     /// The other node has a group of this name that is another one. Raised by the agent: the machine never hears of it.
     AnotherGroup,
+    /// Two nodes own the same generation: one was promoted by force while the group was handed to the other. Raised by the agent.
+    TwoOwners,
 }
 
 impl Alarm {
@@ -358,7 +362,7 @@ impl Alarm {
                 "another node owns a newer generation while the application ran here: it was killed here; what it wrote since is on this node only"
             }
             Alarm::NoMandate => {
-                "not promoted: the source has not handed the group over; if it is dead, say so with `pmemha promote --force`"
+                "not promoted: the source has not handed the group over; if it is dead, and no other destination has taken over, say so with `pmemha promote --force`"
             }
             Alarm::NoImage => {
                 "not promoted: this node has no complete image of the group; promote another one"
@@ -374,6 +378,9 @@ impl Alarm {
             }
             Alarm::AnotherGroup => {
                 "the other node has a group of this name that is not this one: both began as its first owner, or the state of one was cleared; neither protects the other, and both may run the application. Keep the node whose files are right; on the other one stop pmemhad, remove the `[[group]]`, and move `groups/NAME` out of its state_dir"
+            }
+            Alarm::TwoOwners => {
+                "another node owns this generation of the group, too: one of the two was promoted by force while the other took over. Decide whose files are right; on the other stop the application and pmemhad, move `groups/NAME` out of `state_dir`, and start pmemhad again"
             }
         }
     }

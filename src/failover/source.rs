@@ -2,7 +2,7 @@
 
 use super::event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 use super::machine::Turn;
-use super::state::{Life, Mains, OnDeath, Phase, Saved, Stage, Standing, Trigger};
+use super::state::{Life, Mains, NodeName, OnDeath, Phase, Saved, Stage, Standing, Trigger};
 
 impl Turn<'_> {
     /// An event on a node that owns the group or gave it up.
@@ -34,7 +34,9 @@ impl Turn<'_> {
             Event::OperatorPromote { force } => self.operator_wants_ownership(*force),
             Event::FreezeDone { round } if *round == self.next.round() => self.frozen(),
             Event::FreezeFailed { round } if *round == self.next.round() => self.kill_unfrozen(),
-            Event::TailDurable { round, saved } if *round == self.next.round() => self.tail_durable(*saved),
+            Event::TailDurable { round, heir, saved } if *round == self.next.round() => {
+                self.tail_durable(heir, *saved)
+            }
             Event::FilesPlaced if phase == Phase::Placing => {
                 self.set_stage(Stage::Placed);
                 self.start_application();
@@ -235,24 +237,28 @@ impl Turn<'_> {
         match self.policy.trigger {
             Trigger::Saved => self.send(Request::SaveStarted { round, heir, trigger: false }),
             Trigger::SaveStarted => {
-                self.give_up(None);
+                self.give_up(heir, None);
                 self.send_trigger();
             }
         }
         self.act(Action::ShipTail { round });
     }
 
-    fn tail_durable(&mut self, saved: Saved) {
-        if self.next.phase == Phase::Saving {
-            self.give_up(Some(saved));
+    fn tail_durable(&mut self, heir: &NodeName, saved: Saved) {
+        // Given up to one, it is that one's whoever else has it all.
+        let named = match &self.next.durable.standing {
+            Standing::GivenUp { heir: named, .. } => named == heir,
+            _ => true,
+        };
+        if self.next.phase == Phase::Saving && named {
+            self.give_up(heir.clone(), Some(saved));
             self.next.phase = Phase::HandingOver;
             self.send_trigger();
         }
     }
 
     /// From here on only the heir's word gives the group back.
-    fn give_up(&mut self, saved: Option<Saved>) {
-        let Some(heir) = self.policy.heir.clone() else { return };
+    fn give_up(&mut self, heir: NodeName, saved: Option<Saved>) {
         let owned = self.owns();
         let (attempt, cause) = (self.next.attempt, self.next.cause);
         self.next.durable.standing = Standing::GivenUp { attempt, heir, cause, saved, withdrawn: false };

@@ -138,20 +138,21 @@ impl Applier {
         generation: Generation,
         ring_bytes: u64,
         from: Lsn,
-        fresh: bool,
+        fresh: Option<u32>,
     ) -> Result<Arc<SharedMem>, ApplyError> {
         let at = self.set.cursor();
         if generation < at.generation {
             return Err(ApplyError::Stale { generation, have: at.generation });
         }
         self.leave_promotion(generation)?;
-        if generation > at.generation || from > self.landed {
-            if !fresh {
+        // One that is to begin anew leaves what it has even where that ends just there: copies for newcomers are for it, too.
+        if fresh.is_some() || generation > at.generation || from > self.landed {
+            let Some(stream) = fresh else {
                 let (have, have_generation) = (self.landed, at.generation);
                 return Err(ApplyError::Gap { from, generation, have, have_generation });
-            }
+            };
             // The position first, the ring second: a ring of another generation than the position's is not used.
-            self.set.restart(generation, from)?;
+            self.set.restart(generation, from, stream)?;
             self.rewind();
             self.durable = from;
         }

@@ -53,8 +53,8 @@ pub struct StreamStart {
     pub ring_bytes: u64,
     /// First position that it will write.
     pub from: Lsn,
-    /// A `SyncBegin` stands there.
-    pub fresh: bool,
+    /// A new image begins there, in a stream of this number, which a copy for it alone names.
+    pub fresh: Option<u32>,
 }
 
 impl Replica {

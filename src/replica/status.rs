@@ -33,6 +33,8 @@ pub struct ReplicaStatus {
     pub digest: u64,
     /// Where `digest` holds.
     pub cursor: Lsn,
+    /// Number of the stream.
+    pub stream: u32,
     /// The image.
     pub image: ImageHealth,
     /// Of a sync under way: bytes brought, and bytes of the regions named so far (zero pages are never sent).
@@ -61,6 +63,7 @@ impl ReplicaStatus {
             applied: Lsn(0),
             digest: 0,
             cursor: Lsn(0),
+            stream: 0,
             image: ImageHealth::None,
             sync_progress: None,
             durability: applier.config().durability,
@@ -83,6 +86,7 @@ impl ReplicaStatus {
         self.applied = applier.applied();
         self.digest = images.cursor().digest;
         self.cursor = images.cursor().lsn;
+        self.stream = images.stored().stream;
         self.sync_progress = images.sync_progress();
         self.image = match images.promotable() {
             _ if self.sync_progress.is_some() => ImageHealth::Syncing,

@@ -129,6 +129,62 @@ impl Pair {
     }
 }
 
+/// Three nodes that share the group `app`: `alpha` ships it to both others, and whoever owns it later to the other two.
+pub struct Trio {
+    /// The first source.
+    pub alpha: Node,
+    /// Its first destination.
+    pub beta: Node,
+    /// Its second one.
+    pub gamma: Node,
+}
+
+impl Trio {
+    /// Writes configurations and certificates; starts nothing. `group` are extra lines for `[[group]]` at the source.
+    pub fn prepare(binaries: Binaries, group: &str) -> Trio {
+        let nodes = ["alpha", "beta", "gamma"].map(|name| Node::new(binaries, name));
+        let authority = make_authority().expect("certificates can be made");
+        for node in &nodes {
+            node.certify(&authority);
+            let others = || nodes.iter().filter(|other| other.name != node.name);
+            let peer = |other: &Node| {
+                format!("[[peer]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\n\n", other.name, other.port)
+            };
+            let here = node.files();
+            let place = |other: &Node| format!("\"{}\" = \"{}\"", other.files().display(), here.display());
+            let names: Vec<_> = others().map(|other| format!("\"{}\"", other.name)).collect();
+            let places: Vec<_> = others().map(place).collect();
+            node.configure(&format!(
+                "[power]\nsource = \"file\"\npath = \"{power}\"\n\n{peers}\
+                 [[replica]]\ngroup = \"app\"\nfrom = [{from}]\ndir = \"{dir}\"\nencrypt = false\n\
+                 durability = \"battery\"\npaths = {{ {places} }}\n{fabric}\n",
+                power = node.power().display(),
+                peers = others().map(peer).collect::<String>(),
+                from = names.join(", "),
+                dir = node.replica().display(),
+                places = places.join(", "),
+                fabric = fabric_line(),
+            ));
+            node.set_power(true);
+        }
+        let [alpha, beta, gamma] = nodes;
+        alpha.configure_more(&format!(
+            "[[group]]\nname = \"app\"\nprotect = [\"{files}/*\"]\ndestinations = [\"beta\", \"gamma\"]\n{group}\n",
+            files = alpha.files().display(),
+        ));
+        Trio { alpha, beta, gamma }
+    }
+
+    /// Prepares and starts all.
+    pub fn start(binaries: Binaries, group: &str) -> Trio {
+        let mut trio = Trio::prepare(binaries, group);
+        trio.beta.start();
+        trio.gamma.start();
+        trio.alpha.start();
+        trio
+    }
+}
+
 /// A source without destinations: its group `app` goes into the archive at [`Node::archive`] and nowhere else. `group` are
 /// extra lines for `[[group]]`. Not started yet.
 pub fn archiving(binaries: Binaries, group: &str) -> Node {
@@ -355,8 +411,13 @@ impl Node {
 
     /// Waits until the destination's image counts, with everything applied that was published until now.
     pub fn await_streaming(&self) -> Value {
+        self.await_streaming_to(0)
+    }
+
+    /// As [`Node::await_streaming`], for one of several destinations.
+    pub fn await_streaming_to(&self, which: usize) -> Value {
         let row = |group: &Value| {
-            let row = &group["destinations"][0];
+            let row = &group["destinations"][which];
             (row["state"] == "streaming" && group["log"]["ahead"] == false).then(|| row.clone())
         };
         let published = self.await_group("a destination that counts", row)["lsn_published"].clone();

@@ -8,7 +8,8 @@ mod table;
 mod world;
 
 use pmemha::failover::{
-    Action, Alarm, Answer, Cause, Event, Note, OnDeath, Phase, Round, Saved, State, Trigger, step,
+    Action, Alarm, Answer, Cause, Event, NodeName, Note, OnDeath, Phase, Round, Saved, Standing, State,
+    Trigger, step,
 };
 use pmemha::types::Lsn;
 
@@ -141,10 +142,40 @@ fn an_operators_order_stands_when_the_program_ends_by_itself_meanwhile() {
     assert!(actions.iter().any(|a| matches!(a, Action::ShipTail { .. })), "{actions:?}");
     // Handed back, it is what the operator left: ended.
     let saved = Saved { lsn: Lsn(64), digest: 7 };
-    let (next, _) = step(&policy, &next, &Event::TailDurable { round: state.round(), saved });
+    let (next, _) = step(
+        &policy,
+        &next,
+        &Event::TailDurable { round: state.round(), heir: policy.heir.clone().unwrap(), saved },
+    );
     let (next, _) = step(&policy, &next, &Event::OperatorCancel);
     let (next, _) = step(&policy, &next, &Event::Answer(Answer::Cancelled { round: state.round() }));
     assert_eq!(next.phase, Phase::Stopped);
+}
+
+#[test]
+fn the_group_is_given_up_to_who_holds_it_all_and_once_named_to_nobody_else() {
+    let saved = Saved { lsn: Lsn(64), digest: 7 };
+    let tail = |state: &State, heir: &str| Event::TailDurable {
+        round: state.round(),
+        heir: NodeName(heir.into()),
+        saved,
+    };
+    let heir = |state: &State| match &state.durable.standing {
+        Standing::GivenUp { heir, saved, .. } => Some((heir.0.clone(), saved.is_some())),
+        _ => None,
+    };
+    let (mut policy, saving) = (table::policy(), table::state(Phase::Saving));
+    let (next, _) = step(&policy, &saving, &tail(&saving, "elsewhere"));
+    assert_eq!(heir(&next), Some(("elsewhere".into(), true)), "not the one that was preferred");
+
+    policy.trigger = Trigger::SaveStarted;
+    let freezing = table::state(Phase::Freezing);
+    let (next, _) = step(&policy, &freezing, &Event::FreezeDone { round: freezing.round() });
+    assert_eq!(heir(&next), Some(("there".into(), false)));
+    let (same, actions) = step(&policy, &next, &tail(&next, "elsewhere"));
+    assert!(same == next && actions.is_empty(), "{actions:?}");
+    let (next, _) = step(&policy, &next, &tail(&next, "there"));
+    assert_eq!(heir(&next), Some(("there".into(), true)));
 }
 
 #[test]

@@ -102,7 +102,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("arbiter granted", Event::ArbiterGranted { generation: GENERATION }),
         ("frozen", Event::FreezeDone { round: ROUND }),
         ("freeze failed", Event::FreezeFailed { round: ROUND }),
-        ("tail durable at the heir", Event::TailDurable { round: ROUND, saved: SAVED }),
+        (
+            "tail durable at the heir",
+            Event::TailDurable { round: ROUND, heir: NodeName("there".into()), saved: SAVED },
+        ),
         ("access revoked", Event::Revoked { round: ROUND }),
         ("revocation failed", Event::RevokeFailed { round: ROUND }),
         ("image verified", Event::ImageVerified { round: ROUND }),

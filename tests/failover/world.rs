@@ -123,11 +123,14 @@ pub enum Cut {
     Machine,
 }
 
+fn name(node: usize) -> NodeName {
+    NodeName(["alpha", "beta"][node].into())
+}
+
 pub fn policy(setting: &Setting, node: usize, boot: u8) -> Policy {
-    let names = ["alpha", "beta"].map(|n| NodeName(n.into()));
     Policy {
-        node: names[node].clone(),
-        heir: Some(names[1 - node].clone()),
+        node: name(node),
+        heir: Some(name(1 - node)),
         on_death: setting.on_death,
         trigger: setting.trigger,
         start_limit: 2,
@@ -282,7 +285,9 @@ impl World {
         match pending {
             Pending::Freeze(round) => Event::FreezeDone { round },
             Pending::Kill => Event::ApplicationDied,
-            Pending::Ship(round) => Event::TailDurable { round, saved: Saved { lsn: Lsn(64), digest: 7 } },
+            Pending::Ship(round) => {
+                Event::TailDurable { round, heir: name(1 - i), saved: Saved { lsn: Lsn(64), digest: 7 } }
+            }
             Pending::Revoke(round) => Event::Revoked { round },
             Pending::Verify(round) => Event::ImageVerified { round },
             Pending::Place => Event::FilesPlaced,

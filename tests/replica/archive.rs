@@ -9,8 +9,11 @@ use pmemha::replica::archive::{ArchiveConfig, ArchiveError, ArchiveWriter, Out, 
 use pmemha::replica::store::Bytes;
 use pmemha::types::Lsn;
 
-use super::oracle::{Promotable, prefixes};
+use super::oracle::{Promotable, prefixes_as};
 use super::stream::{Builder, FIRST, GENERATION, GROUP};
+
+/// An archive's: no copy is for it alone.
+const NO_STREAM: u32 = 0;
 
 fn config(dir: &Path) -> ArchiveConfig {
     ArchiveConfig { dir: dir.join("archive"), group: GROUP, keep_bytes: 1 << 30, keep_age: None }
@@ -68,8 +71,8 @@ fn check_all(dir: &Path, oracle: &[(Lsn, Promotable)], work: &Path) -> usize {
 #[test]
 fn every_moment_can_be_had_again() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let stream = Builder::random(31, 500);
-    let oracle = prefixes(FIRST, &stream.records);
+    let stream = Builder::random_for_several(31, 500);
+    let oracle = prefixes_as(NO_STREAM, FIRST, &stream.records);
     archived(dir.path(), &stream);
     assert!(check_all(dir.path(), &oracle, dir.path()) > 200);
     let entries: Vec<_> = list(&dir.path().join("archive")).unwrap().map(Result::unwrap).collect();
@@ -81,8 +84,8 @@ fn every_moment_can_be_had_again() {
 
 #[test]
 fn writing_goes_on_after_a_cut_at_any_byte() {
-    let stream = Builder::random(32, 40);
-    let oracle = prefixes(FIRST, &stream.records);
+    let stream = Builder::random_for_several(32, 40);
+    let oracle = prefixes_as(NO_STREAM, FIRST, &stream.records);
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     drop(archived(dir.path(), &stream));
     let segment = dir.path().join("archive/era-1").join(format!("seg-{:020}", FIRST.0));
@@ -102,7 +105,7 @@ fn writing_goes_on_after_a_cut_at_any_byte() {
 #[test]
 fn retention_folds_the_oldest_segments_and_a_fold_cut_short_is_repeated() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut stream = Builder::random(33, 300);
+    let mut stream = Builder::random_for_several(33, 300);
     // Enough for several segments of the smallest size.
     stream.begin().create(1, "/src/big", 1 << 20);
     for i in 0..900u64 {
@@ -111,7 +114,7 @@ fn retention_folds_the_oldest_segments_and_a_fold_cut_short_is_repeated() {
             stream.end();
         }
     }
-    let oracle = prefixes(FIRST, &stream.records);
+    let oracle = prefixes_as(NO_STREAM, FIRST, &stream.records);
     let mut small = config(dir.path());
     small.keep_bytes = 1 << 20;
     let mut writer = ArchiveWriter::open(small).unwrap();

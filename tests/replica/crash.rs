@@ -36,7 +36,7 @@ struct Told {
 fn ship(applier: &mut Applier, stream: &Builder, rng: &mut Rng, told: &mut Told) -> Result<(), ApplyError> {
     let from = applier.landed().max(FIRST);
     let fresh = from == FIRST;
-    let ring = applier.take_stream(GENERATION, RING, from, fresh)?;
+    let ring = applier.take_stream(GENERATION, RING, from, fresh.then_some(crate::stream::STREAM))?;
     let mut left = stream.records.iter().filter(|(h, _)| h.lsn >= from.0).peekable();
     while left.peek().is_some() {
         for _ in 0..1 + rng.below(6) {
@@ -223,12 +223,12 @@ fn records_that_do_not_follow_are_refused() {
     let (mut applier, _) = recover::open(config(&store)).unwrap();
     ship(&mut applier, &Builder::one_region(1), &mut Rng(1), &mut Told::default()).unwrap();
     let end = applier.landed();
-    let gap = applier.take_stream(GENERATION, RING, end.advance(64), false);
+    let gap = applier.take_stream(GENERATION, RING, end.advance(64), None);
     assert!(matches!(gap, Err(ApplyError::Gap { .. })));
-    let stale = applier.take_stream(pmemha::types::Generation(2), RING, end, true);
+    let stale = applier.take_stream(pmemha::types::Generation(2), RING, end, Some(crate::stream::STREAM));
     assert!(matches!(stale, Err(ApplyError::Stale { .. })));
     // With a sync the gap is fine, and the image stands still until that is complete.
-    applier.take_stream(GENERATION, RING, end.advance(64), true).unwrap();
+    applier.take_stream(GENERATION, RING, end.advance(64), Some(crate::stream::STREAM)).unwrap();
     let still = applier.images().promotable().unwrap();
     assert_eq!((still.lsn, still.live), (end, false));
     assert!(matches!(

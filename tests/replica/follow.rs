@@ -96,7 +96,12 @@ fn open(dir: &Path) -> Replica {
 }
 
 fn attach(replica: &mut Replica, source: &Source, from: Lsn, fresh: bool) -> RemoteKey {
-    let start = StreamStart { generation: GENERATION, ring_bytes: RING, from, fresh };
+    let start = StreamStart {
+        generation: GENERATION,
+        ring_bytes: RING,
+        from,
+        fresh: fresh.then_some(super::stream::STREAM),
+    };
     let ring = replica.take_stream(start).unwrap();
     let ring = source.theirs.register(ring, RemoteAccess::Write).unwrap();
     let key = ring.key();

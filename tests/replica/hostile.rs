@@ -29,7 +29,7 @@ fn config(dir: &Path) -> ApplierConfig {
 /// A replica with a consistent image of one region, in a directory beside which nothing may appear.
 fn with_image(dir: &Path) -> (Applier, Builder) {
     let (mut applier, _) = recover::open(config(dir)).unwrap();
-    let ring = applier.take_stream(GENERATION, RING, FIRST, true).unwrap();
+    let ring = applier.take_stream(GENERATION, RING, FIRST, Some(crate::stream::STREAM)).unwrap();
     let stream = Builder::one_region(7);
     stream.records.iter().for_each(|(h, p)| land(&ring, h, p));
     recover::drain(&mut applier).unwrap();
@@ -62,7 +62,7 @@ proptest! {
     fn sealed_records_of_any_content_harm_nothing(records in records()) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (mut applier, mut stream) = with_image(dir.path());
-        let ring = applier.take_stream(GENERATION, RING, stream.at, false).unwrap();
+        let ring = applier.take_stream(GENERATION, RING, stream.at, None).unwrap();
         let before = stream.records.len();
         for (kind, region, offset, payload) in records {
             stream.push(pmemha::log::format::Kind::from_byte(kind).unwrap(), region, offset, &payload);
@@ -84,7 +84,7 @@ proptest! {
     fn garbage_in_the_ring_is_no_record(bytes in prop::collection::vec(any::<u8>(), 0..200), plausible: bool) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (mut applier, stream) = with_image(dir.path());
-        let ring = applier.take_stream(GENERATION, RING, stream.at, false).unwrap();
+        let ring = applier.take_stream(GENERATION, RING, stream.at, None).unwrap();
         let at = (stream.at.0 % RING) as usize;
         ring.write(at, &bytes);
         if plausible {

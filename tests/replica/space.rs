@@ -61,7 +61,7 @@ fn a_full_disk_loses_nothing() {
     }
     let oracle = prefixes(FIRST, &stream.records);
     let (mut applier, _) = recover::open(config.clone()).unwrap();
-    let ring = applier.take_stream(GENERATION, RING, FIRST, true).unwrap();
+    let ring = applier.take_stream(GENERATION, RING, FIRST, Some(crate::stream::STREAM)).unwrap();
     // Room for some of the stream only.
     let filler = disk.path().join("filler");
     let free = rustix::fs::statvfs(disk.path()).unwrap();

@@ -21,6 +21,15 @@ pub const MAX_TEXT: usize = 2048;
 /// Most pages that are asked for at once: a megabyte for the destination to read.
 pub const MAX_PAGES: usize = 256;
 
+/// Most blocks that are asked for at once: what their digests take as text fits a message.
+pub const MAX_BLOCKS: usize = 1024;
+
+/// Smallest and largest block.
+const BLOCKS: (u32, u32) = (4 << 10, 1 << 20);
+
+/// Most bytes that an asker has the destination read at once.
+const MAX_ASKED: u32 = 16 << 20;
+
 /// What the source's agent asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
@@ -40,8 +49,9 @@ pub enum Ask {
         ack: RemoteKey,
         /// Position of the next byte that the source will write; records follow from here without a gap.
         from: Lsn,
-        /// The records from here on begin a new image (`SyncBegin` is the first).
-        fresh: bool,
+        /// The records from here on begin a new image, in a stream of this number, which a copy for it alone names; null: the stream
+        /// that was goes on.
+        fresh: Option<u32>,
     },
     /// Is the group still open on this channel?
     Ping {},
@@ -51,6 +61,25 @@ pub enum Ask {
         region: RegionId,
         /// Numbers of its pages of 4 KiB, at most [`MAX_PAGES`].
         pages: Vec<u64>,
+    },
+    /// What does the image before the one being built hold? For a copy that brings only what differs; on any channel after Hello.
+    Base {
+        /// The group's name.
+        group: String,
+        /// Its identity.
+        id: GroupId,
+        /// Its generation at the source.
+        generation: Generation,
+        /// Just past the `SyncBegin` of the copy.
+        begin: Lsn,
+        /// The region's name.
+        name: String,
+        /// Bytes of a block: a power of two from 4 KiB to 1 MiB.
+        block: u32,
+        /// Number of the first block.
+        first: u64,
+        /// How many, at most [`MAX_BLOCKS`] and at most 16 MiB.
+        count: u32,
     },
     /// Who owns the group; on any channel after Hello.
     Ownership {
@@ -86,6 +115,15 @@ pub enum Answer {
     /// To Digests.
     Digests {
         /// XXH3 of each page asked for, zeros behind the region's end included; empty if there is no live image of the region.
+        digests: Vec<u64>,
+    },
+    /// To Base.
+    Base {
+        /// Whether the copy has begun there; if not, ask again.
+        begun: bool,
+        /// The region of the image before, if it has one of that name.
+        region: Option<RegionId>,
+        /// XXH3 of each block, zeros behind the region's end included.
         digests: Vec<u64>,
     },
     /// To Ownership; what it promises is durable.
@@ -146,6 +184,8 @@ pub struct ReplicaReport {
     pub applied: Lsn,
     /// Chained digest at `applied`.
     pub digest: u64,
+    /// Number of the stream, as the source gave it.
+    pub stream: u32,
     /// The image.
     pub image: ImageState,
 }
@@ -237,6 +277,16 @@ impl Message for Ask {
                 }
             }
             Ask::Digests { pages, .. } => many("the pages asked for", pages),
+            Ask::Base { group, name, block, count, .. } => {
+                bounded("the name of a group", group, MAX_NAME)?;
+                bounded("the name of a region", name, crate::log::format::MAX_NAME)?;
+                let whole = block.is_power_of_two() && (BLOCKS.0..=BLOCKS.1).contains(block);
+                let limit = if whole { MAX_BLOCKS.min((MAX_ASKED / block) as usize) } else { 0 };
+                match *count as usize {
+                    len if len <= limit => Ok(()),
+                    len => Err(MessageError::Bounds { what: "the blocks asked for", len, limit }),
+                }
+            }
             Ask::Attach { .. } | Ask::Ping {} => Ok(()),
         }
     }
@@ -253,6 +303,10 @@ impl Message for Answer {
             }
             Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
             Answer::Digests { digests } => many("the digests", digests),
+            Answer::Base { digests, .. } if digests.len() > MAX_BLOCKS => {
+                Err(MessageError::Bounds { what: "the digests", len: digests.len(), limit: MAX_BLOCKS })
+            }
+            Answer::Base { .. } => Ok(()),
             Answer::GroupOpened(_) | Answer::Attached { .. } | Answer::Pong {} | Answer::Ownership { .. } => {
                 Ok(())
             }
@@ -311,14 +365,15 @@ mod tests {
             durable: Lsn(64),
             applied: Lsn(32),
             digest: 7,
+            stream: 9,
             image: ImageState::Consistent,
         }
     }
 
     #[test]
     fn messages_are_golden() {
-        let ask = Ask::Attach { ack: RemoteKey { key: 1, addr: 2, len: 64 }, from: Lsn(5), fresh: true };
-        let text = r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":5,"fresh":true}"#;
+        let ask = Ask::Attach { ack: RemoteKey { key: 1, addr: 2, len: 64 }, from: Lsn(5), fresh: Some(9) };
+        let text = r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":5,"fresh":9}"#;
         assert_eq!(serde_json::to_string(&ask).unwrap(), text);
         assert_eq!(decode::<Ask>(text.as_bytes()).unwrap(), ask);
 
@@ -326,8 +381,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&Answer::Pong {}).unwrap(), text);
         assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), Answer::Pong {});
 
-        let text =
-            r#"{"generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
+        let text = r#"{"generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"stream":9,"image":"consistent"}"#;
         assert_eq!(serde_json::to_string(&report()).unwrap(), text);
         assert_eq!(serde_json::from_str::<ReplicaReport>(text).unwrap(), report());
     }
@@ -337,8 +391,8 @@ mod tests {
         for text in [
             r#"{"ask":"ping","more":1}"#,
             r#"{"ask":"pong"}"#,
-            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":-5,"fresh":true}"#,
-            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64,"rights":7},"from":5,"fresh":true}"#,
+            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":-5,"fresh":9}"#,
+            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64,"rights":7},"from":5,"fresh":9}"#,
             r#"[]"#,
             "",
         ] {
@@ -390,7 +444,7 @@ mod tests {
                     })
                 }
             ),
-            (key, any::<u64>(), any::<bool>()).prop_map(|(ack, from, fresh)| Ask::Attach {
+            (key, any::<u64>(), any::<Option<u32>>()).prop_map(|(ack, from, fresh)| Ask::Attach {
                 ack,
                 from: Lsn(from),
                 fresh

@@ -46,6 +46,7 @@ use super::access::Access;
 use super::config;
 use super::state::{GroupState, RegionState, StateDir, VERSION};
 use super::status::{LogStatus, RegionStatus, SessionStatus};
+use crate::log::format::Kind;
 use crate::log::mapped::LogFile;
 use crate::log::{Appender, LogRegion};
 use crate::session::patterns::Patterns;
@@ -170,8 +171,8 @@ impl Group {
         drop(self.lock());
     }
 
-    /// To be asked under the lock by whoever records.
-    fn is_still(&self) -> bool {
+    /// Whether [`Group::hold_still`] holds; to be asked under the lock by whoever records under it.
+    pub fn is_still(&self) -> bool {
         self.origin == Origin::Stale || self.still.load(SeqCst)
     }
 
@@ -225,23 +226,59 @@ impl Group {
 
     /// Controller, before a copy: brings the table up to what the file system says of names and sizes. Changes whose records
     /// nobody reads, since the application was ahead or a fresh stream skips them, would be missed otherwise. What `see` makes of
-    /// each region that is left, in order of their numbers: under the lock, since an older record that somebody reads late would
-    /// put back what it says.
-    pub fn follow_files<T>(&self, see: impl Fn(&Arc<Region>) -> T) -> Result<Vec<T>, GroupError> {
+    /// each region that is left and of its size, in order of their numbers: under the lock, since an older record that somebody
+    /// reads late would put back what it says.
+    pub fn follow_files<T>(&self, see: impl Fn(&Arc<Region>, u64) -> T) -> Result<Vec<T>, GroupError> {
         let mut inner = self.lock();
-        let mut changed = false;
-        let mut gone = Vec::new();
+        let (still, mut changed) = (self.is_still(), false);
+        let mut there = Vec::with_capacity(inner.regions.len());
         for region in inner.regions.values() {
-            let (exists, new) = region.follow();
-            changed |= new;
-            if !exists {
-                gone.push(region.id());
+            let at_rest = region.at_rest().is_some();
+            if at_rest && !still {
+                // Nobody has recorded it, and an image that follows has not heard of it.
+                self.record_size(&inner, region)?;
             }
+            let (known, path) = (region.len(), region.path());
+            let Some(len) = region.follow() else {
+                self.record_unless(still, Kind::RegionUnlink, region.id(), &[], || region.follow().is_none());
+                continue;
+            };
+            // An image that follows the stream passes over the copy, and hears of it only so.
+            if region.path() != path {
+                let name = region.path();
+                let bytes = name.as_os_str().as_encoded_bytes();
+                self.record_unless(still, Kind::RegionRename, region.id(), bytes, || region.is_at(&name));
+            }
+            if len != known && !at_rest && !still && region.is_whole() {
+                let _ = self.appender().append_size(region.id(), region.file());
+            }
+            // Of a file at rest nothing may be recorded while the group is still, and it is not to be missed later.
+            if !(at_rest && still) {
+                region.set_len(len);
+            }
+            changed |= region.len() != known || region.path() != path;
+            there.push((region.clone(), len));
         }
-        if changed {
-            self.drop_regions(&mut inner, |r| gone.contains(&r.id()))?;
+        if changed || there.len() < inner.regions.len() {
+            let left: BTreeSet<_> = there.iter().map(|(region, _)| region.id()).collect();
+            self.drop_regions(&mut inner, |r| !left.contains(&r.id()))?;
         }
-        Ok(inner.regions.values().map(see).collect())
+        Ok(there.iter().map(|(region, len)| see(region, *len)).collect())
+    }
+
+    /// Records what the file system says and no record told of, if it still does when the record has its place. While ahead, the copy
+    /// says it.
+    fn record_unless(
+        &self,
+        still: bool,
+        kind: Kind,
+        id: RegionId,
+        name: &[u8],
+        holds: impl FnOnce() -> bool,
+    ) {
+        if !still {
+            let _ = self.appender().append_around(kind, id, 0, name, holds);
+        }
     }
 
     /// Controller: the log says that a region ceased to be.

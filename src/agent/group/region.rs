@@ -64,7 +64,11 @@ impl Newcomer {
 
     /// Payload of the record that creates it.
     fn creation(&self) -> Vec<u8> {
-        if self.small && !self.empty { self.region.arrival() } else { self.region.creation() }
+        if self.small && !self.empty {
+            self.region.arrival()
+        } else {
+            self.region.creation(self.region.len())
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Role;
 use crate::agent::group::{Controller, Group};
 use crate::agent::ownership::Ownership;
-use crate::agent::status::{DestinationState, GroupStatus, Role as Part};
+use crate::agent::status::{DestinationState, DestinationStatus, GroupStatus, Role as Part};
 use crate::failover::{Event, Phase, Standing, State};
 use crate::types::Generation;
 
@@ -45,11 +45,12 @@ impl Controller for Arc<Role> {
         let source = state.as_ref().is_some_and(State::is_source);
         let open = self.open().as_ref().map(|o| (o.group.clone(), o.source.clone()));
         let group = open.as_ref().map(|(group, _)| group);
-        // Before the destination: who reads that the program is on the log again finds the copy under way that brought it there.
+        // Before the destinations: who reads that the program is on the log again finds the copy under way that brought it there.
         let log = group.map(|g| g.log_status());
-        let mut stream = open.as_ref().and_then(|(_, source)| source.status());
-        if let (Some(stream), Some(Phase::HandedOver)) = (&mut stream, phase) {
-            stream.state = DestinationState::HandedOver;
+        let mut streams = open.as_ref().map(|(_, source)| source.status()).unwrap_or_default();
+        if let (Some(Phase::HandedOver), Some(heir)) = (phase, self.handed_over()) {
+            let to = |stream: &&mut DestinationStatus| stream.node == heir;
+            streams.iter_mut().filter(to).for_each(|stream| stream.state = DestinationState::HandedOver);
         }
         let image = match (&self.standby, source) {
             (Some(standby), false) => Some(standby.destination_status(self.identity.node(), generation)),
@@ -72,7 +73,7 @@ impl Controller for Arc<Role> {
             unprotected_files,
             unprotected_files_more,
             log,
-            destinations: stream.into_iter().chain(image).collect(),
+            destinations: streams.into_iter().chain(image).collect(),
             archive: open.as_ref().and_then(|(_, source)| source.archive_status()),
         }
     }
@@ -81,12 +82,16 @@ impl Controller for Arc<Role> {
         match self.ownership.get()?.state().durable.standing {
             Standing::Owner { .. } => None,
             Standing::GivenUp { heir, .. } => Some(heir.0),
-            _ => self.heir.as_ref().map(|heir| heir.name.clone()),
+            // An earlier agent may have given it up.
+            _ => self.envoys.heir().map(|heir| heir.0).or_else(|| match &*self.destinations {
+                [only] => Some(only.name.clone()),
+                _ => None,
+            }),
         }
     }
 
     fn last_gasp(&self) -> Result<(), String> {
-        if self.heir.is_none() {
+        if self.destinations.is_empty() {
             return Err(format!(
                 "group `{}` has no destination to save to: name one in `destinations`",
                 self.name

@@ -11,7 +11,7 @@ use crate::agent::events::Kind;
 use crate::agent::group::GroupError;
 use crate::agent::ownership::Deeds;
 use crate::agent::state::PlacedFile;
-use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
+use crate::failover::{Action, Alarm, Event, Mandate, NodeName, Note, Request, Round, Saved, Standing};
 use crate::locks::lock;
 use crate::log::region::boottime;
 use crate::replica::place::Placed;
@@ -81,11 +81,10 @@ impl Role {
         let role = Arc::downgrade(self);
         Deed(Box::new(move || {
             let Some(role) = role.upgrade() else { return };
-            let Some(messenger) = &role.messenger else { return };
             if let Request::Saved { round, saved, .. } = &request {
                 role.event(Kind::Saved, json!({ "round": round.to_string(), "lsn": saved.lsn }));
             }
-            messenger.send(request);
+            role.envoys.send(&request);
         }))
     }
 
@@ -120,12 +119,18 @@ impl Role {
             if !role.gasp.hold_still(&over, round.generation, &role.sight) {
                 return;
             }
-            match source.ship_tail(&over, Instant::now() + GASP_LIMIT) {
-                Ok(tail) => {
+            let standing = role.ownership.get().map(|ownership| ownership.state().durable.standing);
+            let only = match standing {
+                Some(Standing::GivenUp { heir, .. }) => Some(heir.0),
+                _ => None,
+            };
+            match source.ship_tail(only.as_deref(), &over, Instant::now() + GASP_LIMIT) {
+                Ok((heir, tail)) => {
                     role.event(
                         Kind::TailDurable,
                         json!({
                             "round": round.to_string(),
+                            "heir": heir,
                             "lsn": tail.lsn,
                             "exposure_bytes": tail.exposure,
                             "first_byte_us": tail.first_byte.map(|d| d.as_micros() as u64),
@@ -133,7 +138,7 @@ impl Role {
                         }),
                     );
                     let saved = Saved { lsn: tail.lsn, digest: tail.digest };
-                    role.teller.tell(Event::TailDurable { round, saved });
+                    role.teller.tell(Event::TailDurable { round, heir: NodeName(heir), saved });
                 }
                 Err(error) => tracing::info!(group = role.name, %error, "last gasp"),
             }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::agent::control::message::{Answer, Ask, GroupOpened, OpenGroup, Refusal, refused};
 use crate::agent::control::{PeerSession, Responder};
 use crate::agent::role::Role;
-use crate::agent::standby::Opened;
+use crate::agent::standby::{Opened, Standby};
 use crate::fabric::RemoteKey;
 use crate::failover::{self, Request};
+use crate::replica::peek::BaseQuery;
 use crate::types::{Generation, GroupId, Lsn};
 
 /// Answers other agents.
@@ -62,6 +63,19 @@ impl PeerSession for Visitor {
                 Some(standby) => Answer::Digests { digests: standby.digests(region, &pages) },
                 None => out_of_order("no group is open on this channel"),
             },
+            Ask::Base { group, id, generation, begin, name, block, first, count } => {
+                let Some(role) = self.role(&group) else { return self.unknown(&group) };
+                let admits = |s: &&Standby| s.config().from.contains(&self.peer);
+                let Some(standby) = role.standby.as_ref().filter(admits) else { return self.unknown(&group) };
+                if let Some(no) = another_group(&role, id) {
+                    return no;
+                }
+                let (block, count) = (block as usize, count as usize);
+                let base = standby.base(BaseQuery { generation, begin, name: &name, block, first, count });
+                let begun = base.is_some();
+                let (region, digests) = base.flatten().map_or((None, Vec::new()), |(r, d)| (Some(r), d));
+                Answer::Base { begun, region, digests }
+            }
             Ask::Ownership { group, id, request } => {
                 let Some(role) = self.role(&group) else { return self.unknown(&group) };
                 if let Some(no) = another_group(&role, id) {
@@ -131,7 +145,7 @@ fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened,
     }
 }
 
-fn attach(role: &Arc<Role>, opened: Opened, ack: RemoteKey, from: Lsn, fresh: bool) -> Answer {
+fn attach(role: &Arc<Role>, opened: Opened, ack: RemoteKey, from: Lsn, fresh: Option<u32>) -> Answer {
     match &role.standby {
         Some(standby) => standby.attach(opened, ack, from, fresh),
         None => refused(Refusal::OutOfOrder, Generation(0), "the group is not open"),

@@ -2,21 +2,48 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use super::base::{EveryBase, RemoteBase};
+use super::destination::Destination;
 use crate::agent::group::{Group, Region};
+use crate::fabric::tls::TlsIdentity;
+use crate::locks::lock;
 use crate::log::Appender;
-use crate::log::format::{Kind, MAX_NAME, RECORD_HEADER, RecordHeader, region_name};
+use crate::log::format::{CopyFor, Kind, MAX_NAME, RECORD_HEADER, RecordHeader, region_name};
+use crate::ship::sync::base::Base;
 use crate::ship::sync::{SyncRegion, SyncSource};
+use crate::types::Lsn;
 
-/// Keeps the group's table up with what the log says of its regions.
-pub(super) fn observe(group: &Group, header: &RecordHeader) {
-    let Some(kind @ (Kind::RegionResize | Kind::RegionUnlink | Kind::RegionRename)) =
-        Kind::from_byte(header.kind)
-    else {
-        // Nearly all that are shipped: the group's lock is not for each of them.
-        return;
-    };
+/// Keeps the group's table up with what the log says of its regions, whoever reads it first.
+pub(super) struct Table {
+    group: Arc<Group>,
+    /// What was looked at; a slower reader's news is old.
+    observed: Mutex<Lsn>,
+}
+
+impl Table {
+    pub(super) fn new(group: Arc<Group>) -> Table {
+        Table { group, observed: Mutex::new(Lsn(0)) }
+    }
+
+    /// A reader has come to this record.
+    pub(super) fn observe(&self, header: &RecordHeader) {
+        let Some(kind @ (Kind::RegionResize | Kind::RegionUnlink | Kind::RegionRename)) =
+            Kind::from_byte(header.kind)
+        else {
+            // Nearly all that are shipped: no lock is for each of them.
+            return;
+        };
+        let mut observed = lock(&self.observed);
+        if header.lsn >= observed.0 {
+            *observed = header.next();
+            observe(&self.group, kind, header);
+        }
+    }
+}
+
+fn observe(group: &Group, kind: Kind, header: &RecordHeader) {
     let (id, offset) = header.place();
     if group.region(id).is_some_and(|region| header.lsn < region.since().0) {
         // Of an earlier file, read late or again.
@@ -40,19 +67,63 @@ pub(super) fn observe(group: &Group, header: &RecordHeader) {
 }
 
 /// The group's regions, to be copied.
-pub(super) struct GroupRegions(pub(super) Arc<Group>);
+pub(super) struct GroupRegions {
+    pub(super) group: Arc<Group>,
+    pub(super) destinations: Vec<Arc<Destination>>,
+    /// For asking destinations.
+    pub(super) identity: Option<Arc<TlsIdentity>>,
+}
 
 impl SyncSource for GroupRegions {
     fn appender(&self) -> &Appender {
-        self.0.appender()
+        self.group.appender()
     }
 
     fn regions(&self) -> io::Result<Vec<SyncRegion>> {
-        let region = |r: &Arc<Region>| {
+        let region = |r: &Arc<Region>, len| {
             let file: OwnedFd = r.file().try_clone_to_owned()?;
-            Ok(SyncRegion { id: r.id(), creation: r.creation(), len: r.len(), file, held: r.clone() })
+            Ok(SyncRegion {
+                id: r.id(),
+                creation: r.creation(len),
+                len,
+                file,
+                changed: r.was_changed(),
+                held: r.clone(),
+            })
         };
-        self.0.follow_files(region).map_err(io::Error::other)?.into_iter().collect()
+        self.group.follow_files(region).map_err(io::Error::other)?.into_iter().collect()
+    }
+
+    fn is_still(&self) -> bool {
+        self.group.is_still()
+    }
+
+    fn destinations(&self) -> usize {
+        self.destinations.len()
+    }
+
+    fn base(&self, whom: CopyFor, begin: Lsn) -> Option<Box<dyn Base>> {
+        let to: Vec<_> = match whom {
+            CopyFor::All => self.destinations.iter().collect(),
+            CopyFor::One(stream) => {
+                self.destinations.iter().filter(|to| to.stream_number() == stream).collect()
+            }
+            CopyFor::Newcomers => return None,
+        };
+        // One that is away may resume in the middle of the copy, and an archive takes one for all as well.
+        let all_answer = to.iter().all(|to| to.link().connected);
+        if to.is_empty() || !all_answer || (whom == CopyFor::All && self.group.config().archive.is_some()) {
+            return None;
+        }
+        let identity = self.identity.as_ref()?;
+        let base = |to: &Arc<Destination>| RemoteBase {
+            to: to.clone(),
+            group: self.group.clone(),
+            identity: identity.clone(),
+            begin,
+            client: None,
+        };
+        Some(Box::new(EveryBase(to.into_iter().map(base).collect())))
     }
 }
 
@@ -76,7 +147,9 @@ mod tests {
         // Nothing of this is in the log: the application was ahead of it.
         std::fs::rename(bench.path("a.pool"), bench.path("b.pool")).unwrap();
         std::fs::remove_file(bench.path("c.pool")).unwrap();
-        let regions = GroupRegions(group.clone()).regions().unwrap();
+        let regions = GroupRegions { group: group.clone(), destinations: Vec::new(), identity: None }
+            .regions()
+            .unwrap();
         assert_eq!(regions.iter().map(|r| r.id).collect::<Vec<_>>(), [RegionId(1)]);
         assert!(regions[0].creation.ends_with(b"/pm/b.pool"));
         assert_eq!(group.regions().len(), 1);
@@ -87,7 +160,7 @@ mod tests {
         let bench = Bench::new();
         let (group, _notices) = bench.open(1);
         let (region, _) = group.protect(bench.file("a.pool", 4096).as_fd(), 0, false).unwrap();
-        let regions = GroupRegions(group.clone());
+        let regions = GroupRegions { group: group.clone(), destinations: Vec::new(), identity: None };
         let sizes: BTreeSet<_> = std::thread::scope(|scope| {
             let look = || {
                 let listed = regions.regions().unwrap();

@@ -64,6 +64,7 @@ pub(super) fn of(status: &ReplicaStatus) -> ReplicaReport {
         durable: status.durable,
         applied: status.cursor,
         digest: status.digest,
+        stream: status.stream,
         image: match status.image {
             _ if status.poisoned => ImageState::Poisoned,
             ImageHealth::None => ImageState::None,

@@ -99,7 +99,7 @@ impl ArchiveWriter {
         let number = 1 + Era::all(&self.config.dir)?.last().map_or(0, |era| era.number);
         let era = Era { number, dir: self.config.dir.join(format!("{ERA}{number}")) };
         fs::create_dir(&era.dir).map_err(ArchiveError::io("create", &era.dir))?;
-        era.open_base(self.config.group)?.restart(generation, from)?;
+        era.open_base(self.config.group)?.restart(generation, from, 0)?;
         let owner = era.dir.join(OWNER);
         let written = fs::write(&owner, self.config.group.0)
             .and_then(|()| File::open(&owner)?.sync_all())

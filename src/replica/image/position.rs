@@ -37,6 +37,8 @@ pub struct Position {
     pub redo_end: Lsn,
     /// Number of the newest image there was: without one at least as new, the directory is not whole. 0: none.
     pub image: u64,
+    /// Number of the stream, which a copy for it alone names.
+    pub stream: u32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -49,7 +51,8 @@ struct Slot {
     digest: u64,
     redo_end: u64,
     image: u64,
-    reserved: [u8; 12],
+    stream: u32,
+    reserved: [u8; 8],
     crc: u32,
 }
 
@@ -86,6 +89,7 @@ impl PositionFile {
             at: Cursor { generation: Generation(s.generation), lsn: Lsn(s.lsn), digest: s.digest },
             redo_end: Lsn(s.redo_end),
             image: s.image,
+            stream: s.stream,
         });
         let seq = newest.map_or(0, |s| s.seq);
         if let Some(slot) = &newest {
@@ -113,7 +117,8 @@ impl PositionFile {
             digest: position.at.digest,
             redo_end: position.redo_end.0,
             image: position.image,
-            reserved: [0; 12],
+            stream: position.stream,
+            reserved: [0; 8],
             crc: 0,
         };
         let crc = crc32c::crc32c(&slot.as_bytes()[..SLOT - 4]);
@@ -144,6 +149,7 @@ mod tests {
             at: Cursor { generation: Generation(7), lsn: Lsn(lsn), digest: 9 },
             redo_end: Lsn(lsn + 32),
             image: 5,
+            stream: 3,
         }
     }
 
@@ -175,7 +181,8 @@ mod tests {
         let mut golden =
             b"PHP\x01\x07\0\0\0\x01\0\0\0\0\0\0\0\x20\x10\0\0\0\0\0\0\x09\0\0\0\0\0\0\0".to_vec();
         golden.extend(b"\x40\x10\0\0\0\0\0\0\x05\0\0\0\0\0\0\0");
-        golden.extend([0; 12]);
+        golden.extend(b"\x03\0\0\0");
+        golden.extend([0; 8]);
         golden.extend(crc32c::crc32c(&golden).to_le_bytes());
         assert_eq!(&bytes[SLOT..], golden);
     }
