@@ -126,7 +126,8 @@ impl Role {
 
     /// Finds or makes the log of `generation`.
     fn open_log(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
-        let group = self.log_of(generation)?;
+        let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
+        let group = Group::open(self.to_open(generation, &placed))?;
         self.gasp.takes_in(&group, &self.sight);
         if group.generation() != generation {
             return Err(GroupError::Generation { found: group.generation(), owned: generation });
@@ -135,11 +136,6 @@ impl Role {
         // once it is handed back.
         group.look_for_files();
         Ok(group)
-    }
-
-    fn log_of(self: &Arc<Self>, generation: Generation) -> Result<Arc<Group>, GroupError> {
-        let placed: Vec<PlacedFile> = self.context.states.load(&self.name, PLACED_FILE)?.unwrap_or_default();
-        Group::open(self.to_open(generation, &placed))
     }
 
     /// Has the processes be seen that may still write to a log which this node has given up, if there is one.
