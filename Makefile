@@ -1,14 +1,17 @@
 # pmemha: `make demo` shows the main job, `make test` runs every test. Both set up what they need.
 
-.PHONY: all demo test soak setup build clean help
+.PHONY: all demo test soak as-root setup build clean help
 all: build
 
 help:
 	@echo 'make demo          set up, then: a PMDK program outlives its machine'
-	@echo 'make test          set up, then every test with reduced counts'
-	@echo 'make soak HOURS=n  the full counts, for up to n hours; goes on where it stopped (ONLY="kill prefix": of those)'
+	@echo 'make test          as root: set up, then every test with reduced counts'
+	@echo 'make soak HOURS=n  as root: the full counts, for up to n hours; goes on where it stopped (ONLY="kill prefix": of those)'
 	@echo 'make build         release binaries and libraries'
 	@echo 'make install PREFIX=/usr/local [DESTDIR=…]'
+
+as-root:
+	@scripts/as-root
 
 setup:
 	@scripts/setup
@@ -22,11 +25,11 @@ build: setup
 demo: build
 	@target/release/pmemha demo
 
-test: setup
+test: as-root setup
 	@soft-roce/setup
 	@scripts/test
 
-soak: setup
+soak: as-root setup
 	@soft-roce/setup
 	@scripts/soak $(HOURS) $(ONLY)
 

@@ -331,7 +331,8 @@ enum pmemha_rc pmemha_protect_path(struct pmemha_session *session,
  * after munmap() or mremap() protect anew.
  *
  * Returns what pmemha_protect_path() does, and #PMEMHA_E_NOT_A_FILE (anonymous or private memory, or a file that has been
- * removed), #PMEMHA_E_RANGE (not mapped throughout, or by several files: protect each by itself). Any thread.
+ * removed), #PMEMHA_E_RANGE (not mapped throughout, or by several files: protect each by itself), #PMEMHA_E_INVAL also where
+ * PMEMHA_LOCAL_FLUSH is neither `auto` nor `always`. Any thread.
  */
 enum pmemha_rc pmemha_protect_range(struct pmemha_session *session,
                                     const void *addr,
@@ -347,7 +348,9 @@ enum pmemha_rc pmemha_protect_range(struct pmemha_session *session,
  *
  * To be called *instead of* pmem_flush(), after the stores. The content of the cache lines that hold the bytes is recorded
  * first, then the lines are flushed (CLWB, else CLFLUSHOPT, else CLFLUSH). Where the mapping is one of the page cache, the
- * pages are written back by msync(), which takes its time. Nothing is ordered or published yet: pmemha_drain() does that.
+ * pages are written back by msync(), which takes its time. Lines on tmpfs or hugetlbfs are recorded only, since a flush makes
+ * nothing there more durable; PMEMHA_LOCAL_FLUSH=always has them flushed. Nothing is ordered or published yet: pmemha_drain()
+ * does that.
  * No system call, no lock and no allocation except as said.
  *
  * Returns #PMEMHA_OK, #PMEMHA_E_RANGE (nothing was done), #PMEMHA_E_CLOSED, #PMEMHA_E_INVAL, #PMEMHA_E_LIMIT (a forked child for which

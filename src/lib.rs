@@ -11,6 +11,7 @@
 //! | [`types`] | the words of pmemha as types |
 //! | [`locks`] | taking a lock |
 //! | `mounts` | what a directory lies on |
+//! | `remedy` | what a person does about a refusal of the system |
 //! | `threads` | the threads of a process |
 //! | `predecessor` | outlasting what an agent that has just ended still holds |
 //! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
@@ -41,6 +42,8 @@ pub mod mounts;
 #[cfg(feature = "agent")]
 mod predecessor;
 pub mod region;
+#[cfg(feature = "agent")]
+mod remedy;
 pub mod session;
 #[cfg(feature = "agent")]
 mod threads;

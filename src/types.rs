@@ -76,6 +76,11 @@ impl fmt::Debug for GroupId {
     }
 }
 
+/// Identity of a log, random, drawn when it is made: two nodes that were both made to own one generation have logs of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LogId(pub u64);
+
 /// `len` bytes from `offset` of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ByteRange {

@@ -28,6 +28,8 @@ pub struct File {
     pub region: RegionId,
     /// Until it loses its last name.
     live: AtomicBool,
+    /// Its lines are recorded, and not flushed here.
+    pub record_only: bool,
     /// Its lines are flushed by libpmem calls.
     flushed: AtomicBool,
     /// It is mapped, and counts among the files that this process keeps stores to back.
@@ -76,11 +78,12 @@ pub fn by_identity(identity: &Identity) -> Option<&'static File> {
 }
 
 /// Notes that the file of these facts is `region`. Only within [`guard::slow`].
-pub fn add(facts: &Facts, region: RegionId) -> &'static File {
+pub fn add(facts: &Facts, region: RegionId, record_only: bool) -> &'static File {
     let file: &File = Box::leak(Box::new(File {
         identity: facts.identity,
         region,
         live: AtomicBool::new(true),
+        record_only,
         flushed: AtomicBool::new(false),
         kept_back: AtomicBool::new(false),
         unseen: AtomicBool::new(false),

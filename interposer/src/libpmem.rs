@@ -11,6 +11,7 @@ use std::ffi::{c_int, c_uint, c_void};
 use libc::size_t;
 
 use crate::real::{Home, Symbol, hook};
+use crate::state::Rest;
 use crate::{guard, state};
 
 /// `PMEM_F_MEM_NODRAIN`.
@@ -104,9 +105,8 @@ pub unsafe fn copy(
     } else {
         // SAFETY: the program's own call, its flush done by the next one.
         unsafe { copy(dst, src, len, NOFLUSH | NODRAIN) };
-        state::capture(dst, len);
         // SAFETY: as above.
-        unsafe { (real.flush)(dst, len) };
+        unsafe { flush(real.flush, dst, len) };
     }
     dst
 }
@@ -130,9 +130,8 @@ pub unsafe fn set(
     // Large areas too: their content must be read back, so it had better be in the cache.
     // SAFETY: the program's own call, its flush done below.
     unsafe { set(dst, c, len, NOFLUSH | NODRAIN) };
-    state::capture(dst, len);
     // SAFETY: as above.
-    unsafe { (real.flush)(dst, len) };
+    unsafe { flush(real.flush, dst, len) };
     dst
 }
 
@@ -156,10 +155,12 @@ hook!(Pmem, [pmem_deep_drain], (addr: *const c_void, len: size_t) -> c_int, deep
 hook!(Pmem, [pmem_deep_persist], (addr: *const c_void, len: size_t) -> c_int, deep_persist);
 hook!(Pmem, [pmem_msync], (addr: *const c_void, len: size_t) -> c_int, msync);
 
+#[inline]
 unsafe fn flush(real: Flush, addr: *const c_void, len: size_t) {
-    state::capture(addr, len);
-    // SAFETY: the program's own call.
-    unsafe { real(addr, len) }
+    if state::capture(addr, len) == Rest::Flush {
+        // SAFETY: the program's own call.
+        unsafe { real(addr, len) }
+    }
 }
 
 unsafe fn persist(_real: Flush, addr: *const c_void, len: size_t) {
@@ -192,7 +193,8 @@ unsafe fn deep_persist(_real: Deep, addr: *const c_void, len: size_t) -> c_int {
 /// Lines of the range and no more: that is what the program asks for, though the kernel's unit is the page. The real
 /// function's msync comes by our own hook.
 unsafe fn msync(real: Deep, addr: *const c_void, len: size_t) -> c_int {
-    state::capture(addr, len);
+    // The kernel decides what there is to do.
+    let _ = state::capture(addr, len);
     let _lines = guard::LinesRecorded::enter();
     // SAFETY: the program's own call.
     let result = unsafe { real(addr, len) };

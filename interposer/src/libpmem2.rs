@@ -9,9 +9,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::size_t;
+use pmemha::region::flush::fence;
 
 use crate::libpmem::{self, Copy, Drain, Flush, Real, Set};
 use crate::real::{Home, Symbol, hook};
+use crate::state::Rest;
 use crate::{guard, state};
 
 /// Distinct real functions of one kind that libpmem2 can have: it has at most three a granularity.
@@ -158,18 +160,26 @@ unsafe fn get_memset(real: GetFn, map: *mut c_void) -> *mut c_void {
 /// # Safety
 /// As for the real function, like all trampolines here.
 unsafe extern "C" fn persist<const N: usize>(addr: *const c_void, len: size_t) {
-    state::capture(addr, len);
-    let _lines = guard::LinesRecorded::enter();
-    // SAFETY: trampoline N is handed out only after place N was filled, with a function of this type.
-    unsafe { std::mem::transmute::<*mut c_void, Flush>(PERSIST.real(N))(addr, len) };
+    if state::capture(addr, len) == Rest::Flush {
+        let _lines = guard::LinesRecorded::enter();
+        // SAFETY: trampoline N is handed out only after place N was filled, with a function of this type.
+        unsafe { std::mem::transmute::<*mut c_void, Flush>(PERSIST.real(N))(addr, len) };
+    } else {
+        // The one that the real persist would have made.
+        fence();
+    }
     state::drain();
 }
 
 unsafe extern "C" fn flush<const N: usize>(addr: *const c_void, len: size_t) {
-    state::capture(addr, len);
-    let _lines = guard::LinesRecorded::enter();
-    // SAFETY: as in `persist`.
-    unsafe { std::mem::transmute::<*mut c_void, Flush>(FLUSH.real(N))(addr, len) };
+    if state::capture(addr, len) == Rest::Flush {
+        let _lines = guard::LinesRecorded::enter();
+        // SAFETY: as in `persist`.
+        unsafe { std::mem::transmute::<*mut c_void, Flush>(FLUSH.real(N))(addr, len) };
+    } else {
+        // Where the map's granularity is the page, the drain that comes next is none: the msync here would have been it.
+        fence();
+    }
 }
 
 unsafe extern "C" fn drain<const N: usize>() {
@@ -234,7 +244,8 @@ unsafe extern "C" fn memset<const N: usize>(
 type DeepFlush = unsafe extern "C" fn(*mut c_void, *mut c_void, size_t) -> c_int;
 
 unsafe fn deep_flush(real: DeepFlush, map: *mut c_void, addr: *mut c_void, len: size_t) -> c_int {
-    state::capture(addr, len);
+    // It answers for the range as well, so it is asked in any case.
+    let _ = state::capture(addr, len);
     let _lines = guard::LinesRecorded::enter();
     // SAFETY: the program's own call.
     let result = unsafe { real(map, addr, len) };

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use pmemha::log::region::boottime;
 use pmemha::region::identity::Facts;
+use pmemha::region::kind::MemoryKind;
 use pmemha::region::table::{MapTable, Span};
+use pmemha::session::local_flush::LocalFlush;
 use pmemha::session::{Options, Session, SessionError};
 use pmemha::types::Level;
 
@@ -143,10 +145,29 @@ pub fn protect(fd: BorrowedFd<'_>, facts: &Facts, path: Option<&Path>, explicit:
         return failed(None);
     }
     match session.protect(fd, 0, explicit) {
-        Ok(protection) => Protected::Is(file::add(facts, protection.region)),
+        Ok(protection) => Protected::Is(file::add(facts, protection.region, is_record_only(fd))),
         Err(SessionError::NotProtected { .. }) => Protected::Not,
         Err(why) => failed(Some(why)),
     }
+}
+
+/// Whether this file's lines are to be recorded, and not flushed.
+fn is_record_only(fd: BorrowedFd<'_>) -> bool {
+    let local_flush = LocalFlush::from_env().unwrap_or_else(|why| {
+        warn!("{why}; taken for \"always\"");
+        LocalFlush::Always
+    });
+    MemoryKind::of(fd).is_ok_and(|memory| local_flush.leaves_out(memory))
+}
+
+/// What is left to do with lines once they are recorded.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Flush them.
+    Flush,
+    /// Nothing: every byte of the range lies in files whose lines are recorded only.
+    Nothing,
 }
 
 /// Whether any of the `len` bytes at `addr` are protected.
@@ -162,11 +183,11 @@ pub fn any_protected(addr: *const c_void, len: usize) -> bool {
 
 /// Records the lines of `[addr, addr + len)` that are protected, before they are flushed.
 #[inline]
-pub fn capture(addr: *const c_void, len: usize) {
+pub fn capture(addr: *const c_void, len: usize) -> Rest {
     if TABLE.untouched() || len == 0 {
-        return;
+        return Rest::Flush;
     }
-    capture_lines(addr as usize, len, None);
+    capture_lines(addr as usize, len, None)
 }
 
 /// As [`capture`] for bytes at `dst` that were just copied there from `src`, around the cache.
@@ -175,17 +196,22 @@ pub fn capture_copied(dst: *const c_void, src: *const c_void, len: usize) {
     if TABLE.untouched() || len == 0 {
         return;
     }
-    capture_lines(dst as usize, len, Some(src as usize));
+    // They are on their way around the cache.
+    let _ = capture_lines(dst as usize, len, Some(src as usize));
 }
 
-fn capture_lines(addr: usize, len: usize, src: Option<usize>) {
-    let Some(session) = session() else { return };
+fn capture_lines(addr: usize, len: usize, src: Option<usize>) -> Rest {
+    let Some(session) = session() else { return Rest::Flush };
     let appender = session.appender();
+    let mut record_only_bytes = 0;
     guard::capturing(
         || {
             TABLE.for_each(addr, addr.saturating_add(len), |span| {
-                note_flushed(&span);
                 let (at, n) = (span.start as *const u8, span.end - span.start);
+                if let Some(file) = file::by_region(span.region) {
+                    file.note_flushed();
+                    record_only_bytes += if file.record_only { n } else { 0 };
+                }
                 // SAFETY: the program flushes these bytes, so they are mapped, in whole pages, at offsets that are
                 // equal to the addresses modulo a page; a copy's operands are disjoint and the program's not to
                 // change before its call returns.
@@ -202,6 +228,7 @@ fn capture_lines(addr: usize, len: usize, src: Option<usize>) {
         },
         publish,
     );
+    if record_only_bytes < len { Rest::Flush } else { Rest::Nothing }
 }
 
 /// Records `span` as it is now: for dirty pages, whose program says nothing of lines.
@@ -215,14 +242,6 @@ pub fn capture_span(span: &Span) {
         },
         publish,
     );
-}
-
-/// Remembers that this file's program flushes lines itself, so that nothing else need watch its pages.
-#[inline]
-fn note_flushed(span: &Span) {
-    if let Some(file) = file::by_region(span.region) {
-        file.note_flushed();
-    }
 }
 
 /// Publishes what was recorded so far, and waits if the configuration has drains wait. After the real fence.

@@ -13,6 +13,7 @@ use clap::Args;
 use pmemha::log::format::{Kind, RECORD_HEADER, RecordHeader, RegionPayload};
 use pmemha::log::{Appender, Consumer, LogRegion, LogSpec};
 use pmemha::region::memory::{Access, SharedMem};
+use pmemha::replica::StreamStart;
 use pmemha::replica::applier::{Applier, ApplierConfig};
 use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, RegionId};
@@ -90,7 +91,13 @@ impl Rig {
         let store = Arc::new(DiskStore::new(durability));
         let config = ApplierConfig { store, dir: dir.join("replica"), group: spec.group, durability };
         let (mut applier, _) = Applier::open(config)?;
-        let landing = applier.take_stream(spec.generation, RING, spec.first_lsn, true)?;
+        let landing = applier.take_stream(StreamStart {
+            generation: spec.generation,
+            log: spec.id,
+            ring_bytes: RING,
+            from: spec.first_lsn,
+            fresh: Some(1),
+        })?;
         let file =
             File::options().read(true).write(true).create(true).truncate(true).open(dir.join("peer"))?;
         file.set_len(region_bytes)?;

@@ -204,9 +204,7 @@ struct Shipped {
 
 impl<'o> Pipeline<'o> {
     fn start(options: &'o Options) -> Outcome<Pipeline<'o>> {
-        let log_size = RING as u64;
-        let spec = Spec { fabric: options.fabric, durability: "battery".into(), log_size, handover: false };
-        let pair = Pair::start(&spec)?;
+        let pair = Pair::start(&Spec::new(options.fabric, RING as u64))?;
         let app = App::attach(&pair.alpha, REGION)?;
         pair.alpha.await_streaming();
         Ok(Pipeline { options, app, pair })

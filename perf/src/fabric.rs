@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -110,6 +110,11 @@ pub struct Lane {
     ring: usize,
 }
 
+/// See [`Lane::hold_engine`].
+pub struct Held {
+    _gate: mpsc::Sender<()>,
+}
+
 /// Longest time for something to happen on a connection to ourselves.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -165,6 +170,38 @@ impl Lane {
             let into = Local { memory: &proof, offset: 0, len: PROOF };
             Ok(self.left.read(into, self.landing.key(), (at + len.saturating_sub(PROOF)) as u64, 0)?)
         })
+    }
+
+    /// Writes one behind the other, the last of them signalled, for [`Lane::post_all`].
+    pub fn writes(&self, count: usize, len: usize) -> Vec<Write<'_>> {
+        (0..count).map(|i| self.request(i * len, len, (i + 1 == count).then_some(0))).collect()
+    }
+
+    /// Posts all at once.
+    #[inline]
+    pub fn post_all(&self, writes: &[Write<'_>]) -> Outcome<()> {
+        Ok(self.left.write(writes)?)
+    }
+
+    /// Takes what has completed; how many there were.
+    #[inline]
+    pub fn poll(&self, completions: &mut Vec<Completion>) -> usize {
+        self.left.poll(completions)
+    }
+
+    /// Keeps the connection's own thread from taking completions, until what this returns is dropped.
+    pub fn hold_engine(&self) -> Outcome<Held> {
+        let ((told, tells), (gate, opens)) = (mpsc::channel(), mpsc::channel());
+        let opens = Mutex::new(opens);
+        // That thread says that it is there, and waits.
+        self.left.on_event(Box::new(move || {
+            let _ = told.send(());
+            if let Ok(opens) = opens.lock() {
+                let _: Result<(), _> = opens.recv();
+            }
+        }));
+        tells.recv_timeout(SOON)?;
+        Ok(Held { _gate: gate })
     }
 
     fn times(&self, count: usize, mut begin: impl FnMut(usize) -> Outcome<()>) -> Outcome<Histogram<u64>> {

@@ -47,7 +47,7 @@ pub struct Handover {
 /// Hands a group over whose application has filled `fill` bytes of log; its region has `region` bytes.
 pub fn once(fabric: Kind, region: usize, fill: usize) -> Outcome<Handover> {
     let log_size = (fill as u64 * 2).next_power_of_two().max(SMALLEST_RING);
-    let pair = Pair::start(&Spec { fabric, durability: "battery".into(), log_size, handover: true })?;
+    let pair = Pair::start(&Spec { handover: true, ..Spec::new(fabric, log_size) })?;
     let mut app = Application::start(&pair.alpha, region)?;
     pair.alpha.await_streaming();
     pair.alpha.stand_still();

@@ -1,9 +1,11 @@
-//! What a capture costs in instructions: counted one by one, so the figure is the same on every machine and run.
+//! What a capture costs in instructions, and what posting it: counted one by one, so the figure is the same on every machine and
+//! run.
 //!
 //! A program that knows how is run under ptrace. Between two breakpoint instructions (`int3`), the first of which opens an interval and the
 //! second of which closes it, every instruction is stepped over and looked at: how many there were, and which of
-//! them lock the bus, fence, flush a line or enter the kernel. Without a program it is this one, at the appender; with
-//! one, a program under the preload library, for instance:
+//! them lock the bus, fence, flush a line or enter the kernel, and how many were libibverbs' and its provider's. Without a program
+//! it is this one, at the appender or (`--verbs`) at an endpoint over RDMA; with one, a program under the preload library, for
+//! instance:
 //!
 //! ```text
 //! pmemha-perf instructions -- env LD_PRELOAD=… PMEMHA_SOCKET=… target/test-programs/preload-marks FILE
@@ -11,14 +13,21 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::ops::Range;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
+use pmemha::fabric::Completion;
 use pmemha::log::digest::chain;
 use pmemha::log::{Appender, Consumer, LogRegion, LogSpec};
 use pmemha::types::{LINE, PAGE, RegionId};
 use serde_json::json;
+
+use crate::Outcome;
+use crate::fabric::{Kind, Lane, Port, open};
 
 /// Options of `pmemha-perf instructions`.
 #[derive(Args)]
@@ -26,7 +35,10 @@ pub struct Options {
     /// Program with marks, and its arguments
     #[arg(last = true)]
     program: Vec<OsString>,
-    /// Run the marked operations of the appender
+    /// Count what posting and polling take over RDMA instead, which needs an adapter
+    #[arg(long, conflicts_with = "program")]
+    verbs: bool,
+    /// Run the marked operations
     #[arg(long, hide = true)]
     marked: bool,
 }
@@ -44,9 +56,11 @@ pub struct Interval {
     pub flushes: u64,
     /// Entries to the kernel.
     pub system_calls: u64,
+    /// Of the instructions, those of libibverbs and the adapter's provider, with what they call.
+    pub provider: u64,
 }
 
-/// What the marked operations are called, in their order.
+/// What the marked operations of the appender are called, in their order.
 const OPERATIONS: [&str; 8] = [
     "nothing",
     "append 64 B",
@@ -58,21 +72,36 @@ const OPERATIONS: [&str; 8] = [
     "take 16 epochs of 64 B for shipping",
 ];
 
+/// Writes that are posted at once, and the bytes of each.
+const POSTS: [(usize, usize); 4] = [(1, 64), (1, PAGE), (2, PAGE), (16, PAGE)];
+
 /// Prints a JSON line for each interval.
 pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    if options.marked {
-        return marked();
+    match options {
+        Options { marked: true, verbs: true, .. } => return marked_over_verbs(),
+        Options { marked: true, .. } => return marked(),
+        _ => {}
     }
     let mut program = options.program.clone();
-    let ours = program.is_empty();
-    if ours {
+    let mut names = Vec::new();
+    if program.is_empty() {
         program = vec![std::env::current_exe()?.into(), "instructions".into(), "--marked".into()];
+        names = OPERATIONS.map(str::to_owned).to_vec();
+    }
+    if options.verbs {
+        // Without an adapter the marked program would end in silence.
+        Port::find()?;
+        program.push("--verbs".into());
+        let both =
+            POSTS.map(|(n, len)| [format!("post {n} of {len} B"), format!("poll after {n} of {len} B")]);
+        names = both.into_iter().flatten().chain(["poll nothing".to_owned()]).collect();
     }
     for (i, interval) in trace(&program)?.into_iter().enumerate() {
-        let what = OPERATIONS.get(i).filter(|_| ours).map_or_else(|| format!("{}", i + 1), |n| n.to_string());
+        let what = names.get(i).cloned().unwrap_or_else(|| (i + 1).to_string());
         let line = json!({
             "bench": "instructions", "what": what, "instructions": interval.instructions, "locked": interval.locked,
             "fences": interval.fences, "flushes": interval.flushes, "system_calls": interval.system_calls,
+            "provider": interval.provider,
         });
         println!("{line}");
     }
@@ -128,7 +157,8 @@ impl Tracee {
 
     /// Steps from behind one mark to behind the next.
     fn interval(&self) -> io::Result<Interval> {
-        let mut seen = Interval::default();
+        let (mut seen, objects) = (Interval::default(), self.objects()?);
+        let mut of_provider = false;
         loop {
             let mut registers = self.registers()?;
             let code = self.code(registers.rip)?;
@@ -137,11 +167,28 @@ impl Tracee {
                 return self.set_registers(&registers).map(|()| seen);
             }
             seen.add(&code);
+            match objects
+                .iter()
+                .find(|object| object.range.contains(&registers.rip))
+                .map(|object| object.whose)
+            {
+                Some(Whose::Program) => of_provider = false,
+                Some(Whose::Provider) => of_provider = true,
+                Some(Whose::Callers) | None => {}
+            }
+            seen.provider += u64::from(of_provider);
             self.resume(libc::PTRACE_SINGLESTEP, 0)?;
             if self.wait()? != Some(libc::SIGTRAP) {
                 return Err(io::Error::other("the program was interrupted or ended between two marks"));
             }
         }
+    }
+
+    /// The code that is mapped.
+    fn objects(&self) -> io::Result<Vec<Object>> {
+        let program = std::fs::read_link(format!("/proc/{}/exe", self.0))?;
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.0))?;
+        Ok(maps.lines().filter_map(|line| Object::parse(line, &program)).collect())
     }
 
     fn ask(&self, request: libc::c_uint, data: i32) -> io::Result<()> {
@@ -182,6 +229,40 @@ impl Tracee {
         let word = unsafe { libc::ptrace(libc::PTRACE_PEEKTEXT, self.0, at, 0) };
         let error = io::Error::last_os_error();
         if word == -1 && error.raw_os_error() != Some(0) { Err(error) } else { Ok(word.to_le_bytes()) }
+    }
+}
+
+/// Code of one file.
+struct Object {
+    range: Range<u64>,
+    whose: Whose,
+}
+
+/// To whom an instruction is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// The program itself.
+    Program,
+    /// libibverbs and the adapter's driver in user space.
+    Provider,
+    /// Either: the C library is whoever's calls it.
+    Callers,
+}
+
+impl Object {
+    /// Of a line of `/proc/PID/maps`, if it is one of code in a file.
+    fn parse(line: &str, program: &Path) -> Option<Object> {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        fields.next().filter(|rights| rights.contains('x'))?;
+        let path = fields.nth(3)?;
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        let whose = match path {
+            _ if Path::new(path) == program => Whose::Program,
+            _ if path.contains("/libibverbs") => Whose::Provider,
+            _ => Whose::Callers,
+        };
+        Some(Object { range: number(start)?..number(end)?, whose })
     }
 }
 
@@ -236,6 +317,45 @@ fn marked() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// Posts each of [`POSTS`] between two marks, and polls between two more.
+fn marked_over_verbs() -> Outcome<()> {
+    let lane = Lane::open(&*open(Kind::Verbs, false)?, LANE)?;
+    let _held = lane.hold_engine()?;
+    let mut completions = Vec::with_capacity(16);
+    for (count, len) in POSTS {
+        let writes = lane.writes(count, len);
+        // Everything was done once, as above.
+        lane.post_all(&writes)?;
+        completed(&lane, &mut completions)?;
+        let mut posted = Ok(());
+        between_marks(|| posted = lane.post_all(&writes));
+        posted?;
+        std::thread::sleep(SETTLES);
+        let mut polled = 0;
+        between_marks(|| polled = lane.poll(&mut completions));
+        if polled != 1 {
+            return Err(format!("{polled} completions of one signalled batch").into());
+        }
+        completions.clear();
+    }
+    between_marks(|| _ = lane.poll(&mut completions));
+    Ok(())
+}
+
+/// Polls until a batch has completed.
+fn completed(lane: &Lane, completions: &mut Vec<Completion>) -> Outcome<()> {
+    while lane.poll(completions) == 0 {
+        std::thread::yield_now();
+    }
+    Ok(completions.drain(..).try_for_each(|completion| completion.result)?)
+}
+
+/// Ring at either end of the endpoint's lane.
+const LANE: usize = 1 << 20;
+
+/// Long enough for a batch to complete while nobody looks.
+const SETTLES: Duration = Duration::from_millis(200);
+
 /// What the agent does to records before it posts them: checks, seals and chains them.
 struct Shipping {
     consumer: Consumer,
@@ -271,6 +391,18 @@ const INT3: u8 = 0xcc;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_told_apart_by_the_file_that_it_is_mapped_from() {
+        let whose = |line: &str| Object::parse(line, Path::new("/bin/us")).map(|object| object.whose);
+        let line = |rights: &str, path: &str| format!("7f00-7f80 {rights} 00001000 fe:00 1234   {path}");
+        assert_eq!(whose(&line("r-xp", "/bin/us")), Some(Whose::Program));
+        assert_eq!(whose(&line("r-xp", "/usr/lib/libibverbs.so.1.14")), Some(Whose::Provider));
+        assert_eq!(whose(&line("r-xp", "/usr/lib/libibverbs/librxe-rdmav34.so")), Some(Whose::Provider));
+        assert_eq!(whose(&line("r-xp", "/usr/lib/libc.so.6")), Some(Whose::Callers));
+        assert_eq!(whose(&line("r--p", "/bin/us")), None);
+        assert_eq!(whose("7f00-7f80 r-xp 00000000 00:00 0 "), None);
+    }
 
     #[test]
     fn instructions_are_told_apart_by_their_bytes() {

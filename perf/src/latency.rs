@@ -30,8 +30,8 @@ pub struct Options {
     /// Levels, in turn
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Reach::Received, Reach::Durable, Reach::Applied])]
     levels: Vec<Reach>,
-    /// What the destination declares: battery, pmem or disk
-    #[arg(long, default_value = "battery", value_parser = ["battery", "pmem", "disk"])]
+    /// What the destination declares: battery, eadr (the source reads back what it wrote), pmem or disk
+    #[arg(long, default_value = "battery", value_parser = ["battery", "eadr", "pmem", "disk"])]
     durability: String,
     /// Operations of a round; sizes above 64 KiB have fewer
     #[arg(long, default_value_t = 2000)]
@@ -74,12 +74,7 @@ const LATENCY_ONLY: &str = "latency only";
 
 /// Measures, and tells a row for each level, size and peer.
 pub fn run(options: &Options) -> Outcome<()> {
-    let spec = Spec {
-        fabric: options.fabric,
-        durability: options.durability.clone(),
-        log_size: RING as u64,
-        handover: false,
-    };
+    let spec = Spec { durability: options.durability.clone(), ..Spec::new(options.fabric, RING as u64) };
     let steps = options.sizes.len() * options.rounds * (options.levels.len() + 1);
     let mut report = Report::new("latency", &options.output, steps);
     let bench = Bench::open(options, &mut report)?;
@@ -308,7 +303,6 @@ fn two_sided(port: &Port, size: usize, count: usize) -> Found<hdrhistogram::Hist
 
 #[cfg(not(feature = "two-sided"))]
 fn two_sided(_port: &Port, _size: usize, _count: usize) -> Found<hdrhistogram::Histogram<u64>> {
-    let remedy =
-        "not built in: cargo build -p pmemha-perf --features two-sided (needs cmake, libclang-14-dev)";
+    let remedy = "not built in: scripts/setup scripts/packages perf/packages, then cargo build -p pmemha-perf --features two-sided";
     Ok(Err(crate::report::Absent { name: TWO_SIDED, remedy: remedy.into() }))
 }

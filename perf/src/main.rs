@@ -52,7 +52,7 @@ enum What {
     Latency(latency::Options),
     /// An unmodified libpmemobj program bare and protected
     Overhead(overhead::Options),
-    /// What grows with threads and with the size of regions
+    /// What grows with threads, with destinations and with the size of regions
     Scale(scale::Options),
     /// The tcp fabric beside iperf3
     Tcp(tcp::Options),

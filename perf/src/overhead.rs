@@ -2,6 +2,9 @@
 //!
 //! On tmpfs with PMEM_IS_PMEM_FORCE=1, so that libpmemobj flushes lines as it does on persistent memory. The program has one
 //! core, the agents (a source and a destination, over the tcp fabric) another: what is measured is what the application pays.
+//!
+//! Protected memory on tmpfs is not flushed ([`MemoryKind::is_dram`](pmemha::region::kind::MemoryKind::is_dram)). So there
+//! are two of each side: with flushes, as on an NVDIMM, and without, as in DRAM behind a battery.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,7 +52,16 @@ const EXAMPLES: &str = "/usr/share/doc/libpmemobj-dev/examples";
 /// The peer: the same program alone.
 const BARE: &str = "bare";
 
-/// Measures, and tells a row for each mode.
+/// The same where it knows that it need not flush.
+const BARE_UNFLUSHED: &str = "bare, PMEM_NO_FLUSH=1";
+
+/// Has a protected program flush as on an NVDIMM.
+const ALWAYS_FLUSH: (&str, &str) = ("PMEMHA_LOCAL_FLUSH", "always");
+
+/// Has a bare one not flush.
+const NO_FLUSH: (&str, &str) = ("PMEM_NO_FLUSH", "1");
+
+/// Measures, and tells three rows for each mode: flushing beside bare, ours beside bare, ours beside bare without flushes.
 pub fn run(options: &Options) -> Outcome<()> {
     let mut report = Report::new("overhead", &options.output, options.modes.len() * options.rounds);
     if !Path::new(EXAMPLES).exists() || find_program("cc").is_none() {
@@ -59,14 +71,22 @@ pub fn run(options: &Options) -> Outcome<()> {
     let dir = tempfile::tempdir_in(&options.dir)?;
     let program = compile(dir.path())?;
     for mode in &options.modes {
-        let (mut bare, mut ours) = (Vec::new(), Vec::new());
+        let [mut bare, mut bare_unflushed, mut flushing, mut ours] = [const { Vec::new() }; 4];
         for round in 1..=options.rounds {
             report.step(format!("{mode}, round {round}"));
-            bare.push(rate(bare_command(options, &program), options, mode, dir.path())? / 1e3);
-            let command = protected_command(options, &program, dir.path());
-            ours.push(rate(command, options, mode, dir.path())? / 1e3);
+            let bare_command = || bare_command(options, &program);
+            let protected_command = || protected_command(options, &program, dir.path());
+            let rate = |command| rate(command, options, mode, dir.path()).map(|rate| rate / 1e3);
+            bare.push(rate(bare_command())?);
+            bare_unflushed.push(rate(with_variable(bare_command(), NO_FLUSH))?);
+            flushing.push(rate(with_variable(protected_command(), ALWAYS_FLUSH))?);
+            ours.push(rate(protected_command())?);
         }
-        report.push(Row::new(mode, None, "k/s", ours.into()).beside(BARE, bare.into()).aiming(aim(mode)));
+        let row = |what: &str, ours: &Vec<f64>| Row::new(what, None, "k/s", ours.clone().into());
+        let flushes = format!("{mode}, flushing");
+        report.push(row(&flushes, &flushing).beside(BARE, bare.clone().into()).aiming(aim(mode)));
+        report.push(row(mode, &ours).beside(BARE, bare.into()).aiming(aim(mode)));
+        report.push(row(mode, &ours).beside(BARE_UNFLUSHED, bare_unflushed.into()));
     }
     report.finish()
 }
@@ -98,6 +118,11 @@ fn compile(dir: &Path) -> Outcome<PathBuf> {
         return Err(format!("cc: {}", String::from_utf8_lossy(&compiled.stderr)).into());
     }
     Ok(program)
+}
+
+fn with_variable(mut command: Command, (name, value): (&str, &str)) -> Command {
+    command.env(name, value);
+    command
 }
 
 fn bare_command(options: &Options, program: &Path) -> Command {

@@ -1,4 +1,4 @@
-//! Two agents on this machine, source and destination of one group, as a benchmark needs them.
+//! Agents on this machine, source and destinations of one group, as a benchmark needs them.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,12 +15,14 @@ use crate::fabric::Kind;
 /// The group.
 pub const GROUP: &str = "app";
 
-/// What the pair is to be like.
+/// What the agents are to be like.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// What records travel over; tcp unencrypted.
     pub fabric: Kind,
-    /// The destination's `durability`.
+    /// How many destinations the group has, at most [`MOST_DESTINATIONS`]. A wait is for all of them.
+    pub destinations: usize,
+    /// Each destination's `durability`.
     pub durability: String,
     /// Bytes of the ring.
     pub log_size: u64,
@@ -29,29 +31,60 @@ pub struct Spec {
     pub handover: bool,
 }
 
+impl Spec {
+    /// One destination, behind a battery, and no handover.
+    pub fn new(fabric: Kind, log_size: u64) -> Spec {
+        Spec { fabric, destinations: 1, durability: "battery".into(), log_size, handover: false }
+    }
+}
+
+/// The most destinations that a benchmark has: with more, the agents on one machine would measure each other.
+pub const MOST_DESTINATIONS: usize = DESTINATIONS.len();
+
+/// What they are called, in the order of the configuration.
+const DESTINATIONS: [&str; 3] = ["beta", "gamma", "delta"];
+
 /// The agents.
 pub struct Pair {
     /// The source.
     pub alpha: Node,
-    /// The destination.
+    /// The first destination.
     pub beta: Node,
+    /// The destinations behind it.
+    pub further: Vec<Node>,
 }
 
 impl Pair {
-    /// Starts both.
+    /// Starts all.
     pub fn start(spec: &Spec) -> Outcome<Pair> {
         let binaries = binaries()?;
-        let mut pair = Pair { alpha: Node::new(binaries, "alpha"), beta: Node::new(binaries, "beta") };
+        let node = |name| Node::new(binaries, name);
+        let further = DESTINATIONS[1..spec.destinations].iter().copied().map(node).collect();
+        let mut pair = Pair { alpha: node("alpha"), beta: node("beta"), further };
         let authority = make_authority()?;
-        let (alpha, beta) = (&pair.alpha, &pair.beta);
-        configure(alpha, beta, &authority, &source(alpha, spec)?)?;
-        configure(beta, alpha, &authority, &destination(alpha, beta, spec)?)?;
+        let alpha = &pair.alpha;
+        configure(alpha, &pair.destinations().collect::<Vec<_>>(), &authority, &source(&pair, spec)?)?;
+        for node in pair.destinations() {
+            configure(node, &[alpha], &authority, &destination(alpha, node, spec)?)?;
+        }
         alpha.set_power(true);
         pair.beta.start();
+        pair.further.iter_mut().for_each(Node::start);
         pair.alpha.start();
         let open = |group: &Value| (group["state"] != "opening").then_some(());
         pair.alpha.await_group("a group that is open", open);
         Ok(pair)
+    }
+
+    /// Waits until every destination counts, with everything applied that was published until now.
+    pub fn await_streaming(&self) {
+        for which in 0..=self.further.len() {
+            self.alpha.await_streaming_to(which);
+        }
+    }
+
+    fn destinations(&self) -> impl Iterator<Item = &Node> {
+        std::iter::once(&self.beta).chain(&self.further)
     }
 }
 
@@ -76,7 +109,9 @@ pub fn usage(pid: u32) -> Usage {
     usage
 }
 
-fn source(alpha: &Node, spec: &Spec) -> Outcome<String> {
+fn source(pair: &Pair, spec: &Spec) -> Outcome<String> {
+    let alpha = &pair.alpha;
+    let names: Vec<&str> = pair.destinations().map(|node| node.name).collect();
     let mut text = String::new();
     if spec.handover {
         write!(text, "[power]\nsource = \"file\"\npath = {}\n\n", quote(&alpha.power()))?;
@@ -84,9 +119,10 @@ fn source(alpha: &Node, spec: &Spec) -> Outcome<String> {
     // `block`: a benchmark measures how fast records go, not how fast an application can outrun them.
     write!(
         text,
-        "[[group]]\nname = \"{GROUP}\"\nprotect = [{}]\ndestinations = [\"beta\"]\nlog_size = \"{}KiB\"\n\
-         on_full = \"block\"\nblock_limit = \"60s\"\n",
+        "[[group]]\nname = \"{GROUP}\"\nprotect = [{}]\ndestinations = {}\n\
+         log_size = \"{}KiB\"\ncommit_over = \"all\"\non_full = \"block\"\nblock_limit = \"60s\"\n",
         quote(&alpha.files().join("*")),
+        Value::from(names),
         spec.log_size >> 10,
     )?;
     Ok(text)
@@ -110,13 +146,13 @@ fn destination(alpha: &Node, beta: &Node, spec: &Spec) -> Outcome<String> {
     Ok(text)
 }
 
-fn configure(node: &Node, peer: &Node, authority: &Pem, rest: &str) -> Outcome<()> {
+fn configure(node: &Node, peers: &[&Node], authority: &Pem, rest: &str) -> Outcome<()> {
     let (dir, tls) = (node.dir(), node.dir().join("tls"));
     fs::write(tls.join("ca.pem"), &authority.certificate)?;
     make_node_certificate(authority, node.name)?.write(&tls.join("node.pem"), &tls.join("node.key"))?;
-    let text = format!(
+    let mut text = format!(
         "[node]\nname = \"{}\"\nstate_dir = {}\nruntime_dir = {}\nlisten = \"127.0.0.1:{}\"\n\n\
-         [tls]\nca = {}\ncert = {}\nkey = {}\n\n[[peer]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\n\n{rest}",
+         [tls]\nca = {}\ncert = {}\nkey = {}\n\n",
         node.name,
         quote(&dir.join("state")),
         quote(&dir.join("run")),
@@ -124,10 +160,11 @@ fn configure(node: &Node, peer: &Node, authority: &Pem, rest: &str) -> Outcome<(
         quote(&tls.join("ca.pem")),
         quote(&tls.join("node.pem")),
         quote(&tls.join("node.key")),
-        peer.name,
-        peer.port,
     );
-    Ok(fs::write(node.config(), text)?)
+    for peer in peers {
+        write!(text, "[[peer]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\n\n", peer.name, peer.port)?;
+    }
+    Ok(fs::write(node.config(), text + rest)?)
 }
 
 /// A TOML string; JSON's are a subset.

@@ -189,19 +189,44 @@ impl Home {
     }
 
     fn boot(self, nvdimms: Nvdimms) -> Result<Machine, RigError> {
-        let end = Instant::now() + BOOT_LIMIT;
-        let started = self.start(nvdimms)?;
-        let connected = self.connect(&started, end);
-        let qemu = started.qemu;
-        match connected {
-            Ok((qmp, ports)) => {
-                Ok(Machine { qemu, monitor: Mutex::new(qmp), ports: Arc::new(ports), home: self })
-            }
-            Err(e) => {
-                drop(qemu);
-                Err(self.not_ready(&e))
+        let mut boots = 1;
+        loop {
+            let said = fs::metadata(&self.log).map_or(0, |log| log.len());
+            let started = self.start(nvdimms)?;
+            let connected = self.connect(&started, Instant::now() + BOOT_LIMIT);
+            let qemu = started.qemu;
+            match connected {
+                Ok((qmp, ports)) => {
+                    return Ok(Machine {
+                        qemu,
+                        monitor: Mutex::new(qmp),
+                        ports: Arc::new(ports),
+                        home: self,
+                    });
+                }
+                Err(e) => {
+                    drop(qemu);
+                    // An emulated kernel hangs now and then before anything of the rig has run in it.
+                    if boots == BOOTS || self.init_ran(said) {
+                        return Err(self.not_ready(&e));
+                    }
+                    boots += 1;
+                    eprintln!(
+                        "soft-roce: the kernel of machine {} did not get as far as its first program, {}: \
+                         booting it again",
+                        self.spec.name,
+                        why_not_ready(&e)
+                    );
+                }
             }
         }
+    }
+
+    /// Whether the kernel has come to the rig's first program, by what was logged behind `said` bytes.
+    fn init_ran(&self, said: u64) -> bool {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let of_this_boot = log.get(said as usize..).unwrap_or_default();
+        of_this_boot.windows(RUNS_INIT.len()).any(|part| part == RUNS_INIT)
     }
 
     /// Waits until everything is connected, and the machine ready.
@@ -275,13 +300,7 @@ impl Home {
     }
 
     fn not_ready(&self, e: &io::Error) -> RigError {
-        let why = match e.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "it switched itself off".to_owned(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("it took longer than {BOOT_LIMIT:?}")
-            }
-            _ => e.to_string(),
-        };
+        let why = why_not_ready(e);
         let tail = tail(&self.log).unwrap_or_else(|e| e.to_string());
         RigError::Boot { machine: self.spec.name.clone(), why, log: self.log.clone(), tail }
     }
@@ -322,6 +341,14 @@ impl Socket {
     }
 }
 
+fn why_not_ready(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => "it switched itself off".to_owned(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("it took longer than {BOOT_LIMIT:?}"),
+        _ => e.to_string(),
+    }
+}
+
 /// A name for a log of its own, and room for it among those that are kept.
 fn new_log(machine: &str) -> Result<PathBuf, RigError> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -359,6 +386,12 @@ const MTU: u32 = 9000;
 
 /// A boot takes 10 seconds on two idle processors. This is for very busy ones, and tells a hang.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// A machine whose kernel hangs is switched on once more.
+const BOOTS: u32 = 2;
+
+/// What the kernel logs right before it starts `guest/init`.
+const RUNS_INIT: &[u8] = b"Run /init as init process";
 
 /// From the request to the panic.
 const PANIC_LIMIT: Duration = Duration::from_secs(60);

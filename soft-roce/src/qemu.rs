@@ -105,7 +105,9 @@ impl Hardware<'_> {
         // The host's KVM hangs on stock kernels in the places where the rig has to work, and is not there in most.
         line.add("-accel", "tcg,thread=multi".into());
         line.add("-machine", "q35,nvdimm=on".into());
-        line.add("-cpu", "max".into());
+        // An emulator runs string instructions an element at a time. Without ERMS kernel and libc move bytes otherwise: five
+        // times as fast for pieces of 64 KiB, which is nearer to what a processor does.
+        line.add("-cpu", "max,erms=off".into());
         line.add("-smp", self.cpus.to_string());
         line.add("-m", format!("{memory}M,slots={},maxmem={most}M", self.nvdimms.len()));
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {

@@ -3,6 +3,7 @@
 //! ended; one that went to the background by a clean end of what was started goes on there.
 
 mod freeze;
+mod kill;
 mod means;
 mod order;
 
@@ -21,7 +22,6 @@ use super::restarts::Restarts;
 use crate::failover::supervise::{Exit, ExitWatch, StartCommand, SuperviseError, Supervisor};
 use crate::failover::{Event, Life};
 use crate::locks::lock;
-use freeze::SEEN_WITHIN;
 use means::{best_means, children, system};
 
 /// Hears what becomes of an application.
@@ -68,8 +68,8 @@ struct Keeper {
     hear: Hear,
     /// Bounds starts in a row; without, each is made at once: what an heir takes over must not wait.
     restarts: Option<Restarts>,
-    /// A start whose pause is not over.
-    due: Option<Instant>,
+    /// A start that is ordered and not yet made. Until it is, no end is told: it would be taken for that of what is started.
+    due: Option<Due>,
     /// Frozen by order, or about to be: nothing is started.
     frozen: bool,
     /// Orders that halted it, so far.
@@ -86,6 +86,15 @@ struct Keeper {
     unheld: bool,
     /// See [`Application::failure`].
     failure: Arc<Mutex<Option<String>>>,
+}
+
+/// What a start waits for.
+#[derive(Clone, Copy)]
+enum Due {
+    /// The end of a pause.
+    At(Instant),
+    /// The end of what is left of the application.
+    OnceGone,
 }
 
 impl Application {
@@ -186,15 +195,14 @@ impl Drop for Application {
 impl Keeper {
     fn run(&mut self, inputs: &Receiver<Input>) {
         loop {
-            let input = match self.due.filter(|_| !self.frozen) {
-                Some(due) => inputs.recv_timeout(due.saturating_duration_since(Instant::now())),
-                None => inputs.recv().map_err(RecvTimeoutError::from),
+            let input = match self.due {
+                Some(Due::At(due)) if !self.frozen => {
+                    inputs.recv_timeout(due.saturating_duration_since(Instant::now()))
+                }
+                _ => inputs.recv().map_err(RecvTimeoutError::from),
             };
             let (what, done) = match input {
-                Err(RecvTimeoutError::Timeout) => {
-                    self.due = None;
-                    ("start", self.start())
-                }
+                Err(RecvTimeoutError::Timeout) => ("start", self.start()),
                 Ok(Input::Order(order)) => (order.word(), self.carry_out(order)),
                 Ok(Input::Ended(run, exit)) if run == self.run => ("see the end", self.command_ended(exit)),
                 Ok(Input::Gone(run, rest)) if run == self.run => {
@@ -228,7 +236,7 @@ impl Keeper {
                 self.hold()
             }
             Order::Kill => {
-                self.killed = self.halts;
+                (self.due, self.frozen, self.killed) = (None, false, self.halts);
                 self.kill()
             }
             Order::Start(ticket) => {
@@ -239,7 +247,8 @@ impl Keeper {
                 // Whoever asked may have ended.
                 let _ = answer.send(life);
             }),
-            Order::Over { .. } if self.commanded => Ok(()),
+            // Or somebody has attached since.
+            Order::Over { .. } if self.commanded || self.look.present().attached => Ok(()),
             Order::Over { clean: true } => self.ended_cleanly(Rest::Writers),
             Order::Over { clean: false } => self.kill(),
             Order::Then(deed) => {
@@ -259,27 +268,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Ends whatever is left, and says that the application died.
-    fn kill(&mut self) -> Result<(), SuperviseError> {
-        (self.due, self.frozen, self.unheld) = (None, false, false);
-        // A process that is a stranger to the means, such as an orphan of a tree, may have been forked into writing.
-        for pid in self.outside(Instant::now() + SEEN_WITHIN)?.own {
-            if let Err(error) = self.take_in(pid) {
-                tracing::error!(group = self.name, pid, %error, "a process of the application is not killed");
-            }
-        }
-        let killed = self.means.kill();
-        let strangers = self.strangers()?;
-        let mut left = if killed.is_err() { self.left(Rest::All { clean: false })? } else { Vec::new() };
-        left.extend(&strangers);
-        if killed.is_ok() && left.is_empty() {
-            self.tell_end(false);
-            return Ok(());
-        }
-        self.await_end(left, Rest::All { clean: false })?;
-        killed.and(Err(SuperviseError::Strangers { name: self.name.clone(), pids: strangers }))
-    }
-
     fn plan_start(&mut self, ticket: Ticket) {
         if self.command.is_none() || ticket.0 < self.killed {
             return;
@@ -287,7 +275,8 @@ impl Keeper {
         // Overtaken by a freeze, it waits for the thaw.
         self.frozen &= ticket.0 < self.halts;
         let now = Instant::now();
-        self.due = self.restarts.as_mut().map_or(Some(now), |restarts| restarts.next(now));
+        let at = self.restarts.as_mut().map_or(Some(now), |restarts| restarts.next(now));
+        self.due = at.map(Due::At);
         if self.due.is_none() {
             self.failed_to_start("it keeps dying");
         }
@@ -301,19 +290,26 @@ impl Keeper {
     }
 
     fn start(&mut self) -> Result<(), SuperviseError> {
+        let started = self.start_unless_occupied();
+        if let Err(error) = &started {
+            self.due = None;
+            self.failed_to_start(&error.to_string());
+        }
+        started
+    }
+
+    /// Starts the command, or waits for the end of what still runs: which must not be frozen for that, nor must the control group
+    /// that an earlier one has left.
+    fn start_unless_occupied(&mut self) -> Result<(), SuperviseError> {
         let Some(command) = &self.command else { return Ok(()) };
+        self.means.thaw()?;
         let members = self.left(Rest::BeforeStart)?;
         if !members.is_empty() {
+            self.due = Some(Due::OnceGone);
             return self.await_end(members, Rest::BeforeStart);
         }
-        // An application that ended while it was frozen, or had ended before, leaves its control group so.
-        let mut started = match self.means.thaw().and_then(|()| self.means.start(command)) {
-            Ok(started) => started,
-            Err(error) => {
-                self.failed_to_start(&error.to_string());
-                return Err(error);
-            }
-        };
+        self.due = None;
+        let mut started = self.means.start(command)?;
         *lock(&self.failure) = None;
         self.run += 1;
         self.commanded = true;
@@ -364,22 +360,37 @@ impl Keeper {
     }
 
     fn rest_gone(&mut self, rest: Rest) -> Result<(), SuperviseError> {
+        if let Rest::All { clean: false } = rest {
+            // Whoever held the end back may have left somebody behind.
+            return self.kill();
+        }
         let left = self.left(rest)?;
         if !left.is_empty() {
             return self.await_end(left, rest);
         }
         match rest {
-            Rest::BeforeStart => self.due = Some(Instant::now()),
+            Rest::BeforeStart => self.release_start(),
             Rest::Writers => self.tell_end(true),
             Rest::All { clean } => self.tell_end(clean),
         }
         Ok(())
     }
 
-    /// Says that nothing of the application is left.
+    /// Says that nothing of the application is left, unless it is to be started anyway.
     fn tell_end(&mut self, clean: bool) {
         self.run += 1;
+        self.commanded = false;
+        if self.due.is_some() {
+            return self.release_start();
+        }
         (self.hear)(if clean { Event::ApplicationExited } else { Event::ApplicationDied });
+    }
+
+    /// Nothing is left that a start waited for: it is made next. One that is in its pause goes on with that.
+    fn release_start(&mut self) {
+        if let Some(Due::OnceGone) = self.due {
+            self.due = Some(Due::At(Instant::now()));
+        }
     }
 
     /// What is left of the application; never this process, which an application in the same process may have brought in.

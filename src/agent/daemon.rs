@@ -26,12 +26,15 @@ use super::holder::{FdKeeper, Holder, KeeperError};
 use super::local::Local;
 use super::metrics::Metrics;
 use super::power_watch::PowerWatch;
-use super::roles::{Roles, RolesError};
+use super::roles::{self, Roles, RolesError};
 use super::sessions::{Node, Sessions};
-use super::state::{StateDir, StateError};
-use super::status::{NodeStatus, Status};
+use super::state::{StateDir, StateError, check_usable};
+use super::status::{NodeStatus, Role, Status};
+use super::unusable::Unusable;
 use crate::fabric::tls::{TlsError, TlsIdentity};
+use crate::failover::Alarm;
 use crate::locks::lock;
+use crate::remedy;
 use crate::session::socket::{Listener, SocketError};
 
 /// How long finishing may take: below the 90 s after which systemd kills a service.
@@ -70,7 +73,7 @@ pub enum DaemonError {
     #[error("{0}")]
     Machine(String),
     /// The system refused.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     System {
         /// What was attempted.
         what: &'static str,
@@ -137,9 +140,17 @@ impl Daemon {
         });
         // First, as the agents' own listener: at a port that the configuration names.
         let metrics = bind_metrics(&context.config)?;
-        let roles = Roles::start(&context)?;
-        let mut controllers = start_groups(&context)?;
+        let mut roles = Roles::start(&context)?;
+        let (mut controllers, mut failed) = start_groups(&context)?;
         controllers.extend(roles.controllers());
+        failed.extend(roles.take_failed().into_iter().map(Failed::from));
+        if controllers.is_empty() && !failed.is_empty() {
+            return Err(failed.swap_remove(0).error);
+        }
+        controllers.extend(stand_ins(&context, failed));
+        // A program that names no group gets the first, whether it can be used or not.
+        let place = |name: &str| context.config.groups.iter().position(|group| group.name == name);
+        controllers.sort_by_key(|c| place(c.name()).unwrap_or(usize::MAX));
         let power = context.config.power.as_ref().map(|power| {
             PowerWatch::start(&power.path, controllers.clone()).map_err(|source| DaemonError::System {
                 what: "watch power at",
@@ -235,12 +246,54 @@ impl Node for Parts {
     }
 }
 
-fn start_groups(context: &Arc<Context>) -> Result<Vec<Arc<dyn Controller>>, DaemonError> {
-    let start = |group: &config::Group| -> Result<Arc<dyn Controller>, DaemonError> {
-        let failed = |source| DaemonError::Group { group: group.name.clone(), source };
-        Ok(Local::start(context, group).map_err(failed)?)
+/// A group that could not be started, which the others do without.
+struct Failed {
+    name: String,
+    role: Role,
+    error: DaemonError,
+}
+
+impl From<roles::Failed> for Failed {
+    fn from(failed: roles::Failed) -> Failed {
+        Failed { name: failed.name, role: failed.role, error: failed.error.into() }
+    }
+}
+
+/// Those that could be started, and those that could not.
+type Started = (Vec<Arc<dyn Controller>>, Vec<Failed>);
+
+/// Starts the groups that are shipped nowhere.
+fn start_groups(context: &Arc<Context>) -> Result<Started, DaemonError> {
+    let (mut controllers, mut failed) = Started::default();
+    for group in context.config.groups.iter().filter(|g| g.destinations.is_empty()) {
+        match Local::start(context, group) {
+            Ok(local) => controllers.push(local),
+            Err(source) => {
+                let lasts = source.lasts();
+                let (name, group) = (group.name.clone(), group.name.clone());
+                let error = DaemonError::Group { group, source };
+                if !lasts {
+                    // The next attempt may end better: whoever starts the agent makes one.
+                    return Err(error);
+                }
+                failed.push(Failed { name, role: Role::Source, error });
+            }
+        }
+    }
+    Ok((controllers, failed))
+}
+
+/// Who stands for the groups that could not be started.
+fn stand_ins(context: &Context, failed: Vec<Failed>) -> Vec<Arc<dyn Controller>> {
+    let stand_in = |Failed { name, role, error }: Failed| -> Arc<dyn Controller> {
+        let why = error.to_string();
+        tracing::error!(group = name, error = why, "the group could not be opened, and is not protected");
+        context.events.emit(Some(&name), Kind::OpenFailed, json!({ "why": why }));
+        let message = format!("{}: {why}", Alarm::Unusable.message());
+        context.events.emit(Some(&name), Kind::Alarm, json!({ "what": Alarm::Unusable, "message": message }));
+        Arc::new(Unusable::new(&name, role, why))
     };
-    context.config.groups.iter().filter(|g| g.destinations.is_empty()).map(start).collect()
+    failed.into_iter().map(stand_in).collect()
 }
 
 fn bind_metrics(config: &Config) -> Result<Option<Metrics>, DaemonError> {
@@ -276,12 +329,11 @@ fn keeper(config: &Config, program: &Path) -> Result<Box<dyn FdKeeper>, KeeperEr
 }
 
 fn make_runtime_dir(dir: &Path) -> Result<(), DaemonError> {
+    let failed = |what| move |source| DaemonError::System { what, path: dir.into(), source };
     let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
-    made.map_err(|source| DaemonError::System {
-        what: "make the runtime directory",
-        path: dir.into(),
-        source,
-    })
+    made.map_err(failed("make the runtime directory"))?;
+    // Before the holder is started, which could only say that it cannot listen.
+    check_usable(dir).map_err(failed("use the runtime directory"))
 }
 
 fn notify(state: &[NotifyState<'_>]) {

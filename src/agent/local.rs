@@ -136,7 +136,7 @@ impl Controller for Local {
             generation: self.group.generation(),
             state: "unprotected".into(),
             supervision: self.application.as_ref().map(|a| a.means().to_owned()),
-            command_error: self.application.as_ref().and_then(|a| a.failure()),
+            error: self.application.as_ref().and_then(|a| a.failure()),
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
             regions_more: 0,
@@ -272,9 +272,10 @@ fn start_source(context: &Arc<Context>, group: &Arc<Group>) -> io::Result<Source
     let (context, name) = (context.clone(), group.name().to_owned());
     Source::start(SourceSetup {
         group: group.clone(),
-        destination: None,
+        destinations: Vec::new(),
+        way: None,
         event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-        refused: Box::new(|_, _| {}),
+        refused: Box::new(|_, _, _| {}),
         chance: || 0,
     })
 }

@@ -13,9 +13,8 @@ use std::{io, mem};
 use super::config::Peer;
 use super::control::message::{Answer, Ask, Refusal};
 use super::control::{Client, ControlError, client::unexpected};
-use super::ownership::Teller;
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{Event, Request};
+use crate::failover::{self, Request};
 use crate::types::GroupId;
 
 /// Pause between signs of life on an idle connection, and between attempts to connect one.
@@ -41,7 +40,7 @@ pub struct Route {
     /// Who this node is.
     pub identity: Arc<TlsIdentity>,
     /// Hears the answers.
-    pub teller: Teller,
+    pub hear: Box<dyn Fn(failover::Answer) + Send>,
     /// Hears that the other node knows another group by this name.
     pub another_group: Box<dyn Fn() + Send>,
 }
@@ -50,7 +49,7 @@ impl Messenger {
     /// A messenger to `route`'s peer.
     pub fn start(route: Route) -> io::Result<Messenger> {
         let (queue, requests) = mpsc::channel();
-        let name = format!("ask-{}", route.group);
+        let name = format!("ask-{}-{}", route.group, route.peer.name);
         let thread = thread::Builder::new().name(name).spawn(move || run(&route, &requests))?;
         Ok(Messenger { queue: Some(queue), thread: Some(thread) })
     }
@@ -109,7 +108,7 @@ fn deliver(route: &Route, client: &mut Option<Client>, ask: &Ask) -> Result<(), 
         }
     };
     match (connected.ask(ask, WITHIN)?, ask) {
-        (Answer::Ownership { reply }, Ask::Ownership { .. }) => route.teller.tell(Event::Answer(reply)),
+        (Answer::Ownership { reply }, Ask::Ownership { .. }) => (route.hear)(reply),
         // Only to keep the connection warm: any answer will do.
         (_, Ask::Ping {}) => {}
         (Answer::Refused { reason: Refusal::WrongGroup, .. }, _) => (route.another_group)(),

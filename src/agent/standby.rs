@@ -17,19 +17,21 @@ use super::clock::WallTime;
 use super::config::{self, FabricKind};
 use super::control::message::{Answer, GroupOpened, OpenGroup, Refusal, refused};
 use super::fabrics::Fabrics;
-use super::state::{StateDir, StateError};
+use super::state::{StateDir, StateError, check_usable};
 use crate::fabric::{Endpoint, FabricError, Offer, Registration, RemoteAccess, RemoteKey};
 use crate::failover::{Mandate, Round, Saved};
 use crate::locks::lock;
+use crate::region::kind::MemoryKind;
+use crate::remedy;
 use crate::replica::applier::{ApplierConfig, ApplyError};
 use crate::replica::durability;
-use crate::replica::peek;
+use crate::replica::peek::{self, BaseQuery};
 use crate::replica::promote::{PromoteError, Promoted, Request, SavedMark};
 use crate::replica::status::ReplicaStatus;
 use crate::replica::store::disk::DiskStore;
 use crate::replica::worker;
 use crate::replica::{Replica, StatusWatch, StreamStart};
-use crate::types::{Durability, Generation, GroupId, Lsn, RegionId};
+use crate::types::{Durability, Generation, GroupId, LogId, Lsn, RegionId};
 
 mod report;
 
@@ -45,6 +47,8 @@ pub struct Standby {
     states: Arc<StateDir>,
     fabrics: Arc<Fabrics>,
     durability: Durability,
+    /// What the replica's files are in.
+    memory: MemoryKind,
     /// Records land in memory beside the replica's files, which the adapter cannot be given.
     staged: bool,
     inner: Mutex<Inner>,
@@ -66,6 +70,8 @@ struct Connected {
     peer: String,
     /// Keeps the landing ring reachable.
     _landing: Arc<dyn Registration>,
+    /// It has ended by itself, and was to be let go.
+    ended: bool,
 }
 
 /// A source's turn to open the stream, from [`Standby::turn`]; void once another one was drawn or access was revoked.
@@ -76,9 +82,17 @@ pub struct Turn(u64);
 pub struct Opened {
     turn: Turn,
     generation: Generation,
+    log: LogId,
     ring_bytes: u64,
     peer: String,
     accepted: Receiver<Result<Arc<dyn Endpoint>, FabricError>>,
+}
+
+impl Opened {
+    fn start(&self, from: Lsn, fresh: Option<u32>) -> StreamStart {
+        let &Opened { generation, log, ring_bytes, .. } = self;
+        StreamStart { generation, log, ring_bytes, from, fresh }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,7 +105,9 @@ struct Known {
 #[derive(Debug, thiserror::Error)]
 pub enum StandbyError {
     /// Its directory cannot be used.
-    #[error("cannot use the replica's directory {} (`dir` in [[replica]]): {source}", dir.display())]
+    #[error(
+        "cannot use the replica's directory {} (`dir` in [[replica]]): {source}{}", dir.display(), remedy::of(source)
+    )]
     Dir {
         /// The directory.
         dir: PathBuf,
@@ -125,10 +141,26 @@ pub enum StandbyError {
     /// Its image cannot be opened.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// Its image cannot be promoted.
+    #[error(transparent)]
+    Promote(#[from] PromoteError),
+}
+
+impl StandbyError {
+    /// Whether the next attempt ends in the same way, unless somebody mends something.
+    pub fn lasts(&self) -> bool {
+        match self {
+            StandbyError::Durability { .. } | StandbyError::Dir { .. } => true,
+            StandbyError::Apply(error) => !error.is_temporary(),
+            StandbyError::State(error) => error.lasts(),
+            StandbyError::Revoke { .. } | StandbyError::Promote(_) => false,
+        }
+    }
 }
 
 impl Standby {
-    /// Opens the image that is there, if any.
+    /// Opens the image that is there, if any. One that cannot be opened for a cause that passes, such as a full disk, is opened as soon
+    /// as it is wanted and can be: the agent's other groups need it meanwhile.
     pub fn open(
         config: config::Replica,
         states: Arc<StateDir>,
@@ -136,6 +168,7 @@ impl Standby {
     ) -> Result<Standby, StandbyError> {
         let dir = |source| StandbyError::Dir { dir: config.dir.clone(), source };
         fs::create_dir_all(&config.dir).map_err(dir)?;
+        check_usable(&config.dir).map_err(dir)?;
         let found = durability::detect(&config.dir).map_err(dir)?;
         let staged =
             config.fabric == FabricKind::Verbs && !durability::stays_in_place(&config.dir).map_err(dir)?;
@@ -145,17 +178,23 @@ impl Standby {
         })?;
         let known = states.load::<Known>(&config.group, STATE_FILE)?;
         let standby = Standby {
-            config,
             states,
             fabrics,
             durability,
+            memory: durability::memory(found),
             staged,
+            config,
             inner: Mutex::new(Inner { id: None, replica: None, watch: None, link: None }),
             newest: AtomicU64::new(0),
             last_error: Mutex::default(),
         };
         if let Some(known) = known {
-            standby.adopt(&mut standby.lock(), known.id)?;
+            let mut inner = standby.lock();
+            inner.id = Some(known.id);
+            match standby.adopt(&mut inner, known.id) {
+                Err(error) if !error.lasts() => standby.note(&error.to_string()),
+                opened => opened?,
+            }
         }
         Ok(standby)
     }
@@ -209,13 +248,20 @@ impl Standby {
         let offer = fabric.and_then(|fabric| fabric.offer()).map_err(|e| failed(e.to_string()))?;
         let address = offer.address();
         let accepted = accept(offer).map_err(|e| failed(e.to_string()))?;
-        let answer = GroupOpened { have, durability: self.durability, encrypt, offer: address };
-        let (generation, ring_bytes) = (open.generation, open.ring_bytes);
-        Ok((Opened { turn, generation, ring_bytes, peer: peer.to_owned(), accepted }, answer))
+        let answer = GroupOpened {
+            have,
+            durability: self.durability,
+            encrypt,
+            memory: self.memory,
+            staged: self.staged,
+            offer: address,
+        };
+        let &OpenGroup { generation, log, ring_bytes, .. } = open;
+        Ok((Opened { turn, generation, log, ring_bytes, peer: peer.to_owned(), accepted }, answer))
     }
 
     /// Answers `attach`: from here on the source may write.
-    pub fn attach(&self, opened: Opened, ack: RemoteKey, from: Lsn, fresh: bool) -> Answer {
+    pub fn attach(&self, opened: Opened, ack: RemoteKey, from: Lsn, fresh: Option<u32>) -> Answer {
         let no = |reason, text: String| {
             self.note(&text);
             refused(reason, opened.generation, text)
@@ -232,17 +278,12 @@ impl Standby {
         let Some(replica) = inner.replica.as_mut() else {
             return no(Refusal::OutOfOrder, "the group is not open".into());
         };
-        let StreamLinked { landing, registration } = match link(
-            replica,
-            &endpoint,
-            &opened,
-            StreamStart { generation: opened.generation, ring_bytes: opened.ring_bytes, from, fresh },
-            ack,
-        ) {
-            Ok(linked) => linked,
-            Err(error) => return no(Refusal::Failed, error),
-        };
-        inner.link = Some(Connected { endpoint, peer: opened.peer, _landing: registration });
+        let StreamLinked { landing, registration } =
+            match link(replica, &endpoint, &opened, opened.start(from, fresh), ack) {
+                Ok(linked) => linked,
+                Err(error) => return no(Refusal::Failed, error),
+            };
+        inner.link = Some(Connected { endpoint, peer: opened.peer, _landing: registration, ended: false });
         *lock(&self.last_error) = None;
         Answer::Attached { landing }
     }
@@ -258,6 +299,11 @@ impl Standby {
         let Some(status) = self.status() else { return Vec::new() };
         let store = DiskStore::new(self.durability);
         peek::digests(&store, &self.config.dir, status.generation, region, pages).unwrap_or_default()
+    }
+
+    /// See [`peek::base`].
+    pub fn base(&self, query: BaseQuery<'_>) -> Option<peek::Base> {
+        peek::base(&DiskStore::new(self.durability), &self.config.dir, query)
     }
 
     /// Takes the source's access away: when this has succeeded, nothing of its can land any more. Whatever was opened is
@@ -277,29 +323,48 @@ impl Standby {
             Mandate::SaveStarted | Mandate::Arbiter | Mandate::Force => None,
         };
         let mut inner = self.lock();
-        let verified = match inner.replica.as_mut() {
-            Some(replica) => replica.verify(saved, &self.config.paths).map(drop).map_err(|e| e.to_string()),
-            None => Err("there is no image of the group here".to_owned()),
+        let verified = match self.replica(&mut inner) {
+            Ok(Some(replica)) => {
+                replica.verify(saved, &self.config.paths).map(drop).map_err(|e| e.to_string())
+            }
+            Ok(None) => Err("there is no image of the group here".to_owned()),
+            Err(error) => Err(error.to_string()),
         };
         verified.inspect_err(|why| self.note(why))
     }
 
-    /// What went wrong last, and when.
+    /// Why nothing that lands becomes durable in the image at present, if so.
     pub fn fault(&self) -> Option<String> {
+        self.status()?.faulted
+    }
+
+    /// What went wrong last, and when.
+    pub fn last_error(&self) -> Option<String> {
         lock(&self.last_error).clone()
     }
 
     /// Puts the image's files where the application opens them. May be repeated.
-    pub fn place(&self, owner: Option<(u32, u32)>) -> Result<Promoted, PromoteError> {
+    pub fn place(&self, owner: Option<(u32, u32)>) -> Result<Promoted, StandbyError> {
         let mut inner = self.lock();
-        let replica = inner.replica.as_mut().ok_or(PromoteError::NothingConsistent)?;
+        let replica = self.replica(&mut inner)?.ok_or(PromoteError::NothingConsistent)?;
         // What must be there was checked when the group became ours.
-        replica.promote(&Request { paths: &self.config.paths, owner })
+        Ok(replica.promote(&Request { paths: &self.config.paths, owner })?)
     }
 
     /// The source that is attached.
     pub fn source(&self) -> Option<String> {
         self.lock().link.as_ref().map(|l| l.peer.clone())
+    }
+
+    /// Lets go of a link whose connection has ended by itself: as long as it is held, its adapter cannot be removed. Once: where that
+    /// fails, whoever needs it done tries again.
+    pub fn release_ended(&self) {
+        let mut inner = self.lock();
+        let ended = inner.replica.as_ref().is_some_and(Replica::has_ended);
+        if ended && inner.link.as_mut().is_some_and(|link| !std::mem::replace(&mut link.ended, true)) {
+            // What could not be done is noted.
+            let _ = self.disconnect(&mut inner);
+        }
     }
 
     /// Whether nothing has voided `turn`. Under the lock it stays so until the lock is released: whoever voids it takes the
@@ -322,6 +387,14 @@ impl Standby {
             replica.detach();
         }
         Ok(())
+    }
+
+    /// The image, opened now if it could not be when the agent was started; none if there is none of a known group.
+    fn replica<'a>(&self, inner: &'a mut Inner) -> Result<Option<&'a mut Replica>, StandbyError> {
+        if let Some(id) = inner.id {
+            self.adopt(inner, id)?;
+        }
+        Ok(inner.replica.as_mut())
     }
 
     /// Opens the image of group `id`; stores the identity first if it is new.

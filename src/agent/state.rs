@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::group::Rest;
 use crate::file_id::FileId;
 use crate::predecessor::outlast;
+use crate::remedy;
 use crate::types::{Generation, GroupId, RegionId};
 
 /// Largest state file that is read: 65,536 regions with long paths stay below it.
@@ -99,7 +100,7 @@ pub enum StateError {
         holder: String,
     },
     /// The system refused.
-    #[error("cannot {what} {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     System {
         /// What was attempted.
         what: &'static str,
@@ -118,12 +119,10 @@ pub enum StateError {
     },
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room, nothing has been lost",
-        io::ErrorKind::PermissionDenied => "; give it to the user that pmemhad runs as",
-        io::ErrorKind::ReadOnlyFilesystem => "; choose a state_dir that can be written",
-        _ => "",
+impl StateError {
+    /// Whether the next attempt ends in the same way, unless somebody mends something.
+    pub fn lasts(&self) -> bool {
+        matches!(self, StateError::Damaged { .. })
     }
 }
 
@@ -207,6 +206,15 @@ fn make_dir(dir: &Path) -> Result<(), StateError> {
 fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::System { what, path, source }
+}
+
+/// Whether this process may list a directory and make files in it.
+pub(super) fn check_usable(dir: &Path) -> io::Result<()> {
+    match accessat(CWD, dir, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        // A filter of system calls that is older than this one: nothing is known.
+        Ok(()) | Err(Errno::PERM) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::status::pmemha_rc::{self, *};
 use crate::log::{LogError, WaitError};
 use crate::region::mapped_file::MappingError;
 use crate::session::SessionError;
+use crate::session::local_flush::UnknownLocalFlush;
 
 /// Why a call failed: the status for the program, the message for a person.
 #[derive(Debug)]
@@ -74,6 +75,12 @@ impl Failure {
     /// Refuses NULL where a result is to be written.
     pub fn unless_null<T>(what: &str, pointer: *const T) -> Result<(), Failure> {
         if pointer.is_null() { Err(Failure::invalid(format!("{what} is NULL"))) } else { Ok(()) }
+    }
+}
+
+impl From<UnknownLocalFlush> for Failure {
+    fn from(e: UnknownLocalFlush) -> Failure {
+        Failure::invalid(e.to_string())
     }
 }
 

@@ -14,6 +14,7 @@ use super::session::{find, is_open, pmemha_session};
 use super::status::pmemha_rc::{self, *};
 use crate::region::flush::{flush_lines, msync};
 use crate::region::mapped_file::{FlushKind, MappedFile};
+use crate::session::local_flush::LocalFlush;
 use crate::session::{Protection, Session};
 use crate::types::{LINE, RegionId};
 
@@ -74,7 +75,8 @@ pub unsafe extern "C" fn pmemha_protect_path(
 /// after munmap() or mremap() protect anew.
 ///
 /// Returns what pmemha_protect_path() does, and #PMEMHA_E_NOT_A_FILE (anonymous or private memory, or a file that has been
-/// removed), #PMEMHA_E_RANGE (not mapped throughout, or by several files: protect each by itself). Any thread.
+/// removed), #PMEMHA_E_RANGE (not mapped throughout, or by several files: protect each by itself), #PMEMHA_E_INVAL also where
+/// PMEMHA_LOCAL_FLUSH is neither `auto` nor `always`. Any thread.
 ///
 /// # Safety
 /// As in C: `region` is NULL or valid. The range may be anything.
@@ -91,9 +93,10 @@ pub unsafe extern "C" fn pmemha_protect_range(
         if range.is_empty() {
             return Err(Failure::invalid("len is 0"));
         }
+        let local_flush = LocalFlush::from_env()?;
         let mapped = MappedFile::behind(range.clone())?;
         let protection = live.protect(mapped.file.as_fd(), mapped.offset + len as u64, true)?;
-        let mapping = Mapping { range, offset: mapped.offset, flush: mapped.flush };
+        let mapping = Mapping { range, offset: mapped.offset, flush: local_flush.applied_to(mapped.flush) };
         Ok((protection, Some(mapping)))
     };
     // SAFETY: `region` is as the caller promises.
@@ -108,7 +111,9 @@ pub unsafe extern "C" fn pmemha_protect_range(
 ///
 /// To be called *instead of* pmem_flush(), after the stores. The content of the cache lines that hold the bytes is recorded
 /// first, then the lines are flushed (CLWB, else CLFLUSHOPT, else CLFLUSH). Where the mapping is one of the page cache, the
-/// pages are written back by msync(), which takes its time. Nothing is ordered or published yet: pmemha_drain() does that.
+/// pages are written back by msync(), which takes its time. Lines on tmpfs or hugetlbfs are recorded only, since a flush makes
+/// nothing there more durable; PMEMHA_LOCAL_FLUSH=always has them flushed. Nothing is ordered or published yet: pmemha_drain()
+/// does that.
 /// No system call, no lock and no allocation except as said.
 ///
 /// Returns #PMEMHA_OK, #PMEMHA_E_RANGE (nothing was done), #PMEMHA_E_CLOSED, #PMEMHA_E_INVAL, #PMEMHA_E_LIMIT (a forked child for which
@@ -268,6 +273,7 @@ unsafe fn capture_and_flush(region: &Region, addr: *const c_void, len: usize) ->
     match mapping.flush {
         // SAFETY: as above.
         FlushKind::Lines => unsafe { flush_lines(bytes) },
+        FlushKind::Dram => {}
         FlushKind::Msync => msync(bytes)
             .map_err(|e| Failure::new(PMEMHA_E_SYSTEM, format!("msync of {len} bytes at {addr:p}: {e}")))?,
     }

@@ -11,7 +11,7 @@ impl Turn<'_> {
     pub(super) fn as_destination(&mut self, event: &Event) {
         match event {
             Event::ApplicationStarted => {
-                self.act(Action::Kill);
+                self.kill();
                 self.alarm(Alarm::ApplicationNotAdmitted);
             }
             Event::OperatorPromote { force } => match self.next.refuses_promotion(*force) {

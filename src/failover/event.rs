@@ -157,10 +157,12 @@ pub enum Event {
         /// From [`Action::Freeze`].
         round: Round,
     },
-    /// Everything published is durable at the heir.
+    /// Everything published is durable at a destination, which may be the heir.
     TailDurable {
         /// From [`Action::ShipTail`].
         round: Round,
+        /// Where.
+        heir: NodeName,
         /// What.
         saved: Saved,
     },
@@ -221,10 +223,12 @@ pub enum Action {
     HoldFrozen,
     /// Kill every process of the application; its end is reported as its death.
     Kill,
-    /// Bring everything published to the destinations, then report it durable at the heir.
+    /// Bring everything published to the destinations, then report which of some holds it: the first that does.
     ShipTail {
         /// For the event.
         round: Round,
+        /// Those that may be the heir.
+        to: Vec<NodeName>,
     },
     /// Nobody wants the tail any more: stop bringing it, and record again what no program asked for.
     CallOffTail,
@@ -321,6 +325,12 @@ pub enum Alarm {
     RegionsUnplaced,
     /// The other node has a group of this name that is another one. Raised by the agent: the machine never hears of it.
     AnotherGroup,
+    /// A program goes on with a log that is lost to this owner, and must end first. Raised by the agent: the machine never hears of it.
+    EarlierProgram,
+    /// The group could not be opened when the agent was started. Raised by the agent: there is no machine.
+    Unusable,
+    /// Two nodes own the same generation: one was promoted by force while the group was handed to the other. Raised by the agent.
+    TwoOwners,
 }
 
 impl Alarm {
@@ -358,13 +368,16 @@ impl Alarm {
                 "another node owns a newer generation while the application ran here: it was killed here; what it wrote since is on this node only"
             }
             Alarm::NoMandate => {
-                "not promoted: the source has not handed the group over; if it is dead, say so with `pmemha promote --force`"
+                "not promoted: the source has not handed the group over; if it is dead, and no other destination has taken over, say so with `pmemha promote --force`"
             }
             Alarm::NoImage => {
                 "not promoted: this node has no complete image of the group; promote another one"
             }
+            Alarm::EarlierProgram => {
+                "a program of this group still writes to an earlier log, which nothing ships: end it; the application is started once it has ended"
+            }
             Alarm::HeirUnable => {
-                "the heir cannot promote its image; the group is taken back as soon as power allows"
+                "the heir cannot promote its image: on battery the group is handed to another destination, or kept for this one where there is none; otherwise it is taken back and goes on here"
             }
             Alarm::TakenOverOnBattery => {
                 "taken over while external power is lost here as well: the application runs here until the battery ends; `pmemha last-gasp` hands it on to a node that has power"
@@ -374,6 +387,12 @@ impl Alarm {
             }
             Alarm::AnotherGroup => {
                 "the other node has a group of this name that is not this one: both began as its first owner, or the state of one was cleared; neither protects the other, and both may run the application. Keep the node whose files are right; on the other one stop pmemhad, remove the `[[group]]`, and move `groups/NAME` out of its state_dir"
+            }
+            Alarm::Unusable => {
+                "the group could not be opened and is not protected: mend the cause and restart pmemhad"
+            }
+            Alarm::TwoOwners => {
+                "another node owns this generation of the group, too: one of the two was promoted by force while the other took over. Decide whose files are right; on the other stop the application and pmemhad, remove the `[[group]]` there, move `groups/NAME` out of `state_dir`, and start pmemhad again: it follows then"
             }
         }
     }

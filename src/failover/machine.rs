@@ -1,5 +1,7 @@
 //! The step function, and the small driver that keeps "persist before acting".
 
+use std::collections::BTreeSet;
+
 use super::event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 use super::state::{DURABLE_VERSION, Durable, Life, Mains, Phase, Policy, Stage, Standing, State};
 use crate::types::Generation;
@@ -36,7 +38,9 @@ impl Machine {
             attempt: 0,
             log_lost: false,
             life: 0,
+            start_ordered: false,
             failed_starts: 0,
+            passed_over: BTreeSet::new(),
         };
         Self { policy, state }
     }
@@ -114,6 +118,10 @@ pub(super) struct Turn<'a> {
 
 impl Turn<'_> {
     fn apply(&mut self, event: &Event) {
+        // Of what ran before.
+        if self.next.start_ordered && matches!(event, Event::ApplicationDied | Event::ApplicationExited) {
+            return;
+        }
         self.observe(event);
         match event {
             Event::Recovered { life, .. } => self.recover(*life),
@@ -130,13 +138,23 @@ impl Turn<'_> {
         let next = &mut self.next;
         match event {
             Event::Recovered { application, .. } => next.application = *application,
-            Event::ApplicationStarted => next.application = Life::Running,
+            Event::ApplicationStarted => (next.application, next.start_ordered) = (Life::Running, false),
             Event::ApplicationDied | Event::ApplicationExited | Event::ApplicationFailedToStart => {
-                next.application = Life::Gone
+                (next.application, next.start_ordered) = (Life::Gone, false)
             }
             Event::PowerLost => (next.mains, next.holds_out) = (Mains::Lost, false),
             Event::PowerBack => (next.mains, next.holds_out) = (Mains::Online, false),
             _ => {}
+        }
+        if matches!(
+            event,
+            Event::PowerLost
+                | Event::PowerBack
+                | Event::OperatorLastGasp
+                | Event::OperatorCancel
+                | Event::OperatorPromote { .. }
+        ) {
+            next.passed_over.clear();
         }
     }
 
@@ -162,7 +180,7 @@ impl Turn<'_> {
         if !matches!(self.next.durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. })
             && self.next.application != Life::Gone
         {
-            self.act(Action::Kill);
+            self.kill();
         }
     }
 
@@ -178,11 +196,17 @@ impl Turn<'_> {
             self.alarm(Alarm::SplitBrain);
         }
         if self.next.application != Life::Gone {
-            self.act(Action::Kill);
+            self.kill();
         }
         if was_source {
             self.report(Note::Demoted);
         }
+    }
+
+    /// Has the application ended, which makes an ordered start void: the end that follows is to be heard.
+    pub fn kill(&mut self) {
+        self.next.start_ordered = false;
+        self.act(Action::Kill);
     }
 
     pub fn act(&mut self, action: Action) {

@@ -2,7 +2,7 @@
 
 use super::event::{Action, Alarm, Answer, Cause, Event, Note, Request};
 use super::machine::Turn;
-use super::state::{Life, Mains, OnDeath, Phase, Saved, Stage, Standing, Trigger};
+use super::state::{Life, Mains, NodeName, OnDeath, Phase, Saved, Stage, Standing, Trigger};
 
 impl Turn<'_> {
     /// An event on a node that owns the group or gave it up.
@@ -34,7 +34,9 @@ impl Turn<'_> {
             Event::OperatorPromote { force } => self.operator_wants_ownership(*force),
             Event::FreezeDone { round } if *round == self.next.round() => self.frozen(),
             Event::FreezeFailed { round } if *round == self.next.round() => self.kill_unfrozen(),
-            Event::TailDurable { round, saved } if *round == self.next.round() => self.tail_durable(*saved),
+            Event::TailDurable { round, heir, saved } if *round == self.next.round() => {
+                self.tail_durable(heir, *saved)
+            }
             Event::FilesPlaced if phase == Phase::Placing => {
                 self.set_stage(Stage::Placed);
                 self.start_application();
@@ -93,7 +95,7 @@ impl Turn<'_> {
                 self.send_trigger();
                 if !saved {
                     self.next.phase = Phase::Saving;
-                    self.act(Action::ShipTail { round });
+                    self.ship_tail();
                 }
             }
             Life::Frozen | Life::Gone => self.cancel(),
@@ -118,7 +120,7 @@ impl Turn<'_> {
             // A start that was under way when the freeze was reported: freeze again, ship again.
             Phase::Saving if self.owns() => self.begin_gasp(self.next.cause),
             _ => {
-                self.act(Action::Kill);
+                self.kill();
                 self.alarm(Alarm::ApplicationNotAdmitted);
             }
         }
@@ -126,7 +128,7 @@ impl Turn<'_> {
 
     fn application_died(&mut self) {
         match self.next.phase {
-            Phase::Running | Phase::Starting => {
+            Phase::Running => {
                 self.report(Note::ApplicationEnded);
                 match self.policy.on_death {
                     OnDeath::Failover => self.begin_gasp(Cause::Death),
@@ -145,7 +147,7 @@ impl Turn<'_> {
 
     fn application_exited(&mut self) {
         match self.next.phase {
-            Phase::Running | Phase::Starting => {
+            Phase::Running => {
                 self.stopped();
                 self.report(Note::ApplicationEnded);
             }
@@ -187,7 +189,7 @@ impl Turn<'_> {
     /// Begins a last gasp under a new attempt number.
     fn begin_gasp(&mut self, cause: Cause) {
         self.next.cause = cause;
-        if self.policy.heir.is_none() {
+        if self.policy.heirs.is_empty() {
             self.alarm(Alarm::NoHeir);
             if cause == Cause::Death {
                 self.start_application();
@@ -195,6 +197,9 @@ impl Turn<'_> {
                 self.run_on();
             }
             return;
+        }
+        if self.heirs().is_empty() {
+            self.next.passed_over.clear();
         }
         self.next.attempt += 1;
         self.report(Note::GaspBegan(cause));
@@ -223,36 +228,53 @@ impl Turn<'_> {
     fn kill_unfrozen(&mut self) {
         if matches!(self.next.phase, Phase::Freezing | Phase::Refreezing) {
             self.alarm(Alarm::FreezeFailed);
-            self.act(Action::Kill);
+            self.kill();
         }
     }
 
-    /// Nothing writes any more: tell the heir and bring it the tail.
+    /// Nothing writes any more: tell those who may be the heir, and bring them the tail.
     fn save(&mut self) {
-        let Some(heir) = self.policy.heir.clone() else { return };
         let round = self.next.round();
         self.next.phase = Phase::Saving;
-        match self.policy.trigger {
-            Trigger::Saved => self.send(Request::SaveStarted { round, heir, trigger: false }),
-            Trigger::SaveStarted => {
-                self.give_up(None);
+        let heirs = self.heirs();
+        match (self.policy.trigger, heirs.first()) {
+            (Trigger::SaveStarted, Some(heir)) => {
+                self.give_up(heir.clone(), None);
                 self.send_trigger();
             }
+            _ => {
+                for heir in heirs {
+                    self.send(Request::SaveStarted { round, heir, trigger: false });
+                }
+            }
         }
-        self.act(Action::ShipTail { round });
+        self.ship_tail();
     }
 
-    fn tail_durable(&mut self, saved: Saved) {
-        if self.next.phase == Phase::Saving {
-            self.give_up(Some(saved));
+    fn heirs(&self) -> Vec<NodeName> {
+        self.next.heirs(&self.policy.heirs)
+    }
+
+    fn ship_tail(&mut self) {
+        let (round, to) = (self.next.round(), self.heirs());
+        self.act(Action::ShipTail { round, to });
+    }
+
+    fn tail_durable(&mut self, heir: &NodeName, saved: Saved) {
+        // Given up to one, it is that one's whoever else has it all.
+        let named = match &self.next.durable.standing {
+            Standing::GivenUp { heir: named, .. } => named == heir,
+            _ => true,
+        };
+        if self.next.phase == Phase::Saving && named {
+            self.give_up(heir.clone(), Some(saved));
             self.next.phase = Phase::HandingOver;
             self.send_trigger();
         }
     }
 
     /// From here on only the heir's word gives the group back.
-    fn give_up(&mut self, saved: Option<Saved>) {
-        let Some(heir) = self.policy.heir.clone() else { return };
+    fn give_up(&mut self, heir: NodeName, saved: Option<Saved>) {
         let owned = self.owns();
         let (attempt, cause) = (self.next.attempt, self.next.cause);
         self.next.durable.standing = Standing::GivenUp { attempt, heir, cause, saved, withdrawn: false };
@@ -345,6 +367,7 @@ impl Turn<'_> {
         self.next.phase = Phase::Starting;
         // Until it is known to have failed, something may be running.
         self.next.application = Life::Running;
+        self.next.start_ordered = self.policy.has_command;
         self.act(Action::StartApplication { generation: self.next.durable.generation });
     }
 
@@ -410,10 +433,7 @@ impl Turn<'_> {
             Answer::Cancelled { round: of } if given_up && of == round => self.returned_by_heir(),
             Answer::Unable { round: of } | Answer::Refused { round: of } if given_up && of == round => {
                 if matches!(self.next.phase, Phase::HandingOver | Phase::HandedOver) {
-                    self.alarm(Alarm::HeirUnable);
-                    if self.next.cause != Cause::Power || self.next.mains == Mains::Online {
-                        self.cancel();
-                    }
+                    self.pass_heir_over();
                 }
             }
             Answer::Doubt { round: of, life }
@@ -427,6 +447,19 @@ impl Turn<'_> {
         }
     }
 
+    /// The heir cannot take the group over: it is taken back to be handed to another one, or to go on here.
+    fn pass_heir_over(&mut self) {
+        let Standing::GivenUp { heir, .. } = &self.next.durable.standing else { return };
+        let heir = heir.clone();
+        if self.next.passed_over.insert(heir) {
+            self.alarm(Alarm::HeirUnable);
+        }
+        let stays = self.next.cause == Cause::Power && self.next.mains != Mains::Online;
+        if !stays || self.policy.heirs.iter().any(|heir| !self.next.passed_over.contains(heir)) {
+            self.cancel();
+        }
+    }
+
     fn source_timeout(&mut self) {
         let round = self.next.round();
         match self.next.phase {
@@ -437,7 +470,9 @@ impl Turn<'_> {
                     self.resume_uncommitted();
                 } else {
                     self.send_trigger();
-                    self.act(Action::ShipTail { round });
+                    // Whoever is left does not get it. One that was passed over has it, and may have been mended by now.
+                    self.next.passed_over.clear();
+                    self.ship_tail();
                 }
             }
             Phase::HandingOver | Phase::HandedOver => self.send_trigger(),

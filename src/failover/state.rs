@@ -1,5 +1,6 @@
 //! The state of one group on one node: what must outlive the agent, and what it is doing right now.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -291,8 +292,13 @@ pub struct State {
     pub log_lost: bool,
     /// Unrepeatable number of this life of the agent: answers to earlier lives are told by it.
     pub life: u64,
+    /// From the order to start until it is done, has failed, or is made void by a kill. An end that is heard meanwhile is of what
+    /// ran before.
+    pub start_ordered: bool,
     /// Starts in a row that failed.
     pub failed_starts: u32,
+    /// Heirs that could not take the group over, until power or an operator gives reason to ask them again.
+    pub passed_over: BTreeSet<NodeName>,
 }
 
 impl State {
@@ -311,6 +317,14 @@ impl State {
             (Standing::Owner { .. }, Phase::Returned) => Some(Alarm::NoMandate),
             (Standing::Triggered { .. }, Phase::AwaitingSaved | Phase::Doubtful) => Some(Alarm::NoMandate),
             (Standing::Owner { .. } | Standing::Triggered { .. }, _) => None,
+        }
+    }
+
+    /// Which of `all` may be the heir now: given up to one, nobody else.
+    pub fn heirs(&self, all: &[NodeName]) -> Vec<NodeName> {
+        match &self.durable.standing {
+            Standing::GivenUp { heir, .. } => vec![heir.clone()],
+            _ => all.iter().filter(|heir| !self.passed_over.contains(heir)).cloned().collect(),
         }
     }
 
@@ -381,12 +395,14 @@ impl Default for Patience {
 pub struct Policy {
     /// This node.
     pub node: NodeName,
-    /// Whom we name when we give up the group; none: no failover from here.
-    pub heir: Option<NodeName>,
+    /// Whom we may name when we give up the group, the preferred one first; none: no failover from here.
+    pub heirs: Vec<NodeName>,
     /// What the death of the application means.
     pub on_death: OnDeath,
     /// What gives up ownership.
     pub trigger: Trigger,
+    /// Whether there is a command that starts the application; without, somebody does so by hand.
+    pub has_command: bool,
     /// Starts of the application in a row that may fail.
     pub start_limit: u32,
     /// Time limits.

@@ -6,11 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mapped::{directory, maps_of, processes, user_of};
+use super::mapped::{LogFile, directory, maps_of, processes, user_of};
 use super::patient::{Question, ask_each};
 use super::region::{LogRegion, MEMFD_NAME};
 use crate::types::{Generation, GroupId};
@@ -53,6 +53,15 @@ pub fn from_writers(
         }
     }
     Ok(None)
+}
+
+/// A process that has this log mapped so that it may write to it, of those that can be seen from here and say so in time.
+pub fn writer_of(log: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let file = LogFile::of(log)?;
+    let others: Vec<u32> = processes().filter(|pid| *pid != std::process::id()).collect();
+    let question: Question<_> = Arc::new(move |pid| file.stored_to_by(pid).is_some());
+    let mut answers = ask_each(&others, Instant::now() + SAID_WITHIN, &question).into_iter();
+    Ok(answers.find(|(_, writes)| *writes == Some(true)).map(|(pid, _)| pid))
 }
 
 /// What process `pid` has mapped that is called as a log.

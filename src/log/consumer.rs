@@ -97,7 +97,7 @@ impl Consumer {
                 break;
             }
             let sealed = self.seal(header);
-            if header.kind == Kind::Data as u8 {
+            if Kind::from_byte(header.kind).is_some_and(Kind::is_content) {
                 batch.data_bytes += u64::from(header.len);
             }
             batch.headers.push(sealed);

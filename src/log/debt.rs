@@ -14,7 +14,7 @@ use super::region::LogRegion;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Debt {
-    /// One was asked for or has begun.
+    /// One for all was asked for or has begun.
     Copy = 1,
     /// A region is being entered, and not all that it has is in the log yet.
     Entry = 2,
@@ -22,6 +22,8 @@ pub enum Debt {
     /// the next program finds it and builds on it: only a copy that begins before that program appends brings it along.
     /// Noted by whoever buries the dead.
     Remains = 4,
+    /// A reader with no image that follows the stream asked for one: a copy for it alone will do.
+    Newcomer = 8,
 }
 
 impl LogRegion {

@@ -4,13 +4,14 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::region::crc;
 use crate::types::{Generation, Lsn, RegionId};
 
 /// First bytes of a log region.
 pub const MAGIC: [u8; 8] = *b"PMHALOG\x01";
 
 /// Version of the layout; a reader refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Records start and end at multiples of this, so that a header never straddles the end of the ring.
 pub const RECORD_ALIGN: u64 = 32;
@@ -48,19 +49,110 @@ pub enum Kind {
     RegionRename = 6,
     /// The region ceases to be.
     RegionUnlink = 7,
-    /// A full copy of every region begins: the reader starts a new, empty image beside the old one.
+    /// A full copy of every region begins: the reader starts a new, empty image beside the old one. `offset` is a [`CopyFor`]: with
+    /// an image that follows the stream, it does so only for one that is meant for all.
     SyncBegin = 8,
     /// The copy is complete: the image beside is consistent from here on and replaces the old one.
     SyncEnd = 9,
+    /// As `Data`, but part of a copy: an image that is not being built leaves it alone.
+    CopyData = 10,
+    /// As `RegionCreate`, but part of a copy.
+    CopyCreate = 11,
+    /// As `RegionUnlink`, but part of a copy.
+    CopyUnlink = 12,
+    /// Part of a copy: payload [`SamePayload`]. Pages from `offset` of `region` on are those of the image before, at the same offset.
+    CopySame = 13,
 }
+
+/// Which readers of the stream a copy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyFor {
+    /// All: what their images lack stands in no record.
+    All,
+    /// Those with no image that follows the stream.
+    Newcomers,
+    /// The one whose stream has this number, unless it has an image that follows it.
+    One(u32),
+}
+
+impl CopyFor {
+    /// Whom the copy that begins with `header` is for; none if that makes no sense.
+    pub fn of(header: &RecordHeader) -> Option<CopyFor> {
+        let offset = header.place().1;
+        match (offset & SCOPE, offset >> SCOPE_BITS) {
+            (0, 0) => Some(CopyFor::All),
+            (1, 0) => Some(CopyFor::Newcomers),
+            (2, stream) => u32::try_from(stream).ok().map(CopyFor::One),
+            _ => None,
+        }
+    }
+
+    /// Whether a reader takes it whose stream has this number, and which has an image that follows the stream or has none. One that
+    /// does not follow and does not take it loses what it had of an earlier copy, whose end will not come.
+    pub fn is_for(self, stream: u32, follows: bool) -> bool {
+        match self {
+            CopyFor::All => true,
+            CopyFor::Newcomers => !follows,
+            CopyFor::One(number) => !follows && number == stream,
+        }
+    }
+
+    /// The offset of its [`Kind::SyncBegin`].
+    pub fn offset(self) -> u64 {
+        match self {
+            CopyFor::All => 0,
+            CopyFor::Newcomers => 1,
+            CopyFor::One(stream) => u64::from(stream) << SCOPE_BITS | 2,
+        }
+    }
+}
+
+/// The offset of a `SyncBegin` has its scope in so many bits, and above them the stream's number.
+const SCOPE_BITS: u32 = 2;
+
+const SCOPE: u64 = (1 << SCOPE_BITS) - 1;
 
 impl Kind {
     /// The kind that `byte` stands for.
     pub fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        [Data, Zero, Filler, RegionCreate, RegionResize, RegionRename, RegionUnlink, SyncBegin, SyncEnd]
-            .into_iter()
-            .find(|k| *k as u8 == byte)
+        // In the order of the bytes, so that it is a comparison and a move: every record that lands is looked at by this.
+        const KINDS: [Kind; 13] = [
+            Data,
+            Zero,
+            Filler,
+            RegionCreate,
+            RegionResize,
+            RegionRename,
+            RegionUnlink,
+            SyncBegin,
+            SyncEnd,
+            CopyData,
+            CopyCreate,
+            CopyUnlink,
+            CopySame,
+        ];
+        KINDS.get(usize::from(byte).wrapping_sub(1)).copied()
+    }
+
+    /// Whether it holds content.
+    pub fn is_content(self) -> bool {
+        matches!(self, Kind::Data | Kind::CopyData)
+    }
+
+    /// Whether it is a part of a copy, which an image that is not being built leaves alone.
+    pub fn is_copied(self) -> bool {
+        self.copied().is_some() || self == Kind::CopySame
+    }
+
+    /// What a part of a copy says that could stand by itself; none of any other kind.
+    pub fn copied(self) -> Option<Kind> {
+        match self {
+            Kind::CopyData => Some(Kind::Data),
+            Kind::CopyCreate => Some(Kind::RegionCreate),
+            Kind::CopyUnlink => Some(Kind::RegionUnlink),
+            _ => None,
+        }
     }
 }
 
@@ -139,11 +231,7 @@ impl RecordHeader {
 
     /// CRC32C of the canonical header, seeded with the generation; continue it over the payload.
     pub fn crc_seed(&self, generation: Generation) -> u32 {
-        // In one piece: a call costs more than these bytes do.
-        let mut bytes = [0; 4 + size_of::<RecordHeader>()];
-        bytes[..4].copy_from_slice(&generation.0.to_le_bytes());
-        bytes[4..].copy_from_slice(self.canonical().as_bytes());
-        crc32c::crc32c(&bytes)
+        crc::of_words(generation.0, zerocopy::transmute!(self.canonical()))
     }
 }
 
@@ -155,6 +243,18 @@ pub fn record_span(len: u32) -> u64 {
 /// Largest payload of one record in a ring of `ring` bytes; larger captures are split.
 pub fn max_payload(ring: u64) -> u64 {
     (ring / 4 - RECORD_HEADER) & !(crate::types::PAGE as u64 - 1)
+}
+
+/// Payload of [`Kind::CopySame`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SamePayload {
+    /// A bit for each of 64 pages of 4 KiB, the lowest for the first.
+    pub pages: u64,
+    /// Which region of the image before.
+    pub base: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
 }
 
 /// Payload of [`Kind::RegionCreate`], followed by the name (UTF-8, at most [`MAX_NAME`] bytes).
@@ -223,6 +323,8 @@ pub struct StaticHeader {
     pub created_ns: u64,
     /// First LSN of this log.
     pub first_lsn: u64,
+    /// Its identity.
+    pub log: u64,
     /// CRC32C of the bytes above.
     pub crc: u32,
     /// Zero.
@@ -295,5 +397,24 @@ mod tests {
         );
         assert_eq!(h.place(), (RegionId(0xabcd), 0x112233445566));
         assert_eq!(h.span(), 96);
+    }
+
+    #[test]
+    fn a_kind_is_found_by_its_byte() {
+        let found: Vec<_> = (0..=u8::MAX).filter_map(|b| Some((b, Kind::from_byte(b)? as u8))).collect();
+        assert_eq!(found, (1..=13).map(|b| (b, b)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn whom_a_copy_is_for_and_what_it_refers_to_are_golden() {
+        let all = [CopyFor::All, CopyFor::Newcomers, CopyFor::One(7), CopyFor::One(u32::MAX)];
+        assert_eq!(all.map(CopyFor::offset), [0, 1, 30, 0x3_ffff_fffe]);
+        for whom in all {
+            let place = RecordHeader::pack_place(RegionId(0), whom.offset());
+            let begin = RecordHeader { place, ..RecordHeader::unowned(Kind::SyncBegin, 64, 0) };
+            assert_eq!(CopyFor::of(&begin), Some(whom));
+        }
+        let same = SamePayload { pages: 0x0102, base: 0x0304, reserved: [0; 3] };
+        assert_eq!(same.as_bytes(), [2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0]);
     }
 }

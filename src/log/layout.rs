@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::format::{MAGIC, MAX_RING, MIN_RING, RECORD_ALIGN, StaticHeader, VERSION, cell};
 use super::slot::MAX_OWNERS;
-use crate::types::{Generation, GroupId, Lsn, PAGE};
+use crate::types::{Generation, GroupId, LogId, Lsn, PAGE};
 
 /// Bytes of an appender cell and of an entry of the region table: a cache line.
 pub(crate) const ENTRY: usize = 64;
@@ -29,6 +29,8 @@ pub struct LogSpec {
     pub group: GroupId,
     /// The group's generation.
     pub generation: Generation,
+    /// The log's identity.
+    pub id: LogId,
     /// The ring: a power of two from [`MIN_RING`] to [`MAX_RING`]. Memory in all: this, a quarter more for the slot
     /// table, and `bitmap_bytes`; pages are taken when first used.
     pub ring_bytes: u64,
@@ -47,6 +49,7 @@ impl Default for LogSpec {
         LogSpec {
             group: GroupId::default(),
             generation: Generation(1),
+            id: LogId::default(),
             ring_bytes: 64 << 20,
             bitmap_bytes: 1 << 20,
             appenders: 256,
@@ -65,6 +68,9 @@ pub enum LogError {
     /// The descriptor does not hold a log region, or one of another version.
     #[error("not a log region that this version of pmemha reads: {0}")]
     Format(String),
+    /// The region is of another version of pmemha.
+    #[error("the log region is of layout version {0}, and this pmemha reads version {VERSION}")]
+    Version(u32),
     /// The memory could still be truncated under us.
     #[error(
         "log region is not sealed against shrinking and growing (seals {0:#x}); it must come from the agent"
@@ -117,6 +123,7 @@ impl LogSpec {
             ring_bytes: self.ring_bytes,
             created_ns,
             first_lsn: self.first_lsn.0,
+            log: self.id.0,
             crc: 0,
             reserved: 0,
         };
@@ -134,7 +141,7 @@ impl LogSpec {
             return Err(LogError::Format("wrong magic number".into()));
         }
         if header.version != VERSION {
-            return Err(LogError::Format(format!("layout version {}, need {VERSION}", header.version)));
+            return Err(LogError::Version(header.version));
         }
         if header.crc != header_crc(&header) {
             return Err(LogError::Format("header checksum is wrong".into()));
@@ -143,6 +150,7 @@ impl LogSpec {
         let spec = LogSpec {
             group: GroupId(header.group),
             generation: Generation(header.generation),
+            id: LogId(header.log),
             ring_bytes: header.ring_bytes,
             bitmap_bytes: header.bitmap_bytes,
             appenders: header.appenders as u32,
@@ -201,6 +209,16 @@ mod tests {
         let spec = LogSpec { regions: 0, appenders: 4096, ring_bytes: 1 << 16, ..LogSpec::default() };
         let header = spec.layout(7).unwrap();
         assert_eq!(LogSpec::parse(&bytes_of(&header)).unwrap(), (spec, header));
+    }
+
+    #[test]
+    fn the_static_header_is_golden_where_docs_log_format_says() {
+        let spec = LogSpec { id: LogId(0x0102030405060708), generation: Generation(7), ..LogSpec::default() };
+        let bytes = bytes_of(&spec.layout(9).unwrap());
+        assert_eq!(bytes.len(), 144);
+        assert_eq!(bytes[..16], *b"PMHALOG\x01\x02\0\0\0\x07\0\0\0");
+        assert_eq!(bytes[112..136], *b"\x09\0\0\0\0\0\0\0\x20\0\0\0\0\0\0\0\x08\x07\x06\x05\x04\x03\x02\x01");
+        assert_eq!(bytes[136..140], crc32c::crc32c(&bytes[..136]).to_le_bytes());
     }
 
     #[test]

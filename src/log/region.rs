@@ -5,9 +5,9 @@
 //! at attach and never read again, positions are checked where they are used (`consumer`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -40,6 +40,8 @@ pub struct LogRegion {
     codec: SlotCodec,
     /// What waits for acknowledgements take in this process.
     pub(super) eager: Eager,
+    /// Threads of this process in [`LogRegion::sleep_until_work`].
+    sleepers: Mutex<u32>,
 }
 
 /// How far destinations have acknowledged.
@@ -187,8 +189,8 @@ impl LogRegion {
             .map_err(system)?;
         let (control, codec) = (Arc::new(control), SlotCodec::new(spec.ring_bytes));
         let slots = Words::new(&control, header.slots_off as usize, codec.slots());
-        let eager = Eager::default();
-        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec, eager })
+        let (eager, sleepers) = (Eager::default(), Mutex::new(0));
+        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec, eager, sleepers })
     }
 
     /// What it was made from.
@@ -355,6 +357,10 @@ impl LogRegion {
 
     pub(crate) fn count(&self, counter: Counter, by: u64) {
         self.control.u64(cell::COUNTERS + 8 * counter as usize).fetch_add(by, Relaxed);
+    }
+
+    pub(super) fn sleepers(&self) -> &Mutex<u32> {
+        &self.sleepers
     }
 
     pub(crate) fn control(&self) -> &SharedMem {

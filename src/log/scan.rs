@@ -32,10 +32,11 @@ pub enum Flaw {
     Checksum,
 }
 
-/// Looks for the record at `at` in a ring of `ring_bytes` (mapped twice in succession).
+/// Looks for the record at `at` in a ring whose length is a power of two (mapped twice in succession).
 pub fn scan_ring(ring: &SharedMem, generation: Generation, at: Lsn) -> Scan {
     let ring_bytes = ring.len() as u64;
-    let start = (at.0 % ring_bytes) as usize;
+    debug_assert!(ring_bytes.is_power_of_two());
+    let start = (at.0 & (ring_bytes - 1)) as usize;
     let mut head = [0u8; RECORD_HEADER as usize];
     ring.read(start, &mut head);
     let crc = |header: &RecordHeader| {

@@ -10,6 +10,7 @@ use rustix::thread::futex;
 use super::format::cell;
 use super::protocol;
 use super::region::{Acks, Counter, LinkState, LogRegion, boottime};
+use crate::locks::lock;
 use crate::types::{Level, Lsn};
 
 /// Somebody who waits is taken to wait again for this long.
@@ -214,17 +215,25 @@ impl LogRegion {
     }
 
     /// Agent: sleeps until something is published past `seen`, someone waits, the application goes ahead, or
-    /// [`LogRegion::wake_agent`] is called; at most `timeout`. One thread of the agent at a time.
+    /// [`LogRegion::wake_agent`] is called; at most `timeout`. Any number of threads of the agent, through one mapping: what wakes
+    /// the deepest sleeper wakes all.
     pub fn sleep_until_work(&self, seen: Lsn, depth: SleepDepth, timeout: Duration) {
         let (depth_cell, word) = self.sleep_cells();
         let before = word.load(SeqCst);
-        depth_cell.store(depth as u32, SeqCst);
+        let mut sleepers = lock(self.sleepers());
+        *sleepers += 1;
+        depth_cell.fetch_max(depth as u32, SeqCst);
+        drop(sleepers);
         // Pairs with `wake_agent`, which follows the fence of publishing: either it sees the depth, or we its work.
         fence(SeqCst);
         if self.published() <= seen && !self.is_ahead() {
             let _ = futex::wait(word, futex::Flags::empty(), before, Some(&timespec(timeout)));
         }
-        depth_cell.store(0, SeqCst);
+        let mut sleepers = lock(self.sleepers());
+        *sleepers -= 1;
+        if *sleepers == 0 {
+            depth_cell.store(0, SeqCst);
+        }
     }
 
     /// Wakes the agent if it sleeps at least as deeply as `depth`.
@@ -234,7 +243,7 @@ impl LogRegion {
         // Only one of many comes to make the system call.
         if depth_cell.load(SeqCst) >= depth as u32 && depth_cell.swap(0, SeqCst) != 0 {
             word.fetch_add(1, SeqCst);
-            let _ = futex::wake(word, futex::Flags::empty(), 1);
+            let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a file is: its identity beyond names and descriptors, and the kind of memory it gives.
+//! What a file is: its identity beyond names and descriptors.
 //!
 //! Inode numbers are used again after a file is deleted, so the time of birth belongs to the identity where the
 //! file system keeps one.
@@ -106,54 +106,6 @@ pub fn path_of(fd: impl AsFd) -> Option<PathBuf> {
     named.then(|| PathBuf::from(std::ffi::OsString::from_vec(bytes)))
 }
 
-/// The memory that a file's mapping gives, which decides how its writes are watched and how it is registered
-/// with a network device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemoryKind {
-    /// A file on a file system with DAX: persistent memory, mapped with `MAP_SYNC`.
-    Fsdax,
-    /// A DAX device.
-    Devdax,
-    /// Battery-backed DRAM as a tmpfs file.
-    Tmpfs,
-    /// The same in huge pages.
-    Hugetlbfs,
-    /// A file behind the page cache.
-    Plain,
-}
-
-impl MemoryKind {
-    /// Finds out, by a trial mapping where nothing else tells.
-    pub fn of(fd: impl AsFd) -> io::Result<MemoryKind> {
-        const TMPFS: i64 = 0x0102_1994;
-        const HUGETLBFS: i64 = 0x9584_58f6;
-        let fd = fd.as_fd();
-        if Facts::of(fd)?.sort == Sort::Devdax {
-            return Ok(MemoryKind::Devdax);
-        }
-        Ok(match rustix::fs::fstatfs(fd)?.f_type as i64 {
-            TMPFS => MemoryKind::Tmpfs,
-            HUGETLBFS => MemoryKind::Hugetlbfs,
-            _ if maps_sync(fd) => MemoryKind::Fsdax,
-            _ => MemoryKind::Plain,
-        })
-    }
-}
-
-/// Whether the kernel grants `MAP_SYNC`, which it does for DAX alone.
-fn maps_sync(fd: BorrowedFd<'_>) -> bool {
-    use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-    let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC;
-    // SAFETY: a mapping at an address of the kernel's choice, never touched and taken away at once.
-    unsafe {
-        match mmap(std::ptr::null_mut(), crate::types::PAGE, ProtFlags::READ, flags, fd, 0) {
-            Ok(p) => munmap(p, crate::types::PAGE).is_ok(),
-            Err(_) => false,
-        }
-    }
-}
-
 /// Opens the file behind `path` again for `access`, for a helper that must not disturb the program's descriptor.
 ///
 /// Closing such a descriptor drops the POSIX locks that this process holds on the file: it is for processes
@@ -182,9 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn sorts_and_kinds_are_told_apart() {
+    fn sorts_are_told_apart() {
         let shm = tempfile::tempfile_in("/dev/shm").unwrap();
-        assert_eq!(MemoryKind::of(&shm).unwrap(), MemoryKind::Tmpfs);
         assert_eq!(Facts::of(&shm).unwrap().sort, Sort::Regular);
         assert_eq!(Facts::of(File::open("/").unwrap()).unwrap().sort, Sort::Directory);
         assert_eq!(Facts::of(File::open("/dev/null").unwrap()).unwrap().sort, Sort::Other);

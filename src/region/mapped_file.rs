@@ -9,12 +9,13 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fstat, major, minor, open};
+
+use super::kind::MemoryKind;
 
 /// The file behind a range.
 #[derive(Debug)]
@@ -32,8 +33,10 @@ pub struct MappedFile {
 /// How stores to a mapping become persistent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlushKind {
-    /// By flushing cache lines: DAX, devdax, and memory file systems, which nothing makes more persistent.
+    /// By flushing cache lines: DAX and devdax.
     Lines,
+    /// They need nothing: memory file systems ([`MemoryKind::is_dram`]).
+    Dram,
     /// By `msync`: pages of the page cache.
     Msync,
 }
@@ -161,9 +164,8 @@ fn flush_kind(file: &File, mapping: &Mapping, at: usize) -> Result<FlushKind, Ma
     if file.metadata().map_err(failed)?.file_type().is_char_device() {
         return Ok(FlushKind::Lines);
     }
-    let fs = rustix::fs::fstatfs(file.as_fd()).map_err(|e| failed(e.into()))?;
-    if [TMPFS_MAGIC, HUGETLBFS_MAGIC].contains(&(fs.f_type as u64)) {
-        return Ok(FlushKind::Lines);
+    if MemoryKind::of(file).map_err(failed)?.is_dram() {
+        return Ok(FlushKind::Dram);
     }
     let smaps = std::fs::read("/proc/self/smaps").map_err(failed)?;
     Ok(if mapped_sync(&smaps, at) { FlushKind::Lines } else { FlushKind::Msync })
@@ -223,14 +225,10 @@ fn unescape(path: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(plain))
 }
 
-/// See `statfs(2)`.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-
-/// See `statfs(2)`.
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
     use crate::region::memory::{Access, SharedMem};
     use proptest::prelude::*;
@@ -271,7 +269,7 @@ mod tests {
         let shm = tempfile::tempdir_in("/dev/shm").unwrap();
         let file = file_of(shm.path(), "pool", 4096);
         let mem = SharedMem::map(file.as_fd(), 0, 4096, Access::ReadWrite).unwrap();
-        assert_eq!(MappedFile::behind(range(&mem, 0, 4096)).unwrap().flush, FlushKind::Lines);
+        assert_eq!(MappedFile::behind(range(&mem, 0, 4096)).unwrap().flush, FlushKind::Dram);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use std::{ptr, slice};
 
-use super::flush;
+use super::{crc, flush};
 
 /// Bytes looked at at once by a checksum: a part of the first-level cache.
 const BOUNCE: usize = 4096;
@@ -154,6 +154,17 @@ impl SharedMem {
 
     /// CRC32C of `len` bytes, continuing `seed`.
     pub fn crc32c(&self, seed: u32, off: usize, len: usize) -> u32 {
+        if len < crc::SHORT && off.is_multiple_of(size_of::<u64>()) && crc::has_instruction() {
+            let from = self.at(off, len);
+            // SAFETY: the instruction is there; `at` checked the range, and a mapping begins with a page.
+            return unsafe { crc::continued(seed, from, len) };
+        }
+        self.crc32c_of_copies(seed, off, len)
+    }
+
+    /// Not inlined: its buffer would cost every short piece the probing of the stack.
+    #[inline(never)]
+    fn crc32c_of_copies(&self, seed: u32, off: usize, len: usize) -> u32 {
         // Through a bounce buffer in the first-level cache: a slice of memory that others write must not exist. Zeroing it first
         // would cost more than a small record's checksum.
         let mut bounce = MaybeUninit::<[u8; BOUNCE]>::uninit();

@@ -16,6 +16,7 @@ use std::os::fd::BorrowedFd;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::content::Content;
 use crate::types::{ByteRange, Lsn, PAGE};
 
 /// A file's time of modification: seconds and nanoseconds. Stores through a mapping move it, too.
@@ -43,6 +44,27 @@ impl Motive {
         let moved = self.before.replace(now) != Some(now);
         mem::replace(&mut self.moved, moved)
     }
+}
+
+/// Digests of `count` blocks of a file from number `first` on, each of `block` bytes; what lies behind its end counts as zeros.
+pub fn block_digests(content: &Content<'_>, block: usize, first: u64, count: usize) -> io::Result<Vec<u64>> {
+    let mut bytes = vec![0; block];
+    let one = |number: u64| read_block(content, &mut bytes, number).map(|()| xxh3_64(&bytes));
+    (first..first.saturating_add(count as u64)).map(one).collect()
+}
+
+/// Reads the block of this number, as many bytes as `into` has; zeros behind the end.
+pub fn read_block(content: &Content<'_>, into: &mut [u8], number: u64) -> io::Result<()> {
+    let from = number.saturating_mul(into.len() as u64);
+    let mut got = 0;
+    while got < into.len() {
+        match content.read_at(&mut into[got..], from + got as u64)? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    into[got..].fill(0);
+    Ok(())
 }
 
 /// Digests of whole pages of a file; what lies behind its end counts as zeros.

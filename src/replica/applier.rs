@@ -11,13 +11,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::image::ImageError;
+use super::image::position::Stream;
 use super::image::set::ImageSet;
-use super::landing::{Landing, LandingError};
+use super::landing::{Landing, LandingError, Of};
 use super::promote::{self, PromoteError};
 use super::store::{Bytes, Store};
 use crate::log::format::{RECORD_HEADER, RecordHeader};
 use crate::region::memory::SharedMem;
-use crate::types::{Durability, Generation, GroupId, Lsn};
+use crate::types::{Durability, Generation, GroupId, LogId, Lsn};
 
 /// Bytes received at a time where durability costs nothing: what has been checked is still in the cache when applied.
 const HOT_BATCH: u64 = 256 << 10;
@@ -111,6 +112,21 @@ pub struct Applier {
     doubtful: Lsn,
 }
 
+/// What a source asks for when it attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamStart {
+    /// Its generation.
+    pub generation: Generation,
+    /// Its log.
+    pub log: LogId,
+    /// Bytes of its ring.
+    pub ring_bytes: u64,
+    /// First position that it will write.
+    pub from: Lsn,
+    /// A new image begins there, in a stream of this number, which a copy for it alone names.
+    pub fresh: Option<u32>,
+}
+
 impl Applier {
     /// Opens what is in the directory; does not replay yet: see [`super::recover`]. A ring that could not be used
     /// is reported beside the applier, which then has none.
@@ -123,43 +139,42 @@ impl Applier {
         };
         let at = set.cursor().lsn;
         let doubtful = at.advance(landing.as_ref().map_or(0, |l| l.ring_bytes()));
-        let landing = landing.filter(|l| l.generation() == set.cursor().generation);
+        let of = Of { generation: set.cursor().generation, log: set.stored().stream.log };
+        let landing = landing.filter(|l| l.of() == of);
         let pending = Vec::new();
         let applier =
             Applier { config, set, landing, pending, landed: at, synced: at, durable: at, doubtful };
         Ok((applier, refused))
     }
 
-    /// Takes the stream of a source: which generation, how large its ring, where it goes on, and whether it begins a
-    /// new image there. Returns the memory that it is to write to. Everything that landed must have been applied
+    /// Takes the stream of a source. Returns the memory that it is to write to. Everything that landed must have been applied
     /// ([`super::recover::drain`]).
-    pub fn take_stream(
-        &mut self,
-        generation: Generation,
-        ring_bytes: u64,
-        from: Lsn,
-        fresh: bool,
-    ) -> Result<Arc<SharedMem>, ApplyError> {
+    pub fn take_stream(&mut self, start: StreamStart) -> Result<Arc<SharedMem>, ApplyError> {
+        let StreamStart { generation, log, ring_bytes, from, fresh } = start;
         let at = self.set.cursor();
         if generation < at.generation {
             return Err(ApplyError::Stale { generation, have: at.generation });
         }
         self.leave_promotion(generation)?;
-        if generation > at.generation || from > self.landed {
-            if !fresh {
+        // One that is to begin anew leaves what it has even where that ends just there: copies for newcomers are for it, too.
+        let goes_on =
+            generation == at.generation && log == self.set.stored().stream.log && from <= self.landed;
+        if fresh.is_some() || !goes_on {
+            let Some(number) = fresh else {
                 let (have, have_generation) = (self.landed, at.generation);
                 return Err(ApplyError::Gap { from, generation, have, have_generation });
-            }
+            };
             // The position first, the ring second: a ring of another generation than the position's is not used.
-            self.set.restart(generation, from)?;
+            self.set.restart(generation, from, Stream { log, number })?;
             self.rewind();
             self.durable = from;
         }
-        let fits = |l: &Landing| l.generation() == generation && l.ring_bytes() == ring_bytes;
+        let of = Of { generation, log };
+        let fits = |l: &Landing| l.of() == of && l.ring_bytes() == ring_bytes;
         if !self.landing.as_ref().is_some_and(fits) {
             let (config, group) = (&self.config, self.config.group);
             self.landing = None;
-            self.landing = Some(Landing::create(&*config.store, &config.dir, group, generation, ring_bytes)?);
+            self.landing = Some(Landing::create(&*config.store, &config.dir, group, of, ring_bytes)?);
         }
         let landing = self.landing.as_ref().expect("just made");
         Ok(landing.memory().clone())

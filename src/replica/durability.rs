@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::mounts;
+use crate::region::kind::MemoryKind;
 use crate::types::Durability;
 
 /// Looks at the file system of `dir`, which exists. Memory counts as `battery` (the operator says that this machine has
@@ -16,6 +17,15 @@ pub fn detect(dir: &Path) -> io::Result<Durability> {
 /// of no other.
 pub fn stays_in_place(dir: &Path) -> io::Result<bool> {
     Ok(detect(dir)? == Durability::Battery)
+}
+
+/// What files in a directory are, of which [`detect`] says `found`.
+pub fn memory(found: Durability) -> MemoryKind {
+    match found {
+        Durability::Battery => MemoryKind::Tmpfs,
+        Durability::Pmem | Durability::Eadr => MemoryKind::Fsdax,
+        Durability::Disk => MemoryKind::File,
+    }
 }
 
 /// What the destination does and says, or why it cannot do what is `declared`. `found` is what [`detect`] says of its

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use super::applier::{Applier, ApplierConfig, ApplyError};
+use super::applier::{Applier, ApplierConfig, ApplyError, StreamStart};
 use super::image::set::Promotable;
 use super::promote::{self, PromoteError, SavedMark};
 use super::recover::{self, Recovery};
@@ -15,7 +15,6 @@ use super::worker::{self, Link, Shared};
 use crate::fabric::Endpoint;
 use crate::locks::lock;
 use crate::region::memory::SharedMem;
-use crate::types::{Generation, Lsn};
 
 /// One group's replica. All methods are for one thread at a time, except through [`Replica::watch`].
 pub struct Replica {
@@ -44,19 +43,6 @@ impl StatusWatch {
     }
 }
 
-/// What a source asks for when it attaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamStart {
-    /// Its generation.
-    pub generation: Generation,
-    /// Bytes of its ring.
-    pub ring_bytes: u64,
-    /// First position that it will write.
-    pub from: Lsn,
-    /// A `SyncBegin` stands there.
-    pub fresh: bool,
-}
-
 impl Replica {
     /// Opens or creates the replica, recovering from whatever crash came before.
     pub fn open(config: ApplierConfig) -> Result<(Replica, Recovery), ApplyError> {
@@ -82,7 +68,7 @@ impl Replica {
     pub fn take_stream(&mut self, start: StreamStart) -> Result<Arc<SharedMem>, ApplyError> {
         let shared = self.shared.clone();
         let applier = self.applier()?;
-        let ring = applier.take_stream(start.generation, start.ring_bytes, start.from, start.fresh);
+        let ring = applier.take_stream(start);
         let mut status = shared.status();
         status.update(applier);
         if ring.is_ok() {
@@ -115,6 +101,11 @@ impl Replica {
                 Err(e)
             }
         }
+    }
+
+    /// Whether a source was attached whose connection has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.engine, Engine::Running { thread, .. } if thread.is_finished())
     }
 
     /// Stops following; what landed is applied first, unless faulted. For a promotion, revoke the endpoint before.

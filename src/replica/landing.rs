@@ -1,7 +1,7 @@
 //! The landing ring: where a source's records land by one-sided writes, and the redo log of the image.
 //!
 //! A file of one header page and the ring, of the size of the source's ring and with the same offsets. It belongs to
-//! one generation of one group. A file that does not fit is never used: it is set aside under another name and said so.
+//! one log of one group. A file that does not fit is never used: it is set aside under another name and said so.
 //! `docs/image-format.md` draws the header.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use super::store::{RingFile, Store};
 use crate::log::format::{MAX_RING, MIN_RING, RecordHeader};
 use crate::log::scan::{Scan, scan_ring};
 use crate::region::memory::SharedMem;
-use crate::types::{Generation, GroupId, Lsn};
+use crate::remedy;
+use crate::types::{Generation, GroupId, LogId, Lsn};
 
 /// File name in the replica's directory.
 pub const FILE: &str = "landing";
@@ -31,7 +32,7 @@ struct Header {
     generation: u32,
     reserved: [u8; 16],
     ring_bytes: [u8; 8],
-    reserved2: [u8; 8],
+    log: [u8; 8],
     crc: u32,
 }
 
@@ -42,7 +43,7 @@ const _: () = assert!(HEADER == 64);
 #[derive(Debug, thiserror::Error)]
 pub enum LandingError {
     /// The system refused.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     Io {
         /// What was attempted.
         what: &'static str,
@@ -72,8 +73,17 @@ pub enum LandingError {
 /// An open landing ring.
 pub struct Landing {
     ring: Arc<dyn RingFile>,
-    generation: Generation,
+    of: Of,
     ring_bytes: u64,
+}
+
+/// Whose records a ring takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Of {
+    /// Generation of the log.
+    pub generation: Generation,
+    /// Its identity.
+    pub log: LogId,
 }
 
 impl Landing {
@@ -82,29 +92,34 @@ impl Landing {
         store: &dyn Store,
         dir: &Path,
         group: GroupId,
-        generation: Generation,
+        of: Of,
         ring_bytes: u64,
     ) -> Result<Landing, LandingError> {
         if !fits(ring_bytes) {
             return Err(LandingError::Size { bytes: ring_bytes });
         }
+        let Of { generation, log } = of;
         let mut header = Header {
             magic: MAGIC,
             group: group.0,
             generation: generation.0,
             reserved: [0; 16],
             ring_bytes: ring_bytes.to_le_bytes(),
-            reserved2: [0; 8],
+            log: log.0.to_le_bytes(),
             crc: 0,
         };
         header.crc = crc32c::crc32c(&header.as_bytes()[..HEADER - 4]);
         let (path, temp) = (dir.join(FILE), dir.join(format!("{FILE}.new")));
         let io = |what| move |source| LandingError::Io { what, path: dir.join(FILE), source };
-        store.create_ring(&temp, header.as_bytes(), ring_bytes).map_err(io("allocate"))?;
+        if let Err(source) = store.create_ring(&temp, header.as_bytes(), ring_bytes) {
+            // What it got of a full disk, others need.
+            let _ = store.remove_file(&temp);
+            return Err(io("allocate")(source));
+        }
         store.rename(&temp, &path).map_err(io("put in place"))?;
         store.sync_dir(dir).map_err(io("make durable"))?;
         let ring = store.open_ring(&path, ring_bytes).map_err(io("map"))?;
-        Ok(Landing { ring, generation, ring_bytes })
+        Ok(Landing { ring, of, ring_bytes })
     }
 
     /// Opens the ring that is there; `None` if there is none. One that is damaged or another group's is set aside.
@@ -121,8 +136,9 @@ impl Landing {
             Err(what) => return Err(set_aside(store, dir, what)),
         };
         let ring_bytes = u64::from_le_bytes(header.ring_bytes);
+        let of = Of { generation: Generation(header.generation), log: LogId(u64::from_le_bytes(header.log)) };
         match store.open_ring(&path, ring_bytes) {
-            Ok(ring) => Ok(Some(Landing { ring, generation: Generation(header.generation), ring_bytes })),
+            Ok(ring) => Ok(Some(Landing { ring, of, ring_bytes })),
             Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
                 Err(set_aside(store, dir, "is shorter than its header says"))
             }
@@ -135,9 +151,9 @@ impl Landing {
         self.ring.memory()
     }
 
-    /// Generation whose records it takes.
-    pub fn generation(&self) -> Generation {
-        self.generation
+    /// Whose records it takes.
+    pub fn of(&self) -> Of {
+        self.of
     }
 
     /// Bytes of the ring.
@@ -153,7 +169,7 @@ impl Landing {
     /// The record at `lsn`, if all of it has landed. The header is a private copy: what the peer does to the ring
     /// afterwards changes nothing that is decided by it.
     pub fn record(&self, lsn: Lsn) -> Option<RecordHeader> {
-        match scan_ring(self.ring.memory(), self.generation, lsn) {
+        match scan_ring(self.ring.memory(), self.of.generation, lsn) {
             // Positions near the end of their range are nothing that a source comes to.
             Scan::Record(header) if header.lsn.checked_add(self.ring_bytes).is_some() => Some(header),
             _ => None,
@@ -195,5 +211,29 @@ fn set_aside(store: &dyn Store, dir: &Path, what: &'static str) -> LandingError 
     match store.rename(&path, &aside).and_then(|()| store.sync_dir(dir)) {
         Ok(()) => LandingError::SetAside { path, what, aside },
         Err(source) => LandingError::Io { what: "set aside the damaged ring", path, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::store::disk::DiskStore;
+    use crate::types::Durability;
+
+    #[test]
+    fn the_header_is_golden() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = DiskStore::new(Durability::Battery);
+        let of = Of { generation: Generation(7), log: LogId(9) };
+        Landing::create(&store, dir.path(), GroupId([3; 16]), of, MIN_RING).unwrap();
+        let bytes = store.read_head(&dir.path().join(FILE), HEADER).unwrap();
+        let mut golden = b"PMHALND\x01".to_vec();
+        golden.extend([3; 16]);
+        golden.extend(b"\x07\0\0\0");
+        golden.extend([0; 16]);
+        golden.extend(MIN_RING.to_le_bytes());
+        golden.extend(b"\x09\0\0\0\0\0\0\0");
+        golden.extend(crc32c::crc32c(&golden).to_le_bytes());
+        assert_eq!(bytes, golden);
     }
 }

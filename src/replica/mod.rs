@@ -26,6 +26,7 @@ pub mod status;
 pub mod store;
 pub mod worker;
 
-pub use handle::{Replica, StatusWatch, StreamStart};
+pub use applier::StreamStart;
+pub use handle::{Replica, StatusWatch};
 pub use status::{ImageHealth, ReplicaStatus};
 pub use worker::Link;

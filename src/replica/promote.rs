@@ -25,6 +25,7 @@ use super::routes::{Route, Routes, routes};
 use super::store::sealed::{seal, unseal};
 use super::store::{Store, replace};
 use crate::file_id::FileId;
+use crate::remedy;
 use crate::types::{Generation, Lsn};
 
 /// File name of the journal in the replica's directory.
@@ -135,7 +136,7 @@ pub enum PromoteError {
         what: String,
     },
     /// The system refused; the promotion can be tried again.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     Io {
         /// What was attempted.
         what: &'static str,

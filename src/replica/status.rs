@@ -1,6 +1,7 @@
 //! What a replica says of itself: plain data, true at `as_of`.
 
 use super::applier::Applier;
+use super::image::position::Stream;
 use crate::log::region::wall_clock_ns;
 use crate::types::{Durability, Generation, Lsn};
 
@@ -33,6 +34,8 @@ pub struct ReplicaStatus {
     pub digest: u64,
     /// Where `digest` holds.
     pub cursor: Lsn,
+    /// The stream.
+    pub stream: Stream,
     /// The image.
     pub image: ImageHealth,
     /// Of a sync under way: bytes brought, and bytes of the regions named so far (zero pages are never sent).
@@ -61,6 +64,7 @@ impl ReplicaStatus {
             applied: Lsn(0),
             digest: 0,
             cursor: Lsn(0),
+            stream: Stream::default(),
             image: ImageHealth::None,
             sync_progress: None,
             durability: applier.config().durability,
@@ -83,6 +87,7 @@ impl ReplicaStatus {
         self.applied = applier.applied();
         self.digest = images.cursor().digest;
         self.cursor = images.cursor().lsn;
+        self.stream = images.stored().stream;
         self.sync_progress = images.sync_progress();
         self.image = match images.promotable() {
             _ if self.sync_progress.is_some() => ImageHealth::Syncing,

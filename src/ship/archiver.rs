@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::space::Space;
 use super::sync::Requester;
 use crate::locks::lock;
-use crate::log::format::{Kind, RecordHeader};
+use crate::log::format::RecordHeader;
 use crate::log::region::wall_clock_ns;
 use crate::log::{Batch, Consumer, LogRegion, Owner};
 use crate::replica::archive::{ArchiveConfig, ArchiveError, ArchiveWriter};
@@ -49,7 +49,7 @@ pub struct Archiving {
     pub space: (Arc<Space>, usize),
     /// Asks for the copy that an archive begins with.
     pub copies: Requester,
-    /// Sees every record that is no content.
+    /// Sees the header of every record.
     pub observe: Box<dyn Fn(&RecordHeader) + Send>,
     /// Hears what happened to the archive.
     pub tell: Box<dyn Fn(&News<'_>) + Send>,
@@ -140,7 +140,7 @@ struct Work {
 impl Work {
     fn new(archiving: Archiving, shared: Arc<Shared>) -> Work {
         Work {
-            consumer: archiving.space.0.consumer(archiving.space.1),
+            consumer: archiving.space.0.consumer(archiving.space.1).expect("an archive never lets go"),
             shared,
             writer: None,
             unsynced: 0,
@@ -217,7 +217,7 @@ impl Work {
         self.unsynced = 0;
         self.shared.lock().view.durable = Some(from);
         // Nobody knows whether the last copy before this attempt was complete.
-        self.archiving.copies.request();
+        self.archiving.copies.request_for_newcomer(false);
         (self.archiving.tell)(&News::Begun(from));
     }
 
@@ -231,7 +231,7 @@ impl Work {
     }
 
     fn take(&mut self, batch: &Batch) {
-        batch.headers.iter().filter(|h| h.kind != Kind::Data as u8).for_each(&self.archiving.observe);
+        batch.headers.iter().for_each(&self.archiving.observe);
         let log = self.archiving.log.clone();
         let Some(writer) = &mut self.writer else { return self.done(batch.end) };
         let ring = log.spec().ring_bytes;
@@ -304,7 +304,7 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::format::MIN_RING;
+    use crate::log::format::{Kind, MIN_RING};
     use crate::log::{Appender, LogSpec};
     use crate::ship::sync::{SyncRegion, SyncSource, Syncer};
     use crate::types::{GroupId, RegionId};
@@ -318,6 +318,12 @@ mod tests {
         fn regions(&self) -> io::Result<Vec<SyncRegion>> {
             Ok(Vec::new())
         }
+        fn is_still(&self) -> bool {
+            false
+        }
+        fn destinations(&self) -> usize {
+            1
+        }
     }
 
     #[test]
@@ -326,7 +332,7 @@ mod tests {
         let (_fd, log) = LogRegion::create(&spec).unwrap();
         let first = log.free();
         // The destination, consumer 0, acknowledges nothing.
-        let space = Space::new(log.clone(), 2);
+        let space = Space::new(log.clone(), (1, 1), 0, false);
         let copying = Appender::attach(log.clone(), 2).unwrap();
         let syncer = Syncer::start("archive-test", Arc::new(NoRegions(copying))).unwrap();
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -1,8 +1,9 @@
-//! The last gasp of a log: everything that the application published, durable at the destination.
+//! The last gasp of a log: everything that the application published, durable at the destinations.
 //!
 //! Called when nothing of the application can run any more (frozen or dead) and while the shipper runs. Whatever is
 //! complete is published, an open gap is closed and copied, and the end of the stream is named with its digest.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use crate::types::Lsn;
 
 /// How often the positions are looked at: well below what a battery counts in, well above a cache miss.
 const LOOK: Duration = Duration::from_micros(100);
+
+/// How much longer one that is preferred may take than one that is not.
+const GRACE: Duration = Duration::from_millis(10);
 
 /// How long a gasp may look in vain before it says again that everything complete is to be published.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(5);
@@ -63,10 +67,21 @@ pub enum HeldUp {
     },
 }
 
+/// How far from its end a last gasp is: less is nearer.
+pub fn distance(held_up: &Option<HeldUp>) -> u8 {
+    match held_up {
+        None => 0,
+        Some(HeldUp::Shipping { .. }) => 1,
+        Some(HeldUp::Halfway) => 2,
+        Some(HeldUp::Copying { .. }) => 3,
+        Some(HeldUp::NotCounting) => 4,
+    }
+}
+
 /// What the last gasp of `log` would wait for if it began now; `None` where everything is there.
 pub fn held_up(log: &LogRegion, status: &ShipStatus, syncer: &Syncer) -> Option<HeldUp> {
     let (view, sync) = (status.view(), syncer.view());
-    let copy = !log.is_whole() || sync.active;
+    let copy = !log.is_whole() || sync.for_all || sync.active && !view.counts;
     if (copy || !view.counts) && log.halfway(&Owner::confirmed_dead) {
         return Some(HeldUp::Halfway);
     }
@@ -94,34 +109,51 @@ pub enum GaspError {
     },
 }
 
-/// Brings the tail to the destination, until `deadline` or until `cancel` is set.
+/// Brings the tail to the destinations, whose `streams` are in order of preference, until `deadline` or until `cancel` is set. Says
+/// which holds it all: the first one that does, unless one before it has it, too, in not much more than that time. `copying`: a copy
+/// for newcomers goes on for as long as nobody counts, since there is no heir without it.
 pub fn ship_tail(
     log: &LogRegion,
-    status: &ShipStatus,
+    streams: &[Arc<ShipStatus>],
     syncer: &Syncer,
+    copying: bool,
     cancel: &AtomicBool,
     deadline: Instant,
-) -> Result<Tail, GaspError> {
+) -> Result<(usize, Tail), GaspError> {
     let began = Instant::now();
     let began_ns = boottime().as_nanos() as u64;
-    status.mark();
+    streams.iter().for_each(|status| status.mark());
+    let missing = |target: Lsn| streams.iter().map(|s| target.since(s.view().durable)).min().unwrap_or(0);
     let mut target = log.publish_filled(&Owner::confirmed_dead);
     log.wake_agent(SleepDepth::Nap);
     let mut published_at = Instant::now();
-    let exposure = target.since(status.view().durable);
+    let exposure = missing(target);
+    let anyone_counts = || streams.iter().any(|status| status.view().counts);
+    syncer.set_needed(copying && !anyone_counts());
+    let mut grace = None;
     loop {
-        if let Some(digest) = complete(log, status, syncer, target) {
-            let first_byte = status.first_post().map(|at| Duration::from_nanos(at.saturating_sub(began_ns)));
-            return Ok(Tail { lsn: target, digest, exposure, first_byte, took: began.elapsed() });
+        let complete = |status| complete(log, status, syncer, target);
+        if let Some((which, digest)) = streams.iter().enumerate().find_map(|(i, s)| Some((i, complete(s)?))) {
+            let end = *grace.get_or_insert_with(|| Instant::now() + began.elapsed() + GRACE);
+            if Instant::now() >= end || !streams[..which].iter().any(|before| before.view().counts) {
+                syncer.set_needed(false);
+                let first = streams.iter().filter_map(|status| status.first_post()).min();
+                let first_byte = first.map(|at| Duration::from_nanos(at.saturating_sub(began_ns)));
+                return Ok((
+                    which,
+                    Tail { lsn: target, digest, exposure, first_byte, took: began.elapsed() },
+                ));
+            }
         }
         if cancel.load(Ordering::Acquire) {
             return Err(GaspError::Cancelled);
         }
         if Instant::now() >= deadline {
-            return Err(GaspError::TimedOut { missing: target.since(status.view().durable) });
+            return Err(GaspError::TimedOut { missing: missing(target) });
         }
         std::thread::sleep(LOOK);
         if published_at.elapsed() > PUBLISH_AGAIN {
+            syncer.set_needed(copying && !anyone_counts());
             target = log.publish_filled(&Owner::confirmed_dead);
             log.wake_agent(SleepDepth::Nap);
             published_at = Instant::now();
@@ -133,7 +165,7 @@ pub fn ship_tail(
 fn complete(log: &LogRegion, status: &ShipStatus, syncer: &Syncer, target: Lsn) -> Option<u64> {
     let view = status.view();
     let whole = view.counts && view.durable >= target && target == log.published();
-    if !whole || !log.is_whole() || syncer.is_active() {
+    if !whole || !log.is_whole() || syncer.is_active_for_all() {
         return None;
     }
     status.digest(target)

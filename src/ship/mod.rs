@@ -6,6 +6,8 @@
 //! | [`sync`] | the copy of every region into the stream |
 //! | [`gasp`] | the last gasp: the tail, durable at the destination |
 //! | [`archiver`] | the thread that feeds an archive |
+//! | [`commits`] | over how many destinations records are acknowledged |
+//! | [`follower`] | what a destination makes of the copies in the stream |
 //! | [`acks`] | what to believe of a destination's acknowledgements |
 //! | [`begun`] | what of them to believe while a copy is under way |
 //! | [`proof`] | reads that prove where written bytes are |
@@ -19,6 +21,8 @@ pub mod acks;
 pub mod archiver;
 pub mod backoff;
 pub mod begun;
+pub mod commits;
+pub mod follower;
 pub mod gasp;
 pub mod proof;
 pub mod rate;

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::acks::{AckError, AckGate, Acked};
-use super::begun::Begun;
+use super::commits::Commits;
+use super::follower::{Follower, Has};
 use super::proof::{PROOF, PROOF_BYTES, Proof};
 use super::rate::DrainRate;
 use super::space::Space;
@@ -21,12 +22,12 @@ use crate::fabric::{
 };
 use crate::log::digest::chain;
 use crate::log::eager::Eager;
-use crate::log::format::{Kind, RecordHeader};
+use crate::log::format::RecordHeader;
 use crate::log::region::boottime;
 use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
 use crate::region::memory::SharedMem;
 use crate::replica::ack::ACK_BYTES;
-use crate::types::{Durability, Lsn, PAGE};
+use crate::types::{Durability, PAGE};
 
 /// Largest batch: big enough that the cost of a request vanishes, small enough that several fill a link.
 const MAX_BATCH: u64 = 1 << 20;
@@ -106,10 +107,12 @@ pub struct Shipper {
     gate: AckGate,
     acked: Acked,
     digest: u64,
-    begun: Begun,
+    follower: Follower,
     rate: DrainRate,
     space: Arc<Space>,
     who: usize,
+    commits: (Arc<Commits>, usize),
+    shed: Box<dyn Fn(usize) + Send>,
     status: Arc<ShipStatus>,
     stop: Arc<AtomicBool>,
     completions: Vec<Completion>,
@@ -128,12 +131,20 @@ pub struct Shipment {
     pub consumer: Consumer,
     /// Chained digest there.
     pub digest: u64,
+    /// What the destination has there.
+    pub has: Has,
+    /// Number of the stream, as the destination was told.
+    pub stream: u32,
     /// The connection.
     pub link: Link,
     /// The destination's landing ring.
     pub landing: RemoteKey,
     /// Where this consumer reports what it no longer needs, and as which.
     pub space: (Arc<Space>, usize),
+    /// Where what the destination has is reported, and as which.
+    pub commits: (Arc<Commits>, usize),
+    /// Is told of a consumer that is in this one's way.
+    pub shed: Box<dyn Fn(usize) + Send>,
     /// Where positions are published.
     pub status: Arc<ShipStatus>,
     /// Ends the link when set; wake the log afterwards.
@@ -145,15 +156,28 @@ pub struct Shipment {
 impl Shipper {
     /// A shipper of `log`.
     pub fn new(log: Arc<LogRegion>, shipment: Shipment) -> Shipper {
-        let Shipment { consumer, digest, link, landing, space: (space, who), status, stop, observe } =
-            shipment;
+        let Shipment {
+            consumer,
+            digest,
+            has,
+            link,
+            landing,
+            space,
+            commits,
+            shed,
+            status,
+            stop,
+            observe,
+            stream,
+        } = shipment;
+        let (space, who) = space;
         let from = consumer.position();
         Shipper {
             window: Window::new(from, log.spec().ring_bytes, link.endpoint.limit()),
             gate: AckGate::new(log.spec().generation),
             acked: Acked::default(),
             digest,
-            begun: Begun::default(),
+            follower: Follower::new(stream, has),
             rate: DrainRate::default(),
             completions: Vec::new(),
             busy_since: None,
@@ -167,6 +191,8 @@ impl Shipper {
             landing,
             space,
             who,
+            commits,
+            shed,
             status,
             stop,
         }
@@ -263,7 +289,7 @@ impl Shipper {
             Durability::Eadr if self.acked.counts => self.acked.durable.max(self.proof.placed()),
             _ => self.acked.durable,
         };
-        let copied = self.begun.is_copied(&self.acked);
+        let copied = self.follower.is_copied(&self.acked);
         let counts = self.acked.counts && copied;
         // Before its first word it has what it had when it was last heard.
         let unheard = !self.acked.syncing && copied;
@@ -275,9 +301,12 @@ impl Shipper {
                 self.log.end_gap(self.acked.counts_from);
             }
             let all = Acks { received, durable, applied: self.acked.applied };
-            self.log.set_acks(self.begun.limit(all, &self.acked));
+            let (commits, who) = &self.commits;
+            commits.acknowledge(*who, self.follower.limit(all, &self.acked));
         }
         self.space.done(self.who, self.acked.applied);
+        self.space.set_counts(self.who, counts);
+        self.space.in_the_way(false).into_iter().for_each(&self.shed);
         self.status.set(ShipView {
             shipped: self.window.shipped(),
             received,
@@ -345,8 +374,7 @@ impl Shipper {
         self.window.post(batch.end);
         self.woken |= wakes;
         batch.headers.iter().for_each(&self.observe);
-        let begins = batch.headers.iter().filter(|h| h.kind == Kind::SyncBegin as u8);
-        begins.for_each(|h| self.begun.posted(Lsn(h.lsn)));
+        batch.headers.iter().for_each(|header| self.follower.posted(header));
         self.digest = batch.headers.iter().fold(self.digest, chain);
         self.status.set_digest(self.digest, batch.end);
         Ok(true)

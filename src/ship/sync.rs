@@ -4,26 +4,34 @@
 //! (`docs/architecture.md`, section 1). One thread a group does it whenever a destination needs it: it is told so by
 //! [`Requester::request`], sees for itself that the application runs ahead of the log, and finds what an earlier agent still
 //! owed ([`Debt`]). It never takes more than half of the ring, and starts anew when told to while it runs.
+//!
+//! A copy is for all readers of the log, where no record tells what they lack, or for newcomers alone: an image that follows
+//! the stream passes over it ([`CopyFor`]). One for newcomers waits while the log is held still, unless a last gasp needs it: what
+//! the heir has is all, and nothing is appended behind that. It is not begun anew for whoever joins meanwhile, who gets another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::locks::lock;
-use crate::log::appender::AppendError;
-use crate::log::format::{Kind, RegionPayload};
+use crate::log::format::{CopyFor, Kind, RECORD_HEADER, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
-use crate::region::content::Content;
-use crate::types::{Lsn, PAGE, RegionId};
-use stretches::{extent, runs};
+use crate::types::{Lsn, RegionId};
+use base::{Backlog, Base, Before};
 
+pub mod base;
 mod pace;
+mod region;
 mod stretches;
+mod wanted;
+
+pub use wanted::Requester;
+use wanted::{Asked, Errand, Made, Wanted, debt};
 
 /// Bytes looked at together: few records where no page of them is zero.
 const CHUNK: usize = 64 << 10;
@@ -49,6 +57,23 @@ pub trait SyncSource: Send + Sync {
     fn appender(&self) -> &Appender;
     /// The regions as of now. One that is added later is told of by its own record, or by [`Requester::request`].
     fn regions(&self) -> io::Result<Vec<SyncRegion>>;
+    /// Whether the log is about to end, and only what everyone needs may still be appended.
+    fn is_still(&self) -> bool;
+    /// How many destinations there are.
+    fn destinations(&self) -> usize;
+    /// Whether the destination whose stream has this number is connected, if there is one: nobody, unless said.
+    fn reader(&self, _stream: u32) -> Option<bool> {
+        None
+    }
+    /// Up to where all that are connected and take this copy have taken the log: nobody does, unless said.
+    fn taken_to(&self, _whom: CopyFor) -> Option<Lsn> {
+        None
+    }
+    /// What the readers of a copy that has begun have already, if all have the same: so for a single one. `begin`: where its
+    /// `SyncBegin` ends. Nothing, unless said.
+    fn base(&self, _whom: CopyFor, _begin: Lsn) -> Option<Box<dyn Base>> {
+        None
+    }
 }
 
 /// A region to be copied.
@@ -61,13 +86,16 @@ pub struct SyncRegion {
     pub len: u64,
     /// The file.
     pub file: OwnedFd,
+    /// It was changed while no program had it open, and no record tells of that.
+    pub changed: bool,
     /// Kept until it is copied, so that its number is not another file's meanwhile.
     pub held: Arc<dyn Send + Sync>,
 }
 
 impl SyncRegion {
-    fn name(&self) -> &[u8] {
-        self.creation.get(size_of::<RegionPayload>()..).unwrap_or_default()
+    fn name(&self) -> &str {
+        let name = self.creation.get(size_of::<RegionPayload>()..).unwrap_or_default();
+        str::from_utf8(name).unwrap_or_default()
     }
 }
 
@@ -78,10 +106,14 @@ pub struct SyncView {
     pub done: u64,
     /// Bytes of regions to be looked at.
     pub total: u64,
-    /// Whether one is under way or wanted.
+    /// Whether one is under way or wanted, for whomever.
     pub active: bool,
+    /// Whether one for all is.
+    pub for_all: bool,
     /// LSN just past the last complete copy; 0 if none was made since the agent started.
     pub end: Lsn,
+    /// The same of one for all.
+    pub end_for_all: Lsn,
     /// Why the last attempt failed.
     pub error: Option<String>,
 }
@@ -92,35 +124,24 @@ pub struct Syncer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Asks a [`Syncer`] for copies; never blocks, and may be dropped anywhere.
-pub struct Requester(Arc<Shared>);
-
-impl Requester {
-    /// Every region is to be copied, beginning after this call; one under way starts anew. When this returns, the next agent
-    /// would make the copy, should this one end before it is in the log.
-    pub fn request(&self) {
-        let mut wanted = lock(&self.0.wanted);
-        *wanted += 1;
-        // Both under the lock: a copy that ends just now must find neither taken back behind it.
-        self.0.log().owe(Debt::Copy);
-        self.0.busy.store(true, SeqCst);
-        drop(wanted);
-        self.0.asked.notify_all();
-    }
-}
-
 struct Shared {
     source: Arc<dyn SyncSource>,
-    /// Copies asked for so far; one that began earlier is of no use.
-    wanted: Mutex<u64>,
+    wanted: Mutex<Wanted>,
     asked: Condvar,
+    /// A last gasp needs the copy for newcomers.
+    needed: AtomicBool,
+    /// Held while something is appended for newcomers.
+    for_newcomers: Mutex<()>,
     /// A destination or archive takes records at present.
     flowing: AtomicBool,
+    /// A copy waits for room in the ring.
+    waits: AtomicBool,
     stop: AtomicBool,
     busy: AtomicBool,
     done: AtomicU64,
     total: AtomicU64,
     end: AtomicU64,
+    end_for_all: AtomicU64,
     error: Mutex<Option<String>>,
 }
 
@@ -147,17 +168,27 @@ enum Cut {
 impl Syncer {
     /// A syncer of `source`, idle until something is wanted; a copy that an earlier agent owed is.
     pub fn start(name: &str, source: Arc<dyn SyncSource>) -> io::Result<Syncer> {
-        let owed = source.appender().log().owes(Debt::Copy);
+        let log = source.appender().log();
+        let owed_newcomers = log.owes(Debt::Newcomer);
+        let owed = owed_newcomers || log.owes(Debt::Copy);
         let shared = Arc::new(Shared {
             source,
-            wanted: Mutex::new(0),
+            // Whom an earlier agent owed one is not known.
+            wanted: Mutex::new(Wanted {
+                asked: Asked { for_newcomers: u64::from(owed_newcomers), ..Asked::default() },
+                ..Wanted::default()
+            }),
+            needed: AtomicBool::new(false),
             asked: Condvar::new(),
+            for_newcomers: Mutex::new(()),
             flowing: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             busy: AtomicBool::new(owed),
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
             end: AtomicU64::new(0),
+            end_for_all: AtomicU64::new(0),
             error: Mutex::default(),
         });
         let theirs = shared.clone();
@@ -168,6 +199,35 @@ impl Syncer {
     /// See [`Requester::request`].
     pub fn request(&self) {
         self.requester().request();
+    }
+
+    /// See [`Requester::request_for_newcomer`].
+    pub fn request_for_newcomer(&self, alone: bool) {
+        self.requester().request_for_newcomer(alone);
+    }
+
+    /// See [`Requester::request_for_one`].
+    pub fn request_for_one(&self, stream: u32, alone: bool) {
+        self.requester().request_for_one(stream, alone);
+    }
+
+    /// The reader whose stream has this number needs no copy of its own any more: what it had asked for is called off, since it
+    /// passes over a copy whose beginning it does not wait for.
+    pub fn has_all(&self, stream: u32) {
+        let mut wanted = lock(&self.shared.wanted);
+        if wanted.ones.remove(&stream) {
+            self.shared.settle_newcomers(&wanted);
+        }
+    }
+
+    /// Whether a copy for newcomers goes on although the source is still.
+    pub fn set_needed(&self, needed: bool) {
+        self.shared.needed.store(needed, SeqCst);
+    }
+
+    /// Waits for what was being appended for newcomers when the source became still.
+    pub fn await_stillness(&self) {
+        drop(lock(&self.shared.for_newcomers));
     }
 
     /// For whoever asks for copies without keeping the thread alive.
@@ -181,9 +241,19 @@ impl Syncer {
         self.shared.keep_room();
     }
 
+    /// Whether a copy is held up by what others keep of the ring.
+    pub fn waits_for_room(&self) -> bool {
+        self.shared.waits.load(Relaxed)
+    }
+
     /// Whether a copy is under way or wanted.
     pub fn is_active(&self) -> bool {
         self.shared.busy.load(SeqCst)
+    }
+
+    /// Whether one for all is under way or wanted: until it is complete no reader has everything.
+    pub fn is_active_for_all(&self) -> bool {
+        self.shared.log().owes(Debt::Copy)
     }
 
     /// How it is coming along.
@@ -192,7 +262,9 @@ impl Syncer {
             done: self.shared.done.load(Relaxed),
             total: self.shared.total.load(Relaxed),
             active: self.is_active(),
+            for_all: self.is_active_for_all(),
             end: Lsn(self.shared.end.load(Relaxed)),
+            end_for_all: Lsn(self.shared.end_for_all.load(Relaxed)),
             error: lock(&self.shared.error).clone(),
         }
     }
@@ -210,29 +282,21 @@ impl Drop for Syncer {
 
 impl Shared {
     fn run(&self) {
-        let mut served = 0;
-        while let Some(wanted) = self.next(served) {
-            self.busy.store(true, SeqCst);
-            // Before there is a `SyncBegin`, which nothing but a complete copy takes back.
-            self.log().owe(Debt::Copy);
-            match self.close_gap(wanted).and_then(|begun| self.copy(begun, wanted)) {
-                Ok(end) => {
-                    self.end.store(end.0, Relaxed);
-                    *lock(&self.error) = None;
-                    served = wanted;
-                    // Unless asked for again meanwhile. Idle only once an agent that comes after us would be, too.
-                    let asked = lock(&self.wanted);
-                    if *asked == served {
-                        self.log().settle(Debt::Copy);
-                        self.busy.store(false, SeqCst);
-                    }
+        while let Some((mut errand, ones)) = self.next() {
+            let made = self.close_gap(errand).and_then(|gap| {
+                if gap.is_some() {
+                    // The application may have gone ahead just now.
+                    errand.whom = CopyFor::All;
                 }
-                Err(Cut::Superseded) => {}
-                Err(Cut::Ahead(_)) => *lock(&self.wanted) += 1,
+                self.copy(gap, &mut errand, ones)
+            });
+            match made {
+                Ok(made) => self.settle(errand.whom, &made),
+                // It is still owed.
+                Err(Cut::Superseded | Cut::Ahead(_)) => {}
                 Err(error) => {
                     tracing::error!(%error, "a copy of the regions failed and starts anew");
                     *lock(&self.error) = Some(error.to_string());
-                    *lock(&self.wanted) += 1;
                     self.keep_room();
                     self.pause(AGAIN);
                 }
@@ -241,68 +305,110 @@ impl Shared {
         }
     }
 
-    /// Waits until more copies are wanted than were served, one is owed, or the application is ahead; the number wanted then.
-    fn next(&self, served: u64) -> Option<u64> {
+    /// Waits until a copy is owed that may be made, or the application is ahead; and whose copies were asked for by then.
+    fn next(&self) -> Option<(Errand, BTreeSet<u32>)> {
         let (mut wanted, mut free) = (lock(&self.wanted), self.log().free());
         loop {
             if self.stop.load(SeqCst) {
                 return None;
             }
             let log = self.log();
-            let due = *wanted > served || log.owes(Debt::Copy);
-            if due || (log.is_ahead() && self.flowing.load(SeqCst)) {
-                return Some(*wanted);
+            if log.owes(Debt::Newcomer) {
+                // What a stream that has ended asked for, nobody would take.
+                wanted.ones.retain(|stream| self.source.reader(*stream).is_some());
+                self.settle_newcomers(&wanted);
+            }
+            let newcomers = log.owes(Debt::Newcomer) && !self.puts_off();
+            if log.owes(Debt::Copy) || newcomers || (log.is_ahead() && self.flowing.load(SeqCst)) {
+                let whom = match log.is_ahead() || log.owes(Debt::Copy) {
+                    true => CopyFor::All,
+                    false => self.first_of(&wanted),
+                };
+                // Under the lock, and before there is a `SyncBegin`, which nothing but a complete copy takes back.
+                log.owe(debt(whom));
+                self.busy.store(true, SeqCst);
+                return Some((Errand { asked: wanted.asked, whom }, wanted.ones.clone()));
             }
             self.keep_room_again(&mut free);
             wanted = self.asked.wait_timeout(wanted, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Brings the application back onto the log if it is ahead. Whether it was: then a `SyncBegin` stands in the log.
-    fn close_gap(&self, wanted: u64) -> Result<bool, Cut> {
+    /// Whose copy comes first, where none is for all: that of who takes it now.
+    fn first_of(&self, wanted: &Wanted) -> CopyFor {
+        let connected = wanted.ones.iter().find(|stream| self.source.reader(**stream) == Some(true));
+        match (connected, wanted.ones.first()) {
+            (Some(stream), _) => CopyFor::One(*stream),
+            (None, Some(stream)) if wanted.asked.for_newcomers == wanted.made_for_newcomers => {
+                CopyFor::One(*stream)
+            }
+            _ => CopyFor::Newcomers,
+        }
+    }
+
+    /// Brings the application back onto the log if it is ahead: then a `SyncBegin` stands there, and it is said where that ends.
+    fn close_gap(&self, errand: Errand) -> Result<Option<Lsn>, Cut> {
         let log = self.log();
         if !log.is_ahead() {
-            return Ok(false);
+            return Ok(None);
         }
-        loop {
+        // Before there is a `SyncBegin` for all, whatever becomes of the copy that it begins.
+        log.owe(Debt::Copy);
+        let begin = loop {
             log.publish_filled(&Owner::confirmed_dead);
             // The application appends again at once.
             self.keep_beside(0);
-            if log.free() == log.tail() && log.close_gap() {
-                break;
+            let tail = log.tail();
+            if log.free() == tail && log.close_gap() {
+                break tail.advance(RECORD_HEADER);
             }
-            self.check(wanted)?;
+            self.check(errand)?;
             thread::sleep(PAUSE);
-        }
+        };
         // Pages may be read only when nobody sets bits for stores that came before the flag was cleared.
         while log.bits_in_flight(&Owner::confirmed_dead) {
-            self.check(wanted)?;
+            self.check(errand)?;
             thread::sleep(PAUSE);
         }
         for id in 0..log.spec().regions.min(u32::from(u16::MAX)) {
             // Everything is copied, so what the bits say is of no further use.
             log.clear_dirty(RegionId(id as u16));
         }
-        Ok(true)
+        Ok(Some(begin))
     }
 
-    fn copy(&self, begun: bool, wanted: u64) -> Result<Lsn, Cut> {
+    /// `gap`: where the `SyncBegin` of a gap ends, if that is what begins.
+    fn copy(&self, gap: Option<Lsn>, errand: &mut Errand, mut ones: BTreeSet<u32>) -> Result<Made, Cut> {
         let appender = self.source.appender();
-        if !begun {
-            self.room(wanted)?;
-            appender.append(Kind::SyncBegin, RegionId(0), 0, &[])?;
-        }
+        let begin = match gap {
+            Some(begin) => begin,
+            None => {
+                let _may = self.room(*errand)?;
+                // Whoever has asked by now finds the beginning behind its own.
+                let wanted = lock(&self.wanted);
+                if errand.whom != CopyFor::All && wanted.asked.for_all != errand.asked.for_all {
+                    return Err(Cut::Superseded);
+                }
+                errand.asked = wanted.asked;
+                ones.clone_from(&wanted.ones);
+                drop(wanted);
+                appender.append(Kind::SyncBegin, RegionId(0), errand.whom.offset(), &[])?
+            }
+        };
         self.keep_beside(0);
-        let regions = self.create_regions(wanted)?;
+        let errand = *errand;
+        let regions = self.create_regions(errand)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
+        let mut before = Before { base: self.source.base(errand.whom, begin), backlog: Backlog::default() };
         for region in &regions {
-            self.copy_region(region, wanted)?;
+            self.copy_region(region, errand, &mut before)?;
         }
-        self.room(wanted)?;
+        let may = self.room(errand)?;
         let end = appender.append(Kind::SyncEnd, RegionId(0), 0, &[])?;
         self.push();
-        Ok(end)
+        drop(may);
+        Ok(Made { end, asked: errand.asked, ones })
     }
 
     /// Creates every region in the new image, as it is by then. After SyncBegin: what is added later is told of by a record
@@ -310,11 +416,19 @@ impl Shared {
     ///
     /// The program's own record of a change may lie between the look at a region and the record that creates it, where the
     /// new image knows nothing of the region yet: so it is looked again until nothing that was created here has changed.
-    fn create_regions(&self, wanted: u64) -> Result<Vec<SyncRegion>, Cut> {
+    fn create_regions(&self, errand: Errand) -> Result<Vec<SyncRegion>, Cut> {
         let appender = self.source.appender();
         let mut created = BTreeMap::<RegionId, SyncRegion>::new();
         for look in 0..MAX_LOOKS {
+            // The look may find something to record, and holds up whoever reads the log meanwhile.
+            drop(self.room(errand)?);
             let listed = self.source.regions().map_err(Cut::List)?;
+            if errand.whom != CopyFor::All && listed.iter().any(|region| region.changed) {
+                // Those that pass over a copy for others would never hear of it.
+                lock(&self.wanted).asked.for_all += 1;
+                self.log().owe(Debt::Copy);
+                return Err(Cut::Superseded);
+            }
             let gone: Vec<_> =
                 created.keys().copied().filter(|id| listed.iter().all(|r| r.id != *id)).collect();
             // Ours may have taken the name of one that was added meanwhile.
@@ -327,88 +441,49 @@ impl Shared {
                 return Ok(created.into_values().collect());
             }
             for id in gone {
-                self.room(wanted)?;
-                appender.append(Kind::RegionUnlink, id, 0, &[])?;
+                let _may = self.room(errand)?;
+                appender.append(Kind::CopyUnlink, id, 0, &[])?;
                 created.remove(&id);
             }
             for region in due {
-                self.room(wanted)?;
-                appender.append(Kind::RegionCreate, region.id, 0, &region.creation)?;
+                let _may = self.room(errand)?;
+                appender.append(Kind::CopyCreate, region.id, 0, &region.creation)?;
                 created.insert(region.id, region);
             }
         }
         Err(Cut::Restless)
     }
 
-    fn copy_region(&self, region: &SyncRegion, wanted: u64) -> Result<(), Cut> {
-        let before = self.done.load(Relaxed);
-        let read = |e: io::Error| Cut::Read(region.id, e);
-        let mut at = 0;
-        let chunk = CHUNK.min((self.log().spec().ring_bytes / RING_SHARE) as usize);
-        let mut buf = vec![0; chunk];
-        let content = Content::of(&region.file).map_err(read)?;
-        let stretch = |at| match content.is_device() {
-            true => Ok((at < region.len).then_some((at, region.len))),
-            false => extent(&region.file, at, region.len),
-        };
-        while let Some((start, end)) = stretch(at).map_err(read)? {
-            at = start;
-            while at < end {
-                let len = chunk.min((end - at) as usize);
-                self.copy_chunk(region, &content, at, &mut buf[..len], wanted)?;
-                at += len as u64;
-                self.done.store(before + at, Relaxed);
-            }
-        }
-        self.done.store(before + region.len, Relaxed);
-        Ok(())
+    /// Waits until less than half of the ring is in use, or a quarter where several share it, so that the copy never pushes the application ahead. While what is
+    /// returned is held, one record may be appended.
+    fn room(&self, errand: Errand) -> Result<Option<MutexGuard<'_, ()>>, Cut> {
+        let may = self.await_room(errand);
+        self.waits.store(false, Relaxed);
+        may
     }
 
-    /// Appends the runs of pages that are not zero. A page that is zero now and is stored to later is in the log by that
-    /// store's own record, or was never flushed.
-    fn copy_chunk(
-        &self,
-        region: &SyncRegion,
-        content: &Content<'_>,
-        at: u64,
-        buf: &mut [u8],
-        wanted: u64,
-    ) -> Result<(), Cut> {
-        let read = |e: io::Error| Cut::Read(region.id, e);
-        let got = content.read_at(buf, at).map_err(read)?;
-        let pages = buf[..got].chunks(PAGE).map(|page| page.iter().any(|b| *b != 0));
-        let mut copied = 0;
-        for (first, count) in runs(pages) {
-            let (from, len) = (first * PAGE, (count * PAGE).min(got - first * PAGE));
-            self.room(wanted)?;
-            let appender = self.source.appender();
-            match appender.append_from_file(region.id, at + from as u64, len, region.file.as_fd(), true) {
-                Ok(_) => {}
-                Err(AppendError::Ahead(ahead)) => return Err(ahead.into()),
-                Err(AppendError::Read(e)) => return Err(read(e)),
-                Err(e @ AppendError::TooLarge) => return Err(read(io::Error::other(e))),
-            }
-            copied += len as u64;
-        }
-        self.keep_beside(copied);
-        self.push();
-        Ok(())
-    }
-
-    /// Waits until less than half of the ring is in use, so that the copy never pushes the application ahead.
-    fn room(&self, wanted: u64) -> Result<(), Cut> {
+    fn await_room(&self, errand: Errand) -> Result<Option<MutexGuard<'_, ()>>, Cut> {
         let log = self.log();
         loop {
-            self.check(wanted)?;
+            let may = (errand.whom != CopyFor::All).then(|| lock(&self.for_newcomers));
+            self.check(errand)?;
             if log.is_ahead() {
                 return Err(Cut::Ahead(Ahead(log.tail())));
             }
-            if log.tail().since(log.free()) < log.spec().ring_bytes / 2 {
-                return Ok(());
+            if log.tail().since(log.free()) < log.spec().ring_bytes / self.share() {
+                return Ok(may);
             }
+            drop(may);
+            self.waits.store(true, Relaxed);
             self.push();
             thread::sleep(PAUSE);
         }
+    }
+
+    /// A copy begins another record while less than one such part of the ring is in use. See `ship::space` for why less where several
+    /// share it.
+    fn share(&self) -> u64 {
+        if self.source.destinations() > 1 { 4 } else { 2 }
     }
 
     /// Publishes without waiting for anyone: the application may be frozen in the middle of a record.
@@ -417,9 +492,20 @@ impl Shared {
         self.log().wake_agent(SleepDepth::Deep);
     }
 
-    fn check(&self, wanted: u64) -> Result<(), Cut> {
-        let superseded = *lock(&self.wanted) != wanted || self.stop.load(SeqCst);
-        if superseded { Err(Cut::Superseded) } else { Ok(()) }
+    fn check(&self, errand: Errand) -> Result<(), Cut> {
+        let put_off = errand.whom != CopyFor::All && self.puts_off();
+        let wanted = lock(&self.wanted);
+        let (began, now) = (errand.asked, wanted.asked);
+        let is_called_off = |stream| !wanted.ones.contains(&stream) || self.source.reader(stream).is_none();
+        let called_off = matches!(errand.whom, CopyFor::One(stream) if is_called_off(stream));
+        let superseded =
+            called_off || now.alone != began.alone || now.for_all != began.for_all || self.stop.load(SeqCst);
+        if superseded || put_off { Err(Cut::Superseded) } else { Ok(()) }
+    }
+
+    /// Whether newcomers have to wait.
+    fn puts_off(&self) -> bool {
+        self.source.is_still() && !self.needed.load(SeqCst)
     }
 
     fn pause(&self, time: Duration) {

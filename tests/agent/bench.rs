@@ -146,7 +146,12 @@ impl Client {
     }
 
     pub fn hello(&self, program: &str) -> Reply {
-        self.ask(&Request::Hello { version: VERSION, group: None, program: program.into(), after: None })
+        self.hello_to(None, program)
+    }
+
+    pub fn hello_to(&self, group: Option<&str>, program: &str) -> Reply {
+        let group = group.map(str::to_owned);
+        self.ask(&Request::Hello { version: VERSION, group, program: program.into(), after: None })
     }
 
     pub fn status(&self) -> serde_json::Value {

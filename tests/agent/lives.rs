@@ -2,8 +2,10 @@
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Child;
 
+use pmemha::agent::holder::{FdKeeper, Holder};
 use pmemha::session::wire::{Reply, Request};
 
 use crate::bench::Bench;
@@ -87,4 +89,56 @@ fn anyone_may_connect_and_nobody_else_can_read_state() {
     let _agent = bench.start();
     let mode = |name: &str| std::fs::metadata(bench.path(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("run/pmemhad.sock"), mode("state"), mode("run/holder.sock")), (0o666, 0o700, 0o600));
+}
+
+#[test]
+fn a_group_that_cannot_be_opened_costs_the_others_nothing_and_says_why() {
+    let bench =
+        Bench::with("[[group]]\nname = \"web\"\nlog_size = \"1MiB\"\nprotect = [\"/nowhere/*.pool\"]");
+    bench.start().kill();
+    std::fs::write(bench.path("state/groups/web/group.json"), "garbage").unwrap();
+    let agent = bench.start();
+    assert!(matches!(bench.connect().hello_to(Some("db"), "db"), Reply::Welcome { .. }));
+    let Reply::Error { message, .. } = bench.connect().hello_to(Some("web"), "web") else {
+        panic!("it was opened")
+    };
+    assert!(
+        message.contains("group `web` could not be opened") && message.contains("state/groups/web"),
+        "{message}"
+    );
+    let status = bench.connect().status();
+    let web = status["groups"].as_array().unwrap().iter().find(|g| g["name"] == "web").unwrap();
+    assert_eq!(web["state"], "unusable");
+    assert!(web["error"].as_str().unwrap().contains("state/groups/web"), "{web}");
+    let (code, said) = agent.terminate();
+    assert!(code == Some(0) && said.contains("left undone: group `web`"), "{said}");
+}
+
+#[test]
+fn a_log_of_another_version_is_given_up_once_no_program_writes_to_it() {
+    let bench = Bench::new();
+    let first = bench.start();
+    let Reply::Welcome { generation, .. } = bench.connect().hello("db") else { panic!() };
+    first.kill();
+    let holder = Holder::find_or_start(&bench.path("run/holder.sock"), Path::new("/bin/false")).unwrap();
+    let log = holder.get(&format!("db.{generation}")).unwrap().expect("the log is kept");
+    // Behind the magic number.
+    rustix::io::pwrite(&log, &99u32.to_le_bytes(), 8).unwrap();
+    let script =
+        "import mmap, sys\nm = mmap.mmap(0, 0)\nprint(flush=True)\nsys.stdin = open(1)\nsys.stdin.read()";
+    let mut python = std::process::Command::new("python3");
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    python.args(["-c", script]).stdin(log).stdout(std::os::fd::OwnedFd::from(theirs));
+    let mut program = python.spawn().unwrap();
+    drop(python);
+    (&ours).read_exact(&mut [0]).unwrap();
+    let (code, said) = refusal(bench.spawn());
+    assert_eq!(code, Some(70), "{said}");
+    let pid = program.id();
+    assert!(said.contains(&format!("process {pid} writes")) && said.contains("layout version 99"), "{said}");
+    drop(ours);
+    program.wait().unwrap();
+    let _second = bench.start();
+    let Reply::Welcome { generation: next, .. } = bench.connect().hello("db") else { panic!() };
+    assert_eq!(next, generation.next(), "a new log, whose copy brings what the old one held");
 }

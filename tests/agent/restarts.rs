@@ -53,7 +53,7 @@ fn a_command_that_cannot_be_executed_is_given_up_at_once_and_shown() {
     let alarm = bench.connect().event("alarm")["detail"].clone();
     assert_eq!(alarm["what"], "start_failed", "{alarm}");
     let document = bench.connect().status();
-    let error = document["groups"][0]["command_error"].as_str().expect("a reason");
+    let error = document["groups"][0]["error"].as_str().expect("a reason");
     assert!(error.contains("/nonexistent/program"), "{error}");
     let status = serde_json::from_value(document).expect("the agent is of this version");
     let told = pmemha::agent::status::text::render(&status);

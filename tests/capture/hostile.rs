@@ -1,13 +1,15 @@
 //! What a hostile process of the group can do to the log's readers: end its own group, nothing more.
 
-use std::os::fd::AsFd;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
 
 use pmemha::log::format::cell;
 use pmemha::log::scan::{scan_bytes, scan_ring};
-use pmemha::log::{Consumer, LogSpec};
+use pmemha::log::{Consumer, LogError, LogRegion, LogSpec};
 use pmemha::region::memory::{Access, SharedMem};
 use pmemha::types::{Generation, Lsn, RegionId};
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::rig::Rig;
 
@@ -17,6 +19,24 @@ const SPEC_RING: u64 = 1 << 16;
 fn target() -> impl Strategy<Value = (usize, u64)> {
     let value = prop_oneof![any::<u64>(), 0u64..4096, Just(u64::MAX), Just(SPEC_RING), Just(1 << 63)];
     (0usize..300, value)
+}
+
+#[test]
+fn a_log_that_can_still_be_cut_or_grown_is_refused() {
+    let rig = Rig::with(LogSpec { ring_bytes: SPEC_RING, ..LogSpec::default() });
+    let good = std::fs::read(format!("/proc/self/fd/{}", rig.fd.as_raw_fd())).unwrap();
+    let attach = |seals: SealFlags| {
+        let mut copy = std::fs::File::from(memfd_create("log", MemfdFlags::ALLOW_SEALING).unwrap());
+        copy.write_all(&good).unwrap();
+        fcntl_add_seals(&copy, seals).unwrap();
+        LogRegion::attach(copy.as_fd())
+    };
+    let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    for lacking in [all, SealFlags::SHRINK, SealFlags::GROW, SealFlags::SEAL] {
+        let refused = attach(all - lacking).err();
+        assert!(matches!(refused, Some(LogError::Unsealed(_))), "without {lacking:?}: {refused:?}");
+    }
+    assert_eq!(attach(all).unwrap().spec(), rig.log.spec());
 }
 
 proptest! {

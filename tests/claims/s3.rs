@@ -11,9 +11,9 @@ use pmemha::log::{Consumer, LogRegion};
 use pmemha::session::client::{Options, Session};
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::image::{Copy, Snapshot};
-use pmemha_testkit::load::{ENDLESS, Files, Load};
+use pmemha_testkit::load::{Files, Load, endless};
 use pmemha_testkit::node::{Pair, PairOptions};
-use pmemha_testkit::{programs, wait};
+use pmemha_testkit::wait;
 use serde_json::Value;
 
 use super::BINARIES;
@@ -43,7 +43,8 @@ fn group(node: &pmemha_testkit::node::Node) -> Value {
 /// sampled as they return to the program; each one's content is looked up in the store (the file) and in the log's records.
 #[test]
 fn s3_1_a_write_is_in_the_store_and_in_the_log_before_it_counts() {
-    let (pair, load) = start("log_size = \"64MiB\"", "raw");
+    // One that never pauses fills the ring before the agent stands still, where the machine is slow.
+    let (pair, load) = start_paced("log_size = \"64MiB\"", "raw", 20);
     let pool = group(&pair.alpha)["regions"].as_array().expect("a list").iter().find_map(|r| {
         let is_pool = r["path"].as_str().is_some_and(|p| p.ends_with("/pool"));
         is_pool.then(|| r["region"].as_u64()).flatten()
@@ -166,11 +167,7 @@ fn s3_3_a_failure_copies_only_the_remainder_of_the_log() {
 /// The source's files are destroyed before the heir may start the program, which checks what it finds and goes on counting from there.
 #[test]
 fn s3_4_the_application_starts_elsewhere_from_what_was_copied() {
-    let command = format!(
-        "exec env LD_PRELOAD={} PMEM_IS_PMEM_FORCE=1 {} go-on atomic @files@/pool @files@/acks {ENDLESS} >/dev/null",
-        programs::preload().display(),
-        programs::workload().display(),
-    );
+    let command = endless("atomic");
     let options = PairOptions {
         group: "commit = \"received\"\non_death = \"failover\"".into(),
         replica: format!("start = [\"/bin/sh\", \"-c\", \"sleep 0.2; {command}\"]"),

@@ -17,6 +17,7 @@ const CANT_CREATE: i32 = 73;
 #[test]
 fn what_cannot_be_done_ends_with_the_documented_code_and_says_what_to_do() {
     let dir = tempfile::tempdir().expect("a temporary directory");
+    let many = (0..18).fold("init made".to_owned(), |all, n| format!("{all} --node n{n}=h:{n}"));
     for (arguments, code, words) in [
         ("", USAGE, "Usage"),
         ("frobnicate", USAGE, "frobnicate"),
@@ -26,7 +27,7 @@ fn what_cannot_be_done_ends_with_the_documented_code_and_says_what_to_do() {
         ("run --commit durable -- true", USAGE, "--protect"),
         ("run --protect x --commit soon -- true", USAGE, "durable"),
         ("init made --node alpha", USAGE, "NAME=HOST:PORT"),
-        ("init made --node alpha=h:1 --node beta=h:2 --node gamma=h:3", USAGE, "two nodes"),
+        (&many, USAGE, "17 nodes"),
         ("init made --node ../alpha=10.0.0.1:7475", USAGE, "letters"),
         ("init made --node alpha=10.0.0.1:7475 --node beta=nowhere", USAGE, "host:port"),
         ("init made --node alpha=10.0.0.1:7475 --node alpha=10.0.0.2:7475", USAGE, "alpha"),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use pmemha_testkit::node::{Pair, PairOptions};
 use serde_json::Value;
 
 use super::{BINARIES, said};
@@ -47,4 +48,34 @@ fn this_machine_is_told_as_one_document() {
     let trouble = findings.iter().any(|f| f["verdict"] == "trouble");
     assert_eq!(document["verdict"] == "trouble", trouble);
     assert_eq!(out.status.code(), Some(i32::from(trouble)));
+}
+
+#[test]
+fn the_agent_that_runs_is_told_with_its_limit_and_the_keeper_of_its_logs_is_not() {
+    let pair = Pair::start(BINARIES, &PairOptions::default());
+    let out = doctor(&["--json"]);
+    let document: Value =
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&out)));
+    let findings = document["findings"].as_array().expect("findings");
+    let agents: Vec<&str> = findings
+        .iter()
+        .filter(|f| f["check"] == "memlock_agent")
+        .filter_map(|f| f["found"].as_str())
+        .collect();
+    for node in [&pair.alpha, &pair.beta] {
+        let own = format!("(process {})", node.pid());
+        assert_eq!(
+            agents.iter().filter(|found| found.contains(&own)).count(),
+            1,
+            "{}: {agents:?}",
+            node.name
+        );
+    }
+    // Other tests' agents may run beside; what each is, its command line says.
+    for found in agents {
+        let pid =
+            found.split_once("(process ").and_then(|(_, rest)| rest.split_once(')')).expect("a process").0;
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        assert!(!line.contains("\0hold\0"), "{found}: {line}");
+    }
 }

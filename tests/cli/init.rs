@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use pmemha::agent::config::Config;
 use pmemha_testkit::node::Node;
 use pmemha_testkit::{dirs, programs};
 
@@ -52,6 +53,22 @@ fn two_nodes_replicate_by_what_init_made_for_them() {
         let placed = fs::read_to_string(beta.files().join("notes.pool")).expect("the placed file");
         assert_eq!(placed, host);
     }
+}
+
+#[test]
+fn each_of_three_nodes_ships_to_the_others_and_follows_whoever_owns_a_group() {
+    let made = dirs::in_memory();
+    let dir = made.path().join("init");
+    let mut init = Command::new(BINARIES.cli);
+    let nodes = ["alpha", "beta", "gamma"].map(|name| format!("--node={name}=10.0.0.1:7475"));
+    let out = init.arg("init").arg(&dir).args(nodes).output().expect("pmemha runs");
+    assert!(out.status.success(), "{}", said(&out));
+    let text = fs::read_to_string(dir.join("beta/pmemhad.conf")).expect("a configuration");
+    let config = Config::parse(&text, Path::new("pmemhad.conf")).expect("one that can be used");
+    assert_eq!(config.groups[0].destinations, ["alpha", "gamma"]);
+    let from: Vec<_> = config.replicas.iter().map(|r| (r.group.as_str(), r.from.clone())).collect();
+    let names = |names: [&str; 2]| names.map(String::from).to_vec();
+    assert_eq!(from, [("from-alpha", names(["alpha", "gamma"])), ("from-gamma", names(["gamma", "alpha"]))]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `pmemha run`: ends as its program does, passes signals on, and with `--protect` needs no agent; `pmemha log` reads its archive.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -188,6 +189,23 @@ fn a_program_that_is_over_at_once_leaves_a_complete_copy() {
         assert!(copies.iter().any(whole), "none of {copies:?} is the copy:\n{complained}");
         fs::remove_file(dir.path().join("files/notes")).expect("what the program wrote");
     }
+}
+
+#[test]
+fn a_pool_that_libpmemobj_makes_is_protected_by_agents_that_are_not_root() {
+    let dir = dirs::in_memory();
+    let workload = programs::workload().to_str().expect("a plain path");
+    let program = [workload, "run", "tx", "files/pool", "files/acks", "10"];
+    // What lets root read a file without a right to.
+    let rights = "-dac_override,-dac_read_search";
+    let mut without = Command::new("setpriv");
+    without.args(["--bounding-set", rights, "--inh-caps", rights, "--"]).current_dir(dir.path());
+    let complained = complaint(through(without, &private_run(dir.path(), &["--to", "copy"], &program)));
+    let copies = below(&dir.path().join("copy"));
+    let is_pool = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"PMEMOBJ"));
+    assert!(copies.iter().any(is_pool), "none of {copies:?} is the pool:\n{complained}");
+    let mode = fs::metadata(dir.path().join("files/pool")).expect("the pool").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600, "the rights that the program asked for");
 }
 
 #[test]

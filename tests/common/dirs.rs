@@ -16,8 +16,13 @@ pub fn in_memory() -> TempDir {
         .unwrap_or_else(|e| panic!("cannot make a directory in {MEMORY}: {e}"))
 }
 
-/// Names the directory in which nodes keep their files, in place of [`MEMORY`]: a mount with DAX, say.
+/// Names the directory in which nodes keep their files, in place of [`MEMORY`]: on a file system that is mounted with DAX.
 pub const PMEM: &str = "PMEMHA_TEST_PMEM";
+
+/// Whether nodes keep their files on DAX.
+pub fn on_dax() -> bool {
+    env::var_os(PMEM).is_some()
+}
 
 /// A directory for a node, removed on drop: where [`PMEM`] says, else in memory.
 pub fn for_a_node() -> TempDir {

@@ -14,5 +14,6 @@ pub mod node;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod small_disk;
 pub mod test_agent;
 pub mod wait;

@@ -17,6 +17,15 @@ const SOON: Duration = Duration::from_secs(30);
 /// More operations than any test lets it do.
 pub const ENDLESS: &str = "1000000000";
 
+/// A shell's words that run the workload under the library without end, in the files of whichever node runs them.
+pub fn endless(mode: &str) -> String {
+    format!(
+        "exec env LD_PRELOAD={} PMEM_IS_PMEM_FORCE=1 {} go-on {mode} @files@/pool @files@/acks {ENDLESS} >/dev/null",
+        programs::preload().display(),
+        programs::workload().display(),
+    )
+}
+
 /// Files that the workload keeps in a directory.
 #[derive(Clone, Debug)]
 pub struct Files {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,9 +49,15 @@ const FILES: &str = "@files@";
 /// Names the fabric that pairs of nodes use, in place of tcp.
 pub const FABRIC: &str = "PMEMHA_TEST_FABRIC";
 
-/// The line of `[[replica]]` that chooses the fabric.
+/// The fabric that nodes of tests use.
+pub fn fabric() -> String {
+    std::env::var(FABRIC).unwrap_or_else(|_| "tcp".into())
+}
+
+/// The line of `[[replica]]` that chooses the fabric, if it is not tcp, which needs none: some tests add a line of their own.
 pub fn fabric_line() -> String {
-    std::env::var(FABRIC).map_or_else(|_| String::new(), |kind| format!("fabric = \"{kind}\"\n"))
+    let fabric = fabric();
+    if fabric == "tcp" { String::new() } else { format!("fabric = \"{fabric}\"\n") }
 }
 
 /// What a pair of nodes shall be like. `@files@` in a line stands for the files' directory of the node that it is for.
@@ -129,6 +136,62 @@ impl Pair {
     }
 }
 
+/// Three nodes that share the group `app`: `alpha` ships it to both others, and whoever owns it later to the other two.
+pub struct Trio {
+    /// The first source.
+    pub alpha: Node,
+    /// Its first destination.
+    pub beta: Node,
+    /// Its second one.
+    pub gamma: Node,
+}
+
+impl Trio {
+    /// Writes configurations and certificates; starts nothing. `group` are extra lines for `[[group]]` at the source.
+    pub fn prepare(binaries: Binaries, group: &str) -> Trio {
+        let nodes = ["alpha", "beta", "gamma"].map(|name| Node::new(binaries, name));
+        let authority = make_authority().expect("certificates can be made");
+        for node in &nodes {
+            node.certify(&authority);
+            let others = || nodes.iter().filter(|other| other.name != node.name);
+            let peer = |other: &Node| {
+                format!("[[peer]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\n\n", other.name, other.port)
+            };
+            let here = node.files();
+            let place = |other: &Node| format!("\"{}\" = \"{}\"", other.files().display(), here.display());
+            let names: Vec<_> = others().map(|other| format!("\"{}\"", other.name)).collect();
+            let places: Vec<_> = others().map(place).collect();
+            node.configure(&format!(
+                "[power]\nsource = \"file\"\npath = \"{power}\"\n\n{peers}\
+                 [[replica]]\ngroup = \"app\"\nfrom = [{from}]\ndir = \"{dir}\"\nencrypt = false\n\
+                 durability = \"battery\"\npaths = {{ {places} }}\n{fabric}\n",
+                power = node.power().display(),
+                peers = others().map(peer).collect::<String>(),
+                from = names.join(", "),
+                dir = node.replica().display(),
+                places = places.join(", "),
+                fabric = fabric_line(),
+            ));
+            node.set_power(true);
+        }
+        let [alpha, beta, gamma] = nodes;
+        alpha.configure_more(&format!(
+            "[[group]]\nname = \"app\"\nprotect = [\"{files}/*\"]\ndestinations = [\"beta\", \"gamma\"]\n{group}\n",
+            files = alpha.files().display(),
+        ));
+        Trio { alpha, beta, gamma }
+    }
+
+    /// Prepares and starts all.
+    pub fn start(binaries: Binaries, group: &str) -> Trio {
+        let mut trio = Trio::prepare(binaries, group);
+        trio.beta.start();
+        trio.gamma.start();
+        trio.alpha.start();
+        trio
+    }
+}
+
 /// A source without destinations: its group `app` goes into the archive at [`Node::archive`] and nowhere else. `group` are
 /// extra lines for `[[group]]`. Not started yet.
 pub fn archiving(binaries: Binaries, group: &str) -> Node {
@@ -154,6 +217,9 @@ pub struct Node {
     agent: Option<Child>,
     starts: u32,
     no_cgroups: bool,
+    user: Option<u32>,
+    /// What the agent runs.
+    program: PathBuf,
 }
 
 impl Node {
@@ -163,7 +229,9 @@ impl Node {
         for sub in ["state", "run", "tls", "files", "replica"] {
             fs::create_dir(dir.path().join(sub)).expect("fresh directory");
         }
-        Node { binaries, name, port: free_port(), dir, agent: None, starts: 0, no_cgroups: false }
+        let program = PathBuf::from(binaries.agent);
+        let (port, agent, starts, no_cgroups, user) = (free_port(), None, 0, false, None);
+        Node { binaries, name, port, dir, agent, starts, no_cgroups, user, program }
     }
 
     /// The node's own directory.
@@ -241,35 +309,67 @@ impl Node {
         self.dir().join("pmemhad.toml")
     }
 
+    /// The agent runs as user `uid` from now on, whom everything in the node's directory is given to: its program, too, since that
+    /// user may not enter the directories above the one that it was built in.
+    pub fn run_as(&mut self, uid: u32) {
+        self.user = Some(uid);
+        self.program = self.dir().join("pmemhad");
+        fs::copy(self.binaries.agent, &self.program).expect("own directory");
+        self.give_to(self.dir(), uid);
+    }
+
+    /// Gives `path`, and what is in it, to user `uid`.
+    pub fn give_to(&self, path: &Path, uid: u32) {
+        let done = Command::new("chown").arg("-R").arg(uid.to_string()).arg(path).status();
+        assert!(done.expect("chown is there").success(), "tests with users run as root");
+    }
+
+    /// Starts an agent that is to refuse; what it says.
+    pub fn refused(&mut self) -> String {
+        let mut agent = self.spawn();
+        let ended = wait::attempt(START, || agent.try_wait().expect("our own child"));
+        if ended.is_none() {
+            self.agent = Some(agent);
+        }
+        assert!(ended.is_some_and(|status| !status.success()), "the agent does not refuse:\n{}", self.log());
+        self.log()
+    }
+
     /// Starts the agent and waits until it answers.
     pub fn start(&mut self) {
         self.starts += 1;
+        self.agent = Some(self.spawn());
+        wait::until(&format!("the agent of {} to answer", self.name), START, || {
+            let gone = self.agent.as_mut().and_then(|a| a.try_wait().ok()).flatten();
+            assert!(gone.is_none(), "pmemhad of {} ended with {gone:?}:\n{}", self.name, self.log());
+            self.status()
+        });
+    }
+
+    fn spawn(&self) -> Child {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.dir().join("agent.log"))
             .expect("own directory");
-        let mut command = Command::new(self.binaries.agent);
+        let mut command = Command::new(&self.program);
         if self.no_cgroups {
             // In a mount namespace of its own; the process stays the same one through both exec calls.
             command = Command::new("unshare");
             command.args(["--mount", "--propagation", "private", "/bin/sh", "-c"]);
-            command.args(["umount -l -a -t cgroup,cgroup2 && exec \"$0\" \"$@\"", self.binaries.agent]);
+            command.arg("umount -l -a -t cgroup,cgroup2 && exec \"$0\" \"$@\"").arg(&self.program);
         }
-        let child = command
+        if let Some(uid) = self.user {
+            command.uid(uid).gid(uid);
+        }
+        command
             .arg("--config")
             .arg(self.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log)
             .spawn()
-            .expect("pmemhad starts");
-        self.agent = Some(child);
-        wait::until(&format!("the agent of {} to answer", self.name), START, || {
-            let gone = self.agent.as_mut().and_then(|a| a.try_wait().ok()).flatten();
-            assert!(gone.is_none(), "pmemhad of {} ended with {gone:?}:\n{}", self.name, self.log());
-            self.status()
-        });
+            .expect("pmemhad starts")
     }
 
     /// Kills the agent as `kill -9` does. Its holder and the application live on.
@@ -355,8 +455,13 @@ impl Node {
 
     /// Waits until the destination's image counts, with everything applied that was published until now.
     pub fn await_streaming(&self) -> Value {
+        self.await_streaming_to(0)
+    }
+
+    /// As [`Node::await_streaming`], for one of several destinations.
+    pub fn await_streaming_to(&self, which: usize) -> Value {
         let row = |group: &Value| {
-            let row = &group["destinations"][0];
+            let row = &group["destinations"][which];
             (row["state"] == "streaming" && group["log"]["ahead"] == false).then(|| row.clone())
         };
         let published = self.await_group("a destination that counts", row)["lsn_published"].clone();
@@ -405,7 +510,7 @@ impl Drop for Node {
             eprintln!("--- agent of {} ---\n{}", self.name, self.log());
         }
         // The holder and a started application outlive their agent by design; they must not outlive the test.
-        let (agent, socket) = (Path::new(self.binaries.agent), self.socket());
+        let (agent, socket) = (&*self.program, self.socket());
         for process in process::all() {
             let is_agent = || process.program().is_some_and(|program| program == agent);
             let is_here = || process.arguments().iter().any(|a| Path::new(a).starts_with(self.dir()));

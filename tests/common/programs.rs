@@ -15,6 +15,14 @@ pub fn workload() -> &'static Path {
     })
 }
 
+/// Describes a pool of two parts in `dir` to libpmemobj. Its transactions' logs fill the first one, the objects lie in the second.
+pub fn write_poolset(set: &Path, dir: &Path) -> [PathBuf; 2] {
+    let parts = ["one", "two"].map(|name| dir.join(name));
+    let text = format!("PMEMPOOLSET\n2M {}\n14M {}\n", parts[0].display(), parts[1].display());
+    std::fs::write(set, text).expect("the set's directory is writable");
+    parts
+}
+
 /// Compiles sources of `tests/programs` into the target folder with every warning an error.
 pub fn compile(name: &str, sources: &[&str], libs: &[&str]) -> PathBuf {
     let from = repo().join("tests/programs");

@@ -30,6 +30,8 @@ pub struct Setup {
     pub policy: Policy,
     /// The log region.
     pub spec: LogSpec,
+    /// How deeply it sleeps when there is nothing to do: programs wake it from a deep sleep, by a system call.
+    pub sleep: SleepDepth,
 }
 
 impl Default for Setup {
@@ -40,7 +42,7 @@ impl Default for Setup {
             appenders: 64,
             ..LogSpec::default()
         };
-        Setup { protect: Vec::new(), policy: Policy::default(), spec }
+        Setup { protect: Vec::new(), policy: Policy::default(), spec, sleep: SleepDepth::Deep }
     }
 }
 
@@ -343,7 +345,7 @@ impl Shared {
                     drop(state);
                     self.log.set_free(batch.end);
                 }
-                None => self.log.sleep_until_work(consumer.position(), SleepDepth::Deep, SLICE),
+                None => self.log.sleep_until_work(consumer.position(), self.setup.sleep, SLICE),
             }
             let level = self.acknowledge.load(Ordering::Acquire);
             let at = |needed: Level| if level >= needed as u32 { consumer.position() } else { Lsn(0) };

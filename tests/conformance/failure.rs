@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pmemha::fabric::{EndpointAddress, FabricError, RemoteAccess, RemoteKey, Wake};
 
 use crate::nodes;
-use crate::rig::{Node, Rig, authority_dir, soon, travelled, write};
+use crate::rig::{Node, Rig, authority_dir, content, soon, travelled, write};
 
 const PEER_ADDRESS: &str = "CONFORMANCE_PEER_ADDRESS";
 const PEER_RECIPE: &str = "CONFORMANCE_PEER_RECIPE";
@@ -121,6 +121,25 @@ pub fn a_dropped_endpoint_is_noticed(rig: &Rig) {
     let (left, right) = rig.pair();
     drop(right);
     left.closed();
+}
+
+/// What the memory is used for next is nobody else's.
+pub fn a_dropped_endpoint_reads_its_memory_no_more(rig: &Rig) {
+    for round in 0..20 {
+        let (left, right) = rig.pair();
+        let bytes = 8 << 20;
+        let from = left.memory(bytes, RemoteAccess::Local);
+        let to = right.memory(bytes, RemoteAccess::Write);
+        from.memory().write(0, &vec![1; bytes]);
+        (0..4).for_each(|i| left.write((&from, 0, bytes), (to.key(), 0), Some(i)).unwrap());
+        drop(left);
+        from.memory().write(0, &vec![2; bytes]);
+        right.closed();
+        assert!(
+            content(&to).iter().all(|b| *b < 2),
+            "round {round}: what was stored afterwards has been sent"
+        );
+    }
 }
 
 pub fn a_dead_endpoint_refuses_posts_and_says_closed(rig: &Rig) {

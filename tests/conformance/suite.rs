@@ -62,6 +62,7 @@ macro_rules! conforms {
                     a_killed_peer_completes_everything_with_an_error,
                     a_stopped_peer_blocks_no_call,
                     a_dropped_endpoint_is_noticed,
+                    a_dropped_endpoint_reads_its_memory_no_more,
                     a_dead_endpoint_refuses_posts_and_says_closed,
                     an_offer_that_was_dropped_admits_nobody,
                     an_offer_admits_one_peer,

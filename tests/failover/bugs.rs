@@ -40,9 +40,11 @@ pub enum Bug {
     KeptStill,
     /// Asked for the group back, the agent records again before the heir has answered.
     CalledOffEarly,
+    /// An heir that cannot take over is waited for on battery, whoever else could.
+    WaitsForUnable,
 }
 
-pub const ALL: [Bug; 16] = [
+pub const ALL: [Bug; 17] = [
     Bug::ThawsWithoutCancelled,
     Bug::CancelledNotDurable,
     Bug::ForgetsCancelled,
@@ -59,6 +61,7 @@ pub const ALL: [Bug; 16] = [
     Bug::PowerForgotten,
     Bug::KeptStill,
     Bug::CalledOffEarly,
+    Bug::WaitsForUnable,
 ];
 
 impl Bug {
@@ -76,6 +79,7 @@ impl Bug {
                 Budget { agent_crashes: 1, flips: 2, ..none }
             }
             Bug::LateTailCounts => Budget { flips: 3, ..none },
+            Bug::WaitsForUnable => Budget { flips: 1, bad_images: 1, ..none },
             Bug::EndForgotten => Budget { agent_crashes: 1, exits: 1, ..none },
             Bug::PowerForgotten => Budget { flips: 1, exits: 1, starts: 1, ..none },
             Bug::IgnoresGeneration
@@ -83,6 +87,16 @@ impl Bug {
             | Bug::RebootedHeirGoesOn
             | Bug::LifeIgnored => Budget { machine_crashes: 2, flips: 1, force: 1, ..none },
         }
+    }
+
+    /// How many nodes it takes.
+    pub fn nodes(self) -> usize {
+        if self == Bug::WaitsForUnable { 3 } else { 2 }
+    }
+
+    /// Whether it shows only in what never happens.
+    pub fn is_of_liveness(self) -> bool {
+        self == Bug::WaitsForUnable
     }
 
     /// What the death of the application means where the bug shows.
@@ -193,6 +207,7 @@ impl Bug {
                     *round = state.round();
                 }
             }
+            Bug::WaitsForUnable => policy.heirs.truncate(1),
             Bug::PowerForgotten if *event == Event::ApplicationStarted => state.holds_out = true,
             _ => {}
         }

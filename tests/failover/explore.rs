@@ -7,7 +7,7 @@ use std::rc::Rc;
 use pmemha::failover::{Cause, Event, Life, Mains, Phase, Standing};
 
 use crate::bugs::Bug;
-use crate::world::{BUG, Cut, Move, Packet, Pending, SETTING, Setting, World, patient};
+use crate::world::{BUG, Cut, Move, Node, Pending, SETTING, Sent, Setting, World, patient};
 
 /// Rounds after which a fair run must have reached its goal; a handover with a refusal takes about twenty.
 const FAIR_ROUNDS: usize = 80;
@@ -79,15 +79,27 @@ fn story(trail: &[(usize, Option<Move>)], mut at: usize, wrong: &str, world: &Wo
 
 /// Runs on from `world` without further faults, fairly; says what should have happened and did not.
 fn unfair(world: &World, runs: &mut usize) -> Option<&'static str> {
-    let [source, heir] = &world.nodes;
+    let source = &world.nodes[0];
     let mut promised = Vec::new();
-    if let (true, Standing::Triggered { .. }, Some(state)) = (heir.on, &heir.stored.standing, &heir.state)
-        && !matches!(state.phase, Phase::Doubtful | Phase::Unable)
-    {
-        // The source's battery ends now: the heir is on its own.
-        let mut alone = world.clone();
-        alone.crash(0, Cut::Machine);
-        promised.push((alone, Fair { source: false }, Goal::HeirRuns, "triggered, the heir does not run"));
+    for (i, heir) in world.nodes.iter().enumerate().skip(1) {
+        if let (true, Standing::Triggered { .. }, Some(state)) = (heir.on, &heir.stored.standing, &heir.state)
+            && !matches!(state.phase, Phase::Doubtful | Phase::Unable)
+        {
+            // The source's battery ends now: the heir is on its own.
+            let mut alone = world.clone();
+            alone.crash(0, Cut::Machine);
+            promised.push((
+                alone,
+                Fair { only: Some(i), ..Fair::default() },
+                Goal::Runs(i),
+                "triggered, the heir does not run",
+            ));
+        }
+    }
+    for missing in heirs_that_may_be_missing(world) {
+        // On battery to the end, and nothing else goes wrong.
+        let others = Fair { without: missing, ..Fair::default() };
+        promised.push((world.clone(), others, Goal::OneOwner, "one heir was unable, and nobody runs"));
     }
     if let Some(state) = &source.state
         && matches!(source.stored.standing, Standing::Owner { .. })
@@ -106,12 +118,7 @@ fn unfair(world: &World, runs: &mut usize) -> Option<&'static str> {
     }
     let mut healed = world.clone();
     healed.nodes.iter_mut().for_each(|n| n.mains = true);
-    promised.push((
-        healed,
-        Fair { source: true },
-        Goal::OneOwner,
-        "all is well again, nobody owns the group",
-    ));
+    promised.push((healed, Fair::default(), Goal::OneOwner, "all is well again, nobody owns the group"));
     for (mut start, fair, goal, missing) in promised {
         *runs += 1;
         let reached = fair.reaches(&mut start, goal);
@@ -125,18 +132,34 @@ fn unfair(world: &World, runs: &mut usize) -> Option<&'static str> {
     None
 }
 
+/// Where the source is on battery and holds a group that it has given up to an heir which cannot take it: who of the others may be
+/// missing from there on. One that has not taken part so far, or nobody; the one that was unable may have been mended.
+fn heirs_that_may_be_missing(world: &World) -> Vec<Option<usize>> {
+    let [source, heirs @ ..] = &world.nodes[..] else { return Vec::new() };
+    let phase = |n: &Node| n.state.as_ref().map(|s| s.phase);
+    let waits = matches!(phase(source), Some(Phase::HandingOver | Phase::HandedOver));
+    let on_battery = source.state.as_ref().is_some_and(|s| s.cause == Cause::Power && s.mains == Mains::Lost);
+    let unable = |n: &Node| phase(n) == Some(Phase::Unable);
+    if heirs.len() < 2 || !waits || !on_battery || !heirs.iter().any(unable) {
+        return Vec::new();
+    }
+    let idle = |n: &Node| matches!(n.stored.standing, Standing::Standby { .. });
+    let others = (1..).zip(heirs).filter(|(_, n)| idle(n)).map(|(i, _)| Some(i));
+    others.chain([None]).collect()
+}
+
 #[derive(Clone, Copy)]
 enum Goal {
-    HeirRuns,
+    Runs(usize),
     OneOwner,
 }
 
 impl Goal {
     fn reached(self, world: &World) -> bool {
         match self {
-            Goal::HeirRuns => world.nodes[1].application == Life::Running,
+            Goal::Runs(i) => world.nodes[i].application == Life::Running,
             Goal::OneOwner => {
-                let settled = |n: &crate::world::Node| {
+                let settled = |n: &Node| {
                     n.state.as_ref().is_some_and(|s| matches!(s.phase, Phase::Running | Phase::Stopped))
                 };
                 world.nodes.iter().filter(|n| settled(n)).count() == 1
@@ -146,9 +169,12 @@ impl Goal {
 }
 
 /// A schedule without faults: everything begun is finished, everything sent now arrives once, in order.
+#[derive(Default)]
 struct Fair {
-    /// Whether the first node takes part.
-    source: bool,
+    /// The node that alone takes part; none: all do.
+    only: Option<usize>,
+    /// But for this one.
+    without: Option<usize>,
 }
 
 impl Fair {
@@ -162,8 +188,8 @@ impl Fair {
             let before = std::mem::take(&mut known);
             // A message said before counts as said again when a timeout repeats it.
             let news: Vec<_> = world.sent.difference(&before).cloned().collect();
-            for (to, packet) in &news {
-                self.deliver(world, *to, packet);
+            for sent in &news {
+                self.deliver(world, sent);
             }
             known = world.sent.iter().filter(|m| before.contains(*m) || news.contains(m)).cloned().collect();
             if !busy && news.is_empty() {
@@ -174,23 +200,27 @@ impl Fair {
     }
 
     fn takes_part(&self, i: usize) -> bool {
-        i == 1 || self.source
+        self.only.is_none_or(|only| only == i) && self.without != Some(i)
+    }
+
+    fn can_finish(&self, pending: &Pending) -> bool {
+        !matches!(pending, Pending::Ship(_, to) if !self.takes_part(*to))
     }
 
     /// Finishes what is pending and starts what is down; whether there was anything.
     fn round(&self, world: &mut World) -> bool {
         let mut busy = false;
-        for i in (0..2).filter(|&i| self.takes_part(i)) {
+        for i in (0..world.nodes.len()).filter(|&i| self.takes_part(i)) {
             let m = if !world.nodes[i].on {
                 Move::PowerOn(i)
             } else if world.nodes[i].state.is_none() {
                 Move::Restart(i)
-            } else if let Some(&pending) = world.nodes[i].pending.first() {
+            } else if let Some(&pending) = world.nodes[i].pending.iter().find(|p| self.can_finish(p)) {
                 Move::Finish(i, pending)
             } else if world.nodes[i].mains
                 && world.nodes[i].state.as_ref().is_some_and(|s| s.mains != Mains::Online)
             {
-                Move::Event(i, Event::PowerBack, None)
+                Move::Event(i, Event::PowerBack)
             } else {
                 continue;
             };
@@ -204,7 +234,7 @@ impl Fair {
 
     /// Time passes: timeouts, and what they repeat arrives.
     fn repeat(&self, world: &mut World) {
-        for i in (0..2).filter(|&i| self.takes_part(i)) {
+        for i in (0..world.nodes.len()).filter(|&i| self.takes_part(i)) {
             let Some(phase) = world.nodes[i].state.as_ref().map(|s| s.phase) else { continue };
             if !patient(phase) {
                 continue;
@@ -219,21 +249,21 @@ impl Fair {
     /// Delivers what has just been sent and what is answered to it.
     fn converse(&self, world: &mut World) {
         for _ in 0..4 {
-            for (to, packet) in std::mem::take(&mut world.sent) {
-                self.deliver(world, to, &packet);
+            for sent in std::mem::take(&mut world.sent) {
+                self.deliver(world, &sent);
             }
         }
     }
 
-    fn deliver(&self, world: &mut World, to: usize, packet: &Packet) {
-        if self.takes_part(to) && world.nodes[to].state.is_some() {
-            *world = world.after(&Move::Deliver(to, packet.clone())).expect("a living agent hears");
+    fn deliver(&self, world: &mut World, sent: &Sent) {
+        if self.takes_part(sent.0) && world.nodes[sent.0].state.is_some() {
+            *world = world.after(&Move::Deliver(sent.clone())).expect("a living agent hears");
         }
     }
 }
 
 fn describe(world: &World) -> String {
-    let node = |n: &crate::world::Node| {
+    let node = |n: &Node| {
         format!(
             "\n     stored {:?}\n     phase {:?}, application {:?}, held {}, pending {:?}",
             n.stored.standing,

@@ -1,4 +1,4 @@
-//! Promise 4, one writer: the state machine of a group, checked over every interleaving of two nodes, a network
+//! Promise 4, one writer: the state machine of a group, checked over every interleaving of two or three nodes, a network
 //! that loses, repeats, delays and reorders, crashes of agents and machines at every action, and power that
 //! comes and goes; and the tables of `docs/failover.md`, which are the machine's own.
 
@@ -8,7 +8,8 @@ mod table;
 mod world;
 
 use pmemha::failover::{
-    Action, Alarm, Answer, Cause, Event, Note, OnDeath, Phase, Round, Saved, State, Trigger, step,
+    Action, Alarm, Answer, Cause, Event, NodeName, Note, OnDeath, Phase, Round, Saved, Standing, State,
+    Trigger, step,
 };
 use pmemha::types::Lsn;
 
@@ -16,10 +17,11 @@ use explore::explore;
 use world::{Budget, Setting};
 
 /// More states than any setting here has: one that outgrows it fails. The search for a bug ends there.
-const LIMIT: usize = 200_000;
+const LIMIT: usize = 300_000;
 
 fn settings() -> Vec<(&'static str, Setting)> {
-    let setting = |trigger, on_death, budget| Setting { trigger, on_death, budget };
+    let setting = |trigger, on_death, budget| Setting { nodes: 2, trigger, on_death, budget };
+    let three = |budget| Setting { nodes: 3, ..setting(Trigger::Saved, OnDeath::None, budget) };
     let none = Budget::default();
     vec![
         (
@@ -96,13 +98,23 @@ fn settings() -> Vec<(&'static str, Setting)> {
         ),
         (
             "power is lost while the operator hands over",
-            setting(Trigger::Saved, OnDeath::None, Budget { flips: 1, operator: 2, bad_images: 1, ..none }),
+            setting(
+                Trigger::Saved,
+                OnDeath::None,
+                Budget { flips: 1, operator: 2, bad_images: 1, ..none.clone() },
+            ),
         ),
+        ("three nodes, an agent crashes", three(Budget { agent_crashes: 1, flips: 1, ..none.clone() })),
+        (
+            "one of two heirs cannot take over, power comes and goes",
+            three(Budget { flips: 2, bad_images: 1, ..none.clone() }),
+        ),
+        ("three machines, one dies", three(Budget { machine_crashes: 1, ..none })),
     ]
 }
 
 #[test]
-fn two_nodes_never_both_write_and_a_delivered_trigger_ends_with_a_running_heir() {
+fn no_two_nodes_ever_write_and_a_delivered_trigger_ends_with_a_running_heir() {
     for (name, setting) in settings() {
         let began = std::time::Instant::now();
         let found = explore(&setting, None, LIMIT, true);
@@ -123,11 +135,16 @@ fn two_nodes_never_both_write_and_a_delivered_trigger_ends_with_a_running_heir()
 #[test]
 fn every_planted_bug_is_found_and_without_it_nothing_is() {
     for bug in bugs::ALL {
-        let setting = Setting { trigger: Trigger::Saved, on_death: bug.on_death(), budget: bug.budget() };
-        let found = explore(&setting, Some(bug), LIMIT, false);
+        let setting = Setting {
+            nodes: bug.nodes(),
+            trigger: Trigger::Saved,
+            on_death: bug.on_death(),
+            budget: bug.budget(),
+        };
+        let found = explore(&setting, Some(bug), LIMIT, bug.is_of_liveness());
         let violation = found.violation.unwrap_or_else(|| panic!("{bug:?} was not found"));
         println!("{bug:?}: {}, at state {}", violation.lines().next().unwrap_or_default(), found.states);
-        let sound = explore(&setting, None, LIMIT, false);
+        let sound = explore(&setting, None, LIMIT, bug.is_of_liveness());
         assert!(sound.violation.is_none(), "{bug:?}: the setting is at fault: {:?}", sound.violation);
     }
 }
@@ -141,10 +158,40 @@ fn an_operators_order_stands_when_the_program_ends_by_itself_meanwhile() {
     assert!(actions.iter().any(|a| matches!(a, Action::ShipTail { .. })), "{actions:?}");
     // Handed back, it is what the operator left: ended.
     let saved = Saved { lsn: Lsn(64), digest: 7 };
-    let (next, _) = step(&policy, &next, &Event::TailDurable { round: state.round(), saved });
+    let (next, _) = step(
+        &policy,
+        &next,
+        &Event::TailDurable { round: state.round(), heir: policy.heirs[0].clone(), saved },
+    );
     let (next, _) = step(&policy, &next, &Event::OperatorCancel);
     let (next, _) = step(&policy, &next, &Event::Answer(Answer::Cancelled { round: state.round() }));
     assert_eq!(next.phase, Phase::Stopped);
+}
+
+#[test]
+fn the_group_is_given_up_to_who_holds_it_all_and_once_named_to_nobody_else() {
+    let saved = Saved { lsn: Lsn(64), digest: 7 };
+    let tail = |state: &State, heir: &str| Event::TailDurable {
+        round: state.round(),
+        heir: NodeName(heir.into()),
+        saved,
+    };
+    let heir = |state: &State| match &state.durable.standing {
+        Standing::GivenUp { heir, saved, .. } => Some((heir.0.clone(), saved.is_some())),
+        _ => None,
+    };
+    let (mut policy, saving) = (table::policy(), table::state(Phase::Saving));
+    let (next, _) = step(&policy, &saving, &tail(&saving, "elsewhere"));
+    assert_eq!(heir(&next), Some(("elsewhere".into(), true)), "not the one that was preferred");
+
+    policy.trigger = Trigger::SaveStarted;
+    let freezing = table::state(Phase::Freezing);
+    let (next, _) = step(&policy, &freezing, &Event::FreezeDone { round: freezing.round() });
+    assert_eq!(heir(&next), Some(("there".into(), false)));
+    let (same, actions) = step(&policy, &next, &tail(&next, "elsewhere"));
+    assert!(same == next && actions.is_empty(), "{actions:?}");
+    let (next, _) = step(&policy, &next, &tail(&next, "there"));
+    assert_eq!(heir(&next), Some(("there".into(), true)));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The tables of `docs/failover.md`, made by asking the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use pmemha::failover::{
@@ -17,9 +17,10 @@ const LIFE: u64 = 9;
 pub fn policy() -> Policy {
     Policy {
         node: NodeName("here".into()),
-        heir: Some(NodeName("there".into())),
+        heirs: vec![NodeName("there".into())],
         on_death: OnDeath::Failover,
         trigger: Trigger::Saved,
+        has_command: true,
         start_limit: 3,
         patience: Patience::default(),
         boot: BootId([1; 16]),
@@ -72,7 +73,9 @@ fn states() -> Vec<(Phase, State)> {
             attempt: if gasp { 3 } else { 2 },
             log_lost: false,
             life: LIFE,
+            start_ordered: phase == Phase::Starting,
             failed_starts: 0,
+            passed_over: BTreeSet::new(),
         };
         (phase, state)
     };
@@ -102,7 +105,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("arbiter granted", Event::ArbiterGranted { generation: GENERATION }),
         ("frozen", Event::FreezeDone { round: ROUND }),
         ("freeze failed", Event::FreezeFailed { round: ROUND }),
-        ("tail durable at the heir", Event::TailDurable { round: ROUND, saved: SAVED }),
+        (
+            "tail durable at the heir",
+            Event::TailDurable { round: ROUND, heir: NodeName("there".into()), saved: SAVED },
+        ),
         ("access revoked", Event::Revoked { round: ROUND }),
         ("revocation failed", Event::RevokeFailed { round: ROUND }),
         ("image verified", Event::ImageVerified { round: ROUND }),

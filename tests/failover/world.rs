@@ -1,4 +1,4 @@
-//! Two nodes, their machines and disks, the network between them: everything the state machine runs in.
+//! Nodes, two or three, their machines and disks, the network between them: everything the state machine runs in.
 //!
 //! The network is the strongest adversary that stays finite: a message once sent may arrive at any later time, any
 //! number of times, in any order, or never.
@@ -45,6 +45,8 @@ pub struct Budget {
 /// Everything that does not change in a run.
 #[derive(Clone, Debug)]
 pub struct Setting {
+    /// How many; all but the first may be its heir.
+    pub nodes: usize,
     pub trigger: Trigger,
     pub on_death: OnDeath,
     pub budget: Budget,
@@ -61,7 +63,8 @@ pub enum Packet {
 pub enum Pending {
     Freeze(Round),
     Kill,
-    Ship(Round),
+    /// To that node.
+    Ship(Round, usize),
     Revoke(Round),
     Verify(Round),
     Place,
@@ -85,8 +88,12 @@ pub struct Node {
     /// The watchdog leaves it frozen.
     pub held: bool,
     pub pending: BTreeSet<Pending>,
-    /// Rounds whose tail the heir holds completely: the application has not run since.
-    pub complete: BTreeSet<Round>,
+    /// Rounds whose tail that node holds completely: the application has not run since.
+    pub complete: BTreeSet<(Round, usize)>,
+    /// The agent's envoys: who has yet to say that it follows, in the life of the agent that asked, and whom the group was given
+    /// up to.
+    pub silent: (u64, BTreeSet<usize>),
+    pub heir: Option<usize>,
     /// The agent records nothing that no program asked for, in logs up to this generation.
     pub still: Option<Generation>,
     /// The agent has heard of a clean end, and nobody wants the application to run since.
@@ -96,19 +103,29 @@ pub struct Node {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
-    pub nodes: [Node; 2],
-    /// Everything ever sent, with its addressee.
-    pub sent: BTreeSet<(usize, Packet)>,
+    pub nodes: Vec<Node>,
+    /// Everything ever sent, with its addressee and its sender.
+    pub sent: BTreeSet<Sent>,
     pub budget: Budget,
 }
+
+pub type Sent = (usize, usize, Packet);
 
 /// Something that may happen next.
 #[derive(Clone, Debug)]
 pub enum Move {
-    /// An event at a node's agent, and how many of the actions it leads to are done before `Cut`.
-    Event(usize, Event, Option<(usize, Cut)>),
+    /// An event at a node's agent.
+    Event(usize, Event),
+    /// The same, and so many of the actions it leads to are done before the cut. `asker`: whose request it is, if it is one.
+    Halfway {
+        at: usize,
+        event: Event,
+        asker: usize,
+        done: usize,
+        cut: Cut,
+    },
     Finish(usize, Pending),
-    Deliver(usize, Packet),
+    Deliver(Sent),
     Flip(usize),
     Death(usize),
     Exit(usize),
@@ -123,13 +140,23 @@ pub enum Cut {
     Machine,
 }
 
+const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+fn name(node: usize) -> NodeName {
+    NodeName(NAMES[node].into())
+}
+
+fn number(name: &NodeName) -> usize {
+    NAMES.iter().position(|n| *n == name.0).expect("one of them")
+}
+
 pub fn policy(setting: &Setting, node: usize, boot: u8) -> Policy {
-    let names = ["alpha", "beta"].map(|n| NodeName(n.into()));
     Policy {
-        node: names[node].clone(),
-        heir: Some(names[1 - node].clone()),
+        node: name(node),
+        heirs: (0..setting.nodes).filter(|i| *i != node).map(name).collect(),
         on_death: setting.on_death,
         trigger: setting.trigger,
+        has_command: true,
         start_limit: 2,
         patience: Patience::default(),
         boot: BootId([boot; 16]),
@@ -137,7 +164,7 @@ pub fn policy(setting: &Setting, node: usize, boot: u8) -> Policy {
 }
 
 impl World {
-    /// The first node runs the application, the second follows with a complete image.
+    /// The first node runs the application, the others follow with complete images.
     pub fn new(setting: &Setting) -> Self {
         let node = |i: usize, stored: Durable, application| {
             Node {
@@ -150,6 +177,8 @@ impl World {
                 held: false,
                 pending: BTreeSet::new(),
                 complete: BTreeSet::new(),
+                silent: (0, BTreeSet::new()),
+                heir: None,
                 still: None,
                 ended: false,
                 mains: true,
@@ -159,14 +188,15 @@ impl World {
         let owner = Durable::first_owner(&policy(setting, 0, 1), Generation(1));
         let mut standby = Durable::first_standby(&policy(setting, 1, 1), Generation(1));
         standby.standing = Standing::Standby { cancelled: None };
-        let nodes = [node(0, owner, Life::Running), node(1, standby, Life::Gone)];
+        let others = (1..setting.nodes).map(|i| node(i, standby.clone(), Life::Gone));
+        let nodes = [node(0, owner, Life::Running)].into_iter().chain(others).collect();
         World { nodes, sent: BTreeSet::new(), budget: setting.budget.clone() }
     }
 
     /// Everything that may happen now.
     pub fn moves(&self) -> Vec<Move> {
         let mut moves = Vec::new();
-        for i in 0..2 {
+        for i in 0..self.nodes.len() {
             let node = &self.nodes[i];
             if !node.on {
                 moves.push(Move::PowerOn(i));
@@ -176,7 +206,8 @@ impl World {
                 moves.push(Move::Death(i));
             }
             let owns = matches!(node.stored.standing, Standing::Owner { .. });
-            if node.application == Life::Running && self.budget.exits > 0 && owns && node.state.is_some() {
+            let heard = node.state.is_some() && !node.is_starting();
+            if node.application == Life::Running && self.budget.exits > 0 && owns && heard {
                 moves.push(Move::Exit(i));
             }
             if self.flips(i) > 0 {
@@ -188,16 +219,14 @@ impl World {
                 continue;
             };
             moves.extend(node.pending.iter().map(|&p| Move::Finish(i, p)));
-            moves.extend(
-                self.sent.iter().filter(|(to, _)| *to == i).map(|(_, p)| Move::Deliver(i, p.clone())),
-            );
+            moves.extend(self.sent.iter().filter(|(to, ..)| *to == i).cloned().map(Move::Deliver));
             for event in self.spontaneous(i, state) {
-                moves.push(Move::Event(i, event, None));
+                moves.push(Move::Event(i, event));
             }
         }
         let mut cuts = Vec::new();
         for m in &moves {
-            let Some((i, event)) = self.event_of(m) else { continue };
+            let Some((at, event, asker)) = self.event_of(m) else { continue };
             let mut kinds = Vec::new();
             if self.budget.agent_crashes > 0 {
                 kinds.push(Cut::Agent);
@@ -206,9 +235,10 @@ impl World {
                 kinds.push(Cut::Machine);
             }
             // A cut before any action is a crash without the event.
-            let actions = self.actions(i, &event).1.len();
+            let actions = self.actions(at, &event).1.len();
             for done in 1..actions {
-                cuts.extend(kinds.iter().map(|&cut| Move::Event(i, event.clone(), Some((done, cut)))));
+                let halfway = |&cut| Move::Halfway { at, event: event.clone(), asker, done, cut };
+                cuts.extend(kinds.iter().map(halfway));
             }
         }
         moves.extend(cuts);
@@ -225,13 +255,13 @@ impl World {
     }
 
     fn flips(&self, i: usize) -> u8 {
-        [self.budget.flips, self.budget.flips_second][i]
+        [self.budget.flips, self.budget.flips_second, 0][i]
     }
 
     fn spontaneous(&self, i: usize, state: &State) -> Vec<Event> {
         let mut events = Vec::new();
         let node = &self.nodes[i];
-        let other = &self.nodes[1 - i];
+        let mut others = self.nodes.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, node)| node);
         match (node.mains, state.mains) {
             (true, Mains::Online) | (false, Mains::Lost) => {}
             (true, _) => events.push(Event::PowerBack),
@@ -248,7 +278,7 @@ impl World {
             events.push(Event::OperatorCancel);
             events.push(Event::OperatorPromote { force: false });
         }
-        if self.budget.force > 0 && !other.on {
+        if self.budget.force > 0 && others.clone().all(|other| !other.on) {
             events.push(Event::OperatorPromote { force: true });
         }
         if self.budget.bad_images > 0 {
@@ -258,35 +288,40 @@ impl World {
                 _ => None,
             }));
         }
+        let runs = |other: &&Node| other.state.as_ref().is_some_and(|s| s.phase == Phase::Running);
         if state.phase == Phase::Demoted
             && self.budget.syncs > 0
-            && other.state.as_ref().is_some_and(|s| s.phase == Phase::Running)
+            && let Some(owner) = others.find(runs)
         {
-            events.push(Event::Synced { generation: other.stored.generation });
+            events.push(Event::Synced { generation: owner.stored.generation });
         }
         events
     }
 
-    /// The event that a move hands to an agent, without what happens around it.
-    fn event_of(&self, m: &Move) -> Option<(usize, Event)> {
+    /// The event that a move hands to an agent, without what happens around it, and whose request it is, if it is one.
+    fn event_of(&self, m: &Move) -> Option<(usize, Event, usize)> {
         match m {
-            Move::Event(i, event, None) => Some((*i, event.clone())),
-            Move::Finish(i, pending) => Some((*i, self.finished(*i, *pending))),
-            Move::Deliver(i, Packet::Request(r)) => Some((*i, Event::Request(r.clone()))),
-            Move::Deliver(i, Packet::Answer(a)) => Some((*i, Event::Answer(a.clone()))),
+            Move::Event(i, event) => Some((*i, event.clone(), *i)),
+            Move::Finish(i, pending) => Some((*i, Self::finished(*pending), *i)),
+            Move::Deliver((i, from, Packet::Request(r))) => Some((*i, Event::Request(r.clone()), *from)),
+            Move::Deliver((i, from, Packet::Answer(a))) => {
+                let heard = self.nodes[*i].clone().hears(*from, a);
+                heard.then(|| (*i, Event::Answer(a.clone()), *i))
+            }
             _ => None,
         }
     }
 
-    fn finished(&self, i: usize, pending: Pending) -> Event {
+    fn finished(pending: Pending) -> Event {
         match pending {
             Pending::Freeze(round) => Event::FreezeDone { round },
             Pending::Kill => Event::ApplicationDied,
-            Pending::Ship(round) => Event::TailDurable { round, saved: Saved { lsn: Lsn(64), digest: 7 } },
+            Pending::Ship(round, to) => {
+                Event::TailDurable { round, heir: name(to), saved: Saved { lsn: Lsn(64), digest: 7 } }
+            }
             Pending::Revoke(round) => Event::Revoked { round },
             Pending::Verify(round) => Event::ImageVerified { round },
             Pending::Place => Event::FilesPlaced,
-            Pending::Start if self.nodes[i].application == Life::Gone => Event::ApplicationDied,
             Pending::Start => Event::ApplicationStarted,
         }
     }
@@ -307,29 +342,33 @@ impl World {
     pub fn after(&self, m: &Move) -> Option<World> {
         let mut world = self.clone();
         match m {
-            Move::Event(i, event, cut) => {
+            Move::Event(i, event) => {
                 world.spend(event);
                 world.prepare(*i, event);
-                match cut {
-                    None => world.handle(*i, event),
-                    Some((done, cut)) => {
-                        let (_, actions) = world.actions(*i, event);
-                        actions.into_iter().take(*done).for_each(|a| world.perform(*i, a));
-                        world.crash(*i, *cut);
-                    }
-                }
+                world.handle(*i, event);
+            }
+            Move::Halfway { at, event, asker, done, cut } => {
+                world.spend(event);
+                world.prepare(*at, event);
+                let (_, actions) = world.actions(*at, event);
+                actions.into_iter().take(*done).for_each(|a| world.perform(*at, a, *asker));
+                world.crash(*at, *cut);
             }
             Move::Finish(i, pending) => {
-                if matches!(pending, Pending::Ship(_)) && world.nodes[1 - i].state.is_none() {
+                if matches!(pending, Pending::Ship(_, to) if world.nodes[*to].state.is_none()) {
                     return None;
                 }
-                let event = world.finished(*i, *pending);
+                let event = Self::finished(*pending);
                 world.prepare(*i, &event);
                 world.handle(*i, &event);
             }
-            Move::Deliver(i, _) => {
-                let (_, event) = self.event_of(m).expect("a delivery is an event");
-                world.handle(*i, &event);
+            Move::Deliver((i, from, Packet::Request(request))) => {
+                world.handle_of(*i, &Event::Request(request.clone()), *from);
+            }
+            Move::Deliver((i, from, Packet::Answer(answer))) => {
+                if world.nodes[*i].hears(*from, answer) {
+                    world.handle(*i, &Event::Answer(answer.clone()));
+                }
             }
             Move::Flip(i) => {
                 let left = if *i == 0 { &mut world.budget.flips } else { &mut world.budget.flips_second };
@@ -339,7 +378,8 @@ impl World {
             Move::Death(i) => {
                 world.budget.deaths -= 1;
                 world.nodes[*i].application = Life::Gone;
-                if world.nodes[*i].state.is_some() {
+                // Of one that dies before its start is told, that comes first: see `prepare`.
+                if world.nodes[*i].state.is_some() && !world.nodes[*i].is_starting() {
                     world.handle(*i, &Event::ApplicationDied);
                 }
             }
@@ -347,8 +387,6 @@ impl World {
                 world.budget.exits -= 1;
                 world.nodes[*i].application = Life::Gone;
                 world.nodes[*i].ended = true;
-                // As the supervisor of a command says it: no start is reported of one whose end has been.
-                world.nodes[*i].pending.remove(&Pending::Start);
                 world.handle(*i, &Event::ApplicationExited);
             }
             Move::Crash(i, cut) => world.crash(*i, *cut),
@@ -370,7 +408,7 @@ impl World {
             return;
         }
         let nodes = &self.nodes;
-        self.sent.retain(|(to, packet)| {
+        self.sent.retain(|(to, _, packet)| {
             let node = &nodes[*to];
             let attempt = match node.stored.standing {
                 Standing::GivenUp { attempt, .. } => attempt,
@@ -421,14 +459,18 @@ impl World {
                 }
             }
             Event::ApplicationDied => {
-                node.pending.retain(|p| !matches!(p, Pending::Kill | Pending::Start | Pending::Freeze(_)));
-                node.application = Life::Gone;
-                node.held = false;
+                node.pending.retain(|p| !matches!(p, Pending::Kill | Pending::Freeze(_)));
+                // What was ordered to start since is not what was killed.
+                if !node.is_starting() {
+                    node.application = Life::Gone;
+                    node.held = false;
+                }
             }
-            Event::TailDurable { round, .. } => {
-                node.pending.remove(&Pending::Ship(*round));
+            Event::TailDurable { round, heir, .. } => {
+                // The first that holds it is told, and no other one.
+                node.pending.retain(|p| !matches!(p, Pending::Ship(of, _) if of == round));
                 if node.application != Life::Running {
-                    node.complete.insert(*round);
+                    node.complete.insert((*round, number(heir)));
                 }
             }
             Event::Revoked { round } | Event::RevokeFailed { round } => {
@@ -438,24 +480,37 @@ impl World {
                 node.pending.remove(&Pending::Verify(*round));
             }
             Event::FilesPlaced => _ = node.pending.remove(&Pending::Place),
-            // A start of our own runs from its order on; this one is somebody's by hand.
-            Event::ApplicationStarted if !node.pending.remove(&Pending::Start) => {
-                self.budget.starts -= 1;
-                node.ended = false;
-                node.run();
+            Event::ApplicationStarted => {
+                if !node.pending.remove(&Pending::Start) {
+                    // Somebody started it by hand; ours runs from its order on.
+                    self.budget.starts -= 1;
+                    node.ended = false;
+                    node.run();
+                } else if node.application == Life::Gone {
+                    // It died before its start was told: its end is told next.
+                    node.pending.insert(Pending::Kill);
+                } else {
+                    // The start has waited for whoever was to be killed.
+                    node.pending.remove(&Pending::Kill);
+                }
             }
             _ => {}
         }
     }
 
     pub fn handle(&mut self, i: usize, event: &Event) {
+        self.handle_of(i, event, i);
+    }
+
+    /// `asker`: whose request it is, if it is one.
+    fn handle_of(&mut self, i: usize, event: &Event, asker: usize) {
         let (next, actions) = self.actions(i, event);
-        actions.into_iter().for_each(|a| self.perform(i, a));
+        actions.into_iter().for_each(|a| self.perform(i, a, asker));
         self.nodes[i].state = Some(next);
     }
 
-    fn perform(&mut self, i: usize, action: Action) {
-        let reachable = self.nodes[1 - i].on;
+    fn perform(&mut self, i: usize, action: Action, asker: usize) {
+        let nodes = self.nodes.len();
         let node = &mut self.nodes[i];
         match action {
             Action::Persist(durable) => {
@@ -475,19 +530,26 @@ impl World {
                 }
             }
             Action::HoldFrozen => node.held = true,
-            Action::Kill => _ = node.pending.insert(Pending::Kill),
-            Action::ShipTail { round } => {
-                node.pending.insert(Pending::Ship(round));
+            Action::Kill => {
+                node.pending.remove(&Pending::Start);
+                node.pending.insert(Pending::Kill);
+            }
+            Action::ShipTail { round, to } => {
+                node.pending.extend(to.iter().map(|to| Pending::Ship(round, number(to))));
                 node.still = Some(round.generation);
             }
             // One that is complete by then may still be reported.
             Action::CallOffTail => node.still = None,
             // Ignored by whoever hears it.
             Action::Reply(Answer::Noted { .. }) => {}
-            // No connection to a machine that is off.
-            Action::Send(_) if !reachable => {}
-            Action::Send(request) => _ = self.sent.insert((1 - i, Packet::Request(request))),
-            Action::Reply(answer) => _ = self.sent.insert((1 - i, Packet::Answer(answer))),
+            Action::Send(request) => {
+                let to = node.addressees(i, nodes, &request);
+                // No connection to a machine that is off.
+                for to in to.into_iter().filter(|to| self.nodes[*to].on) {
+                    self.sent.insert((to, i, Packet::Request(request.clone())));
+                }
+            }
+            Action::Reply(answer) => _ = self.sent.insert((asker, i, Packet::Answer(answer))),
             Action::Revoke { round } => _ = node.pending.insert(Pending::Revoke(round)),
             Action::Verify { round, .. } => _ = node.pending.insert(Pending::Verify(round)),
             Action::PlaceFiles => _ = node.pending.insert(Pending::Place),
@@ -503,7 +565,7 @@ impl World {
     fn check_promotion(&self, i: usize, durable: &Durable) {
         if let Standing::Triggered { round, mandate: Mandate::Saved(_), .. } = self.nodes[i].stored.standing
             && matches!(durable.standing, Standing::Owner { .. })
-            && !self.nodes[1 - i].complete.contains(&round)
+            && !self.nodes.iter().any(|node| node.complete.contains(&(round, i)))
         {
             VIOLATION.set(Some("promoted an image that lacks what the source wrote later"));
         }
@@ -528,7 +590,7 @@ impl World {
                 node.held = false;
                 // Connections to a machine end with it, and a request never changes to a new one. (Nor do
                 // answers; they are left to come late, which is stricter.)
-                self.sent.retain(|(to, packet)| *to != i || !matches!(packet, Packet::Request(_)));
+                self.sent.retain(|(to, _, packet)| *to != i || !matches!(packet, Packet::Request(_)));
             }
         }
     }
@@ -548,11 +610,12 @@ impl World {
         if let Some(found) = VIOLATION.take() {
             return Some(found);
         }
-        if self.nodes.iter().all(|n| n.application == Life::Running) {
+        let several = |is: &dyn Fn(&Node) -> bool| self.nodes.iter().filter(|n| is(n)).count() > 1;
+        if several(&|n| n.application == Life::Running) {
             return Some("two writers");
         }
-        if self.nodes.iter().all(|n| n.state.as_ref().is_some_and(State::admits_application)) {
-            return Some("both nodes admit the application");
+        if several(&|n| n.state.as_ref().is_some_and(State::admits_application)) {
+            return Some("two nodes admit the application");
         }
         let forgets = |s: &State| s.phase == Phase::Running && s.mains == Mains::Lost && !s.holds_out;
         if self.nodes.iter().any(|n| n.state.as_ref().is_some_and(forgets)) {
@@ -586,6 +649,11 @@ impl World {
 }
 
 impl Node {
+    /// A start is ordered and not told yet; until it is, no end is.
+    fn is_starting(&self) -> bool {
+        self.pending.contains(&Pending::Start)
+    }
+
     fn started(mut self, setting: &Setting, i: usize) -> Self {
         self.fresh_agent(setting, i);
         let event = Event::Recovered { application: self.application, life: self.life };
@@ -595,8 +663,48 @@ impl Node {
         self
     }
 
+    /// Where the agent's envoys take a request; what they remember of it.
+    fn addressees(&mut self, i: usize, nodes: usize, request: &Request) -> Vec<usize> {
+        match request {
+            Request::Ask { life, .. } => {
+                let others: Vec<usize> = (0..nodes).filter(|other| *other != i).collect();
+                if self.silent.0 != *life {
+                    self.silent = (*life, others.iter().copied().collect());
+                }
+                others
+            }
+            Request::SaveStarted { heir, trigger: false, .. } => {
+                self.heir = None;
+                vec![number(heir)]
+            }
+            Request::SaveStarted { heir, .. } | Request::Saved { heir, .. } => {
+                self.heir = Some(number(heir));
+                vec![number(heir)]
+            }
+            Request::Cancel { .. } | Request::Confirm { .. } => self.heir.into_iter().collect(),
+        }
+    }
+
+    /// Whether the agent's envoys let the machine hear what `from` answers.
+    fn hears(&mut self, from: usize, answer: &Answer) -> bool {
+        match answer {
+            Answer::Follows { life } if *life == self.silent.0 || BUG.get() == Some(Bug::LifeIgnored) => {
+                self.silent.1.remove(&from);
+                self.silent.1.is_empty()
+            }
+            Answer::Follows { .. } => false,
+            Answer::Fenced { .. } => true,
+            _ => self.heir == Some(from),
+        }
+    }
+
     fn fresh_agent(&mut self, setting: &Setting, i: usize) {
         self.life += 1;
+        self.silent = (0, BTreeSet::new());
+        self.heir = match &self.stored.standing {
+            Standing::GivenUp { heir, .. } => Some(number(heir)),
+            _ => None,
+        };
         let machine = pmemha::failover::Machine::new(policy(setting, i, self.boot), self.stored.clone());
         self.state = Some(machine.state().clone());
     }

@@ -1,12 +1,10 @@
 //! The application dies: it is started again where it was, or the heir takes over with everything that it published.
 
-use std::path::Path;
-
 use pmemha::session::wire::Request;
 use pmemha_testkit::chance::Chance;
-use pmemha_testkit::load::{ENDLESS, Files};
+use pmemha_testkit::load::{Files, endless};
 use pmemha_testkit::node::{Node, Pair, PairOptions};
-use pmemha_testkit::{process, programs};
+use pmemha_testkit::process;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -25,7 +23,7 @@ pub fn restarts(mode: &'static str, kills: u64, chance: &mut Chance) {
         prove(&claim, mode, &pair.beta, &pair);
         pair.beta.go_on();
         pair.alpha.await_group("another program to run", |g| running(g).filter(|now| *now != pid));
-        assert_eq!(users(&files.pool), 1, "one writer");
+        assert_eq!(process::users(&files.pool).len(), 1, "one writer");
         // It checks what it finds before it goes on.
         files.await_progress("after its restart", 10);
         assert!(files.done() >= claim.done);
@@ -45,7 +43,7 @@ pub fn failovers(mode: &'static str, kills: u64, chance: &mut Chance) {
         moved(&pair.alpha, &pair.beta, &claim.group);
         // The program is dead, so what its memory shows had been stored when it died.
         assert_taken_over(&there, here.done());
-        assert_eq!(users(&here.pool), 0, "one writer");
+        assert_eq!(process::users(&here.pool).len(), 0, "one writer");
         there.await_progress("at the heir", 10);
 
         await_standby(&pair.alpha);
@@ -87,11 +85,7 @@ fn await_standby(node: &Node) {
 
 /// A pair in which each node runs the program when it owns the group.
 fn start(mode: &str, on_death: &str) -> Pair {
-    let command = format!(
-        "[\"/bin/sh\", \"-c\", \"exec env LD_PRELOAD={} PMEM_IS_PMEM_FORCE=1 {} go-on {mode} @files@/pool @files@/acks {ENDLESS} >/dev/null\"]",
-        programs::preload().display(),
-        programs::workload().display(),
-    );
+    let command = format!("[\"/bin/sh\", \"-c\", \"{}\"]", endless(mode));
     let options = PairOptions {
         group: format!(
             "log_size = \"8MiB\"\ncommit = \"received\"\ncommit_timeout = \"200ms\"\non_death = \"{on_death}\"\ncommand = {command}"
@@ -111,9 +105,4 @@ fn running(group: &Value) -> Option<u32> {
 
 fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid as i32).expect("a process id"), Signal::KILL).expect("the program runs");
-}
-
-/// How many processes were told to use `pool`, and are no zombies.
-fn users(pool: &Path) -> usize {
-    process::all().filter(|process| process.arguments().iter().any(|a| a == pool)).count()
 }

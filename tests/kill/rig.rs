@@ -98,6 +98,10 @@ impl Rig {
     /// Waits until all is well, then for a random moment; what the source claims then.
     pub fn moment(&mut self, chance: &mut Chance) -> Claim {
         self.load.assert_alive();
+        let ours = self.load.pid();
+        self.pair
+            .alpha
+            .await_group("the program to come back", |g| (g["sessions"][0]["pid"] == ours).then_some(()));
         let claim = moment(&self.pair.alpha, &self.load.files, chance);
         assert_eq!(claim.group["sessions"][0]["pid"], self.load.pid(), "{:#}", claim.group);
         claim

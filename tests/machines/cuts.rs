@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use pmemha::replica::ImageHealth;
 use pmemha_rig::FSDAX;
 use pmemha_testkit::chance::Chance;
+use serde_json::Value;
 
 use super::rig::{Rig, generation};
 
@@ -25,17 +27,20 @@ pub enum Kind {
     Cable,
 }
 
-/// While an agent stands still, the program waits for it so long, once,
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// and then goes on for at most so long: its records land.
+/// Once records land that a standing agent has not seen, for at most so long.
 const LANDING: Duration = Duration::from_millis(1500);
 
-/// What has landed then is applied in about so long.
-const APPLYING: Duration = Duration::from_millis(300);
+/// An agent that applies is let go on for at most so long at a time.
+const SLICE: Duration = Duration::from_millis(40);
 
-/// The first sync takes about as long.
-const COPYING: Duration = Duration::from_millis(1500);
+/// How often it is let go on until it stands in the middle of applying.
+const SLICES: u32 = 200;
+
+/// From its beginning on, the first sync takes longer than that.
+const COPYING: Duration = Duration::from_millis(400);
+
+/// How often a moment is tried for that passes by itself: what else is met is proved like it, and the moment tried for anew.
+const TRIES: u32 = 6;
 
 /// After `saved`, a machine's batteries last for at most so long.
 const LEFT: Duration = Duration::from_millis(300);
@@ -68,9 +73,9 @@ impl Kind {
         match self {
             Kind::ProgramAndAgent => program_and_agent(rig, chance),
             Kind::SourceAfterSaved => source_after_saved(rig, chance),
-            Kind::DestinationLanding => destination(rig, chance, false),
-            Kind::DestinationApplying => destination(rig, chance, true),
-            Kind::DestinationInFirstSync => first_sync(rig, chance),
+            Kind::DestinationLanding => until_met(rig, chance, landing),
+            Kind::DestinationApplying => until_met(rig, chance, applying),
+            Kind::DestinationInFirstSync => until_met(rig, chance, first_sync),
             Kind::Cable => cable(rig, chance),
         }
     }
@@ -158,30 +163,86 @@ fn source_after_saved(rig: &mut Rig, chance: &mut Chance) -> String {
     format!("{done} done, {found} found by the heir; {way}")
 }
 
-/// The program goes on; what is found on the destination's machine is a prefix that has everything acknowledged; it catches up.
-///
-/// The agent stands still for a while, and the source's adapter writes on all the same; `applying`: then the agent goes on.
-fn destination(rig: &mut Rig, chance: &mut Chance, applying: bool) -> String {
-    let (claim, program) = rig.moment(chance);
-    let agent = rig.beta.stand_still();
-    std::thread::sleep(PATIENCE);
-    chance.pass(LANDING);
-    let on = applying.then(|| rig.beta.beside(&format!("kill -CONT {agent}")));
-    if applying {
-        chance.pass(APPLYING);
+/// What was found of a cut whose moment passes by itself.
+enum Moment {
+    /// Recovery found the machine to have been cut in the middle of it.
+    Met(String),
+    /// It had passed.
+    Missed(String),
+}
+
+/// Cuts by `cut` until the moment is met. Whatever was found at others, is proved all the same.
+fn until_met(rig: &mut Rig, chance: &mut Chance, cut: impl Fn(&mut Rig, &mut Chance) -> Moment) -> String {
+    let mut missed = Vec::new();
+    for _ in 0..TRIES {
+        match cut(rig, chance) {
+            Moment::Met(what) if missed.is_empty() => return what,
+            Moment::Met(what) => return format!("{what}; at other moments: {}", missed.join("; ")),
+            Moment::Missed(what) => missed.push(what),
+        }
     }
+    panic!("the moment was not met in {TRIES} cuts: {missed:?}");
+}
+
+/// The agent stands still, and the source's adapter writes on all the same: records land that nobody has seen. The program goes
+/// on; what is found on the destination's machine is a prefix that has everything acknowledged; it catches up.
+fn landing(rig: &mut Rig, chance: &mut Chance) -> Moment {
+    let (claim, program) = rig.moment(chance);
+    rig.beta.stand_still();
+    // The program waits for the agent until `commit_timeout` is over, once, and then goes on.
+    let first = rig.alpha.await_group("records to land unseen", |group| {
+        let row = &group["destinations"][0];
+        (lsn(row, "received") > lsn(row, "durable")).then(|| row.clone())
+    });
+    chance.pass(LANDING);
+    // Without a word of the agent's the source gives the connection up after 5 s, and nothing lands any more.
+    let last = rig.alpha.await_group("more to land, or the link to end", |group| {
+        let row = &group["destinations"][0];
+        let more = lsn(row, "received") > lsn(&first, "received");
+        (more || row["state"] != "streaming").then(|| row.clone())
+    });
     let off = rig.beta.cut_power();
-    drop(on);
     rig.alpha.await_progress(20);
     rig.beta.boot(off);
-    let what = rig.prove(&claim);
+    let proof = rig.prove(&claim);
     rig.beta.start();
     assert_went_on(rig, program);
-    what
+    if last["state"] != "streaming" {
+        return Moment::Missed(format!("the link had ended; {proof}"));
+    }
+    assert_eq!(lsn(&last, "durable"), lsn(&first, "durable"), "the agent stood still: {last:#}");
+    let unseen = lsn(&last, "received") - lsn(&last, "durable");
+    Moment::Met(format!("{unseen} bytes had landed unseen, and more were landing; {proof}"))
+}
+
+/// The agent is let go on for moments until its position says that it has begun to apply what it has not finished. What is found
+/// there is made good from the landing ring.
+fn applying(rig: &mut Rig, chance: &mut Chance) -> Moment {
+    let (claim, program) = rig.moment(chance);
+    let agent = rig.beta.stand_still();
+    let mut slices = 1;
+    while !rig.beta.position().is_some_and(|p| p.redo_end > p.at.lsn) {
+        assert!(slices < SLICES, "the agent was never found to apply: {:#}", rig.alpha.group());
+        slices += 1;
+        rig.beta.go_on_for(agent, Duration::from_micros(chance.below(SLICE.as_micros() as u64)));
+    }
+    let off = rig.beta.cut_power();
+    rig.alpha.await_progress(20);
+    rig.beta.boot(off);
+    let stored = rig.beta.position().unwrap_or_else(|| panic!("{}: no position", rig.beta.name));
+    let proof = rig.prove(&claim);
+    rig.beta.start();
+    assert_went_on(rig, program);
+    let begun = stored.redo_end.since(stored.at.lsn);
+    if begun > 0 {
+        Moment::Met(format!("{begun} bytes were being applied; {proof}"))
+    } else {
+        Moment::Missed(proof)
+    }
 }
 
 /// A destination that has lost all that it had gets a first copy, is cut in it, and gets another one.
-fn first_sync(rig: &mut Rig, chance: &mut Chance) -> String {
+fn first_sync(rig: &mut Rig, chance: &mut Chance) -> Moment {
     let (_, program) = rig.moment(chance);
     let ballast = format!("{FSDAX}/files/ballast");
     rig.alpha.sh(&format!(
@@ -191,11 +252,12 @@ fn first_sync(rig: &mut Rig, chance: &mut Chance) -> String {
     rig.beta.kill();
     rig.beta.sh(&format!("rm -rf {FSDAX}/state {FSDAX}/replica"));
     rig.beta.start();
-    rig.beta.await_group("a first sync", |g| {
-        let row = &g["destinations"][0];
-        (row["state"] == "syncing" || row["state"] == "streaming").then_some(())
-    });
+    // Told by the machine itself: on the way to here the copy would go on.
+    rig.beta.sh(
+        r#"timeout 60 sh -c 'until pmemha status --json | grep -q "\"total_bytes\":[1-9]"; do sleep 0.01; done'"#,
+    );
     chance.pass(COPYING);
+    rig.beta.stand_still();
     let group = rig.alpha.group();
     let done = rig.alpha.done();
     let counted = group["destinations"][0]["state"] == "streaming";
@@ -203,36 +265,61 @@ fn first_sync(rig: &mut Rig, chance: &mut Chance) -> String {
     rig.alpha.await_progress(20);
     rig.beta.boot(off);
     let mut copy = rig.copy_of_beta();
-    let what = match copy.promote() {
+    let (image, sync) = (copy.status().image, copy.status().sync_progress);
+    let found = match copy.promote() {
         Ok(files) => {
             let found = files.check(rig.mode()).unwrap_or_else(|why| panic!("{}: {why}", rig.mode()));
-            format!("the copy was complete, with {found} of {done}")
+            assert_eq!(image, ImageHealth::Consistent, "promoted in the middle of a first sync");
+            Moment::Missed(format!("the copy was complete, with {found} of {done}"))
         }
         Err(why) => {
             assert!(!counted, "the source counted on a copy that cannot be promoted: {why}; {group:#}");
             assert!(why.contains("no consistent copy"), "{why}");
-            "nothing that could be promoted".to_owned()
+            match (image, sync) {
+                (ImageHealth::Syncing, Some((brought, total))) => Moment::Met(format!(
+                    "{brought} of {total} bytes had been brought, nothing that could be promoted"
+                )),
+                _ => Moment::Missed("the sync had not begun".to_owned()),
+            }
         }
     };
     rig.beta.start();
     assert_went_on(rig, program);
-    what
+    found
 }
 
-/// The program goes on all the while, and what was missed is caught up on.
+/// The program goes on all the while, and what was missed is caught up on: the destination has a prefix with everything that was
+/// acknowledged, before and after.
 fn cable(rig: &mut Rig, chance: &mut Chance) -> String {
     let (_, program) = rig.moment(chance);
     rig.cable.cut();
     let before = rig.alpha.done();
     rig.alpha.await_progress(20);
     chance.pass(SILENCE);
-    let state = rig.alpha.group()["destinations"][0]["state"].clone();
+    let row = rig.alpha.await_group("something that cannot arrive", |group| {
+        let row = &group["destinations"][0];
+        (lsn(row, "published") > lsn(row, "received")).then(|| row.clone())
+    });
+    let missing = lsn(&row, "published") - lsn(&row, "received");
     let done = rig.alpha.done() - before;
     rig.cable.heal();
     assert_went_on(rig, program);
-    let row = rig.alpha.await_streaming();
-    let how = if row["resumed"] == true { "went on from the ring" } else { "copied anew" };
-    format!("{done} done meanwhile, the destination was {state}; {how}")
+    let again = rig.alpha.await_streaming();
+    let how = if again["resumed"] == true { "went on from the ring" } else { "copied anew" };
+    let (claim, _) = rig.moment(chance);
+    let agent = rig.beta.stand_still();
+    let proof = rig.prove(&claim);
+    rig.beta.go_on(agent);
+    assert_went_on(rig, program);
+    format!(
+        "{done} done meanwhile, {missing} bytes had not arrived, the destination was {}; {how}; {proof}",
+        row["state"]
+    )
+}
+
+/// A position in the row of a destination.
+fn lsn(row: &Value, level: &str) -> u64 {
+    row[format!("lsn_{level}")].as_u64().unwrap_or_else(|| panic!("no such position: {level} in {row:#}"))
 }
 
 /// The same process of the program runs, and the destination has caught up with it.

@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use pmemha::replica::image::position::{self, Position, PositionFile};
+use pmemha::replica::store::disk::DiskStore;
+use pmemha::types::Durability;
 use pmemha_rig::{FSDAX, Machine, Running};
 use pmemha_testkit::{programs, wait};
 use serde_json::Value;
@@ -98,6 +101,25 @@ impl Node {
         let agent = self.agent();
         self.sh(&format!("kill -STOP {agent}"));
         agent
+    }
+
+    /// Lets an agent that stands still go on.
+    pub fn go_on(&self, agent: u64) {
+        self.sh(&format!("kill -CONT {agent}"));
+    }
+
+    /// Lets an agent that stands still go on for a moment.
+    pub fn go_on_for(&self, agent: u64, moment: Duration) {
+        self.sh(&format!("kill -CONT {agent} && sleep {:.6} && kill -STOP {agent}", moment.as_secs_f64()));
+    }
+
+    /// How far the replica has been applied, as its files say; none before they do. No agent runs, or it stands still.
+    pub fn position(&self) -> Option<Position> {
+        let bytes = self.bytes(&format!("cat {FSDAX}/replica/{}", position::FILE));
+        let dir = pmemha_testkit::dirs::in_memory();
+        std::fs::write(dir.path().join(position::FILE), bytes).expect("an own directory");
+        let file = PositionFile::open(&DiskStore::new(Durability::Battery), dir.path());
+        file.unwrap_or_else(|e| panic!("{}: {e}", self.name)).1
     }
 
     /// Kills the agent as `kill -9` does.

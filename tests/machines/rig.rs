@@ -60,7 +60,14 @@ impl Rig {
         let travels = (&row["fabric"], &row["durability"], &row["encrypted"]);
         assert_eq!(travels, (&"verbs".into(), &"pmem".into(), &false.into()), "{row:#}");
         let there = rig.beta.group()["destinations"][0].take();
-        assert_eq!(there["staged"], true, "an adapter cannot be given memory of fsdax: {there:#}");
+        for row in [&row, &there] {
+            let memory = (&row["memory"], &row["staged"]);
+            let expected = (&"fsdax".into(), &true.into());
+            assert_eq!(memory, expected, "an adapter cannot be given memory of fsdax: {row:#}");
+        }
+        let group = rig.alpha.group();
+        let here = (&group["regions"][0]["memory"], &group["log"]["memory"]);
+        assert_eq!(here, (&"fsdax".into(), &"memfd".into()), "{group:#}");
         say(&format!("`{mode}` runs, and its destination counts"));
         rig
     }

@@ -9,8 +9,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use pmemha_testkit::node::{Binaries, Node, Pair, PairOptions};
-use pmemha_testkit::{programs, wait};
+use pmemha_testkit::node::{self, Binaries, Node, Pair, PairOptions};
+use pmemha_testkit::{dirs, process, programs, wait};
 
 const BINARIES: Binaries =
     Binaries { agent: env!("CARGO_BIN_EXE_pmemhad"), cli: env!("CARGO_BIN_EXE_pmemha") };
@@ -47,9 +47,14 @@ fn work_until_power_fails(mode: &str, [pool, acks]: [&str; 2], at: &Node, heir: 
         acked(&line).filter(|n| *n >= 300)
     });
 
-    wait::until("the destination to count", SOON, || {
-        (at.try_status()?["groups"][0]["destinations"][0]["state"] == "streaming").then_some(())
+    let row = wait::until("the destination to count", SOON, || {
+        let row = at.try_status()?["groups"][0]["destinations"][0].take();
+        (row["state"] == "streaming").then_some(row)
     });
+    assert_eq!(row["fabric"], node::fabric(), "{row:#}");
+    if dirs::on_dax() {
+        assert!(process::of(program.id()).maps_synchronously(&files.join(pool)), "MAP_SYNC is granted");
+    }
     at.set_power(false);
     wait::until("the heir to take over", SOON, || {
         // It owns the group before it has placed the files; these states follow after.
@@ -97,6 +102,25 @@ fn libpmem_alone() {
 #[test]
 fn four_threads() {
     outlives("threads", "received");
+}
+
+#[test]
+fn a_pool_in_several_files() {
+    let pair = Pair::start(
+        BINARIES,
+        &PairOptions { group: "commit = \"received\"".into(), ..PairOptions::default() },
+    );
+    // Beside the directory of the protected files: each node has a set with the paths that the parts have there.
+    let set = "../pool.set";
+    let [_, parts] =
+        [&pair.alpha, &pair.beta].map(|node| programs::write_poolset(&node.files().join(set), &node.files()));
+    let last = work_until_power_fails("tx", [set, "acks"], &pair.alpha, &pair.beta);
+    check("tx", [set, "acks"], &pair.beta, last);
+    for part in parts {
+        let bytes = fs::read(&part).expect("placed by the heir");
+        // Behind the header, which each part has.
+        assert!(bytes[4096..].iter().any(|b| *b != 0), "there is nothing in {}", part.display());
+    }
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use pmemha::agent::ownership::DurableFile;
 use pmemha::failover::Standing;
+use pmemha::session::wire::{Reply, Request};
 use pmemha_testkit::chance::Chance;
-use pmemha_testkit::load::{Files, Load};
+use pmemha_testkit::load::{Files, Load, endless};
 use pmemha_testkit::node::{Node, Pair, PairOptions};
+use pmemha_testkit::process::{self, Process};
 use pmemha_testkit::proxy::Proxy;
 use pmemha_testkit::wait;
 use serde_json::Value;
@@ -207,6 +209,49 @@ fn a_program_that_a_killed_agent_was_about_to_end_is_ended_by_the_next() {
         wait::until("the next agent to end the program", SOON, || load.has_ended().then_some(()));
         assert_eq!(load.files.done(), done, "it ran once more");
         await_state(&pair.alpha, &["demoted"]);
+    }
+}
+
+#[test]
+fn a_program_whose_group_was_taken_back_by_force_is_waited_for_by_the_next_agent() {
+    let command = format!("command = [\"/bin/sh\", \"-c\", \"{}\"]", endless("raw"));
+    for no_cgroups in MEANS {
+        let proxy = Proxy::start(Chance::from_env("PMEMHA_CUT_SEED"));
+        let options = PairOptions { way: Some(proxy.port()), group: command.clone(), ..plain(no_cgroups) };
+        let mut pair = Pair::prepare(BINARIES, &options);
+        proxy.lead_to(pair.beta.port);
+        pair.beta.start();
+        pair.alpha.start();
+        pair.alpha.await_streaming();
+        let files = Files::of(&pair.alpha.files());
+        files.await_progress("at first", 10);
+        let [program] = &process::users(&files.pool)[..] else { panic!("one program runs") };
+
+        proxy.stall();
+        pair.alpha.set_power(false);
+        await_held(&pair.alpha);
+        pair.alpha.set_power(true);
+        let forced = Request::Promote { group: "app".into(), force: true };
+        assert!(matches!(pair.alpha.ask(&forced), Some(Reply::Ok {})));
+        files.await_progress("once it is taken back", 10);
+
+        // Its log is of a generation before.
+        proxy.pass();
+        let users = || process::users(&files.pool).iter().map(Process::pid).collect::<Vec<_>>();
+        for lives in 1..=2 {
+            pair.alpha.kill();
+            pair.alpha.start();
+            let waits = |event: &Value| event["detail"]["what"] == "earlier_program";
+            pair.alpha.await_event_that("the next agent to wait", waits);
+            std::thread::sleep(LONG_ENOUGH);
+            assert_eq!(users(), [program.pid()], "one writer, {lives}");
+            assert_ne!(group(&pair.alpha)["state"], "running");
+        }
+        program.kill();
+        wait::until("another program to run", SOON, || {
+            matches!(users()[..], [other] if other != program.pid()).then_some(())
+        });
+        files.await_progress("in its place", 10);
     }
 }
 

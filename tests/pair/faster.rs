@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use pmemha::agent::group::Reader;
 use pmemha::agent::status::{DestinationState, GroupStatus};
 use pmemha::types::Level;
-use pmemha_testkit::node::fabric_line;
+use pmemha_testkit::node::fabric;
 
 use super::rig::{App, FILE_BYTES, Node, Pair, SOON, check_prefix, image_file};
 
 /// Within it the program's drains wait for the destination, and after it they do not. Less than a copy takes, and more than a
 /// destination's thread waits for a processor: where an adapter is emulated, so are processors.
 fn patience() -> Duration {
-    Duration::from_millis(if fabric_line().is_empty() { 20 } else { 500 })
+    Duration::from_millis(if fabric() == "tcp" { 20 } else { 500 })
 }
 
 /// Whether the destination has all that the program recorded a moment ago, and drains wait for what comes next.

@@ -83,6 +83,8 @@ fn an_agent_that_ends_waits_for_its_link_and_not_for_a_destination_that_is_away(
     let _app = App::start(&pair.alpha, 0);
     pair.await_streaming();
     pair.beta.stop();
+    // Until then all that was published is known to be there.
+    pair.alpha.await_status("the link is down", |s| s.destinations[0].state == DestinationState::Connecting);
     let left = pair.alpha.controller().finish(Instant::now() + SOON * 10);
     assert!(left.as_ref().is_some_and(|why| why.contains("no destination is connected")), "{left:?}");
 }

@@ -14,7 +14,7 @@ use pmemha_testkit::node::Node;
 
 use crate::recording::{CALM, record};
 use crate::walk::{Points, each_image};
-use crate::{CONTROL_FINDS, CONTROL_POINTS, DROP_ONE_IN, OTHER_POINTS, seeds, spoil};
+use crate::{CONTROL_FINDS, CONTROL_POINTS, DROP_ONE_IN, POINTS, seeds, spoil};
 
 const BLOCK: usize = 4096;
 
@@ -55,9 +55,9 @@ fn fio_on_mmap_with_losses_is_found_out() {
 fn holds(engine: &Engine) {
     for seed in seeds() {
         let run = Run::make(engine, seed);
-        let wrong = run.verify(&run.node.archive(), OTHER_POINTS, seed);
+        let wrong = run.verify(&run.node.archive(), POINTS, seed);
         println!(
-            "fio {}, seed {seed}: {OTHER_POINTS} of {} LSNs, {} wrong",
+            "fio {}, seed {seed}: {POINTS} of {} LSNs, {} wrong",
             engine.name,
             run.entries.len(),
             wrong.len()

@@ -8,8 +8,8 @@
 //! check must then find violations.
 //!
 //! `PMEMHA_PREFIX_POINTS` says at how many LSNs of the six libpmemobj and libpmem workloads together (2,040 unless set; soak:
-//! 50,000). More are reached in rounds, each a new run with another seed; the other programs get as many rounds, of 250 LSNs each.
-//! `PMEMHA_PREFIX_SEED` is the seed of the first round, 1 unless set.
+//! 50,000). Each of the seven other programs and modes gets as many as one of them. More are reached in rounds, each a new run with
+//! another seed. `PMEMHA_PREFIX_SEED` is the seed of the first round, 1 unless set.
 
 mod checker;
 mod fio;
@@ -25,14 +25,8 @@ use recording::Recording;
 use walk::{Points, Verdict, walk};
 use witness::Acknowledgements;
 
-/// LSNs of a workload in a round: six of them make 2,040.
-const WORKLOAD_POINTS: usize = 340;
-
-/// LSNs of any other program in a round.
-const OTHER_POINTS: usize = 250;
-
-/// LSNs of a program of two processes in a round: as [`OTHER_POINTS`], fewer for the time that they take.
-const CUT_POINTS: usize = 150;
+/// LSNs of a program in a round: six of them make 2,040.
+const POINTS: usize = 340;
 
 /// LSNs of a negative control.
 const CONTROL_POINTS: usize = 150;
@@ -51,17 +45,17 @@ fn seeds() -> std::ops::Range<u64> {
             .ok()
             .map(|n| n.parse::<u64>().unwrap_or_else(|_| panic!("{name}={n} is no number")))
     };
-    let of_a_round = 6 * WORKLOAD_POINTS as u64;
+    let of_a_round = 6 * POINTS as u64;
     let rounds = number("PMEMHA_PREFIX_POINTS").map_or(1, |points| points.div_ceil(of_a_round).max(1));
     let first = number("PMEMHA_PREFIX_SEED").unwrap_or(1);
     first..first + rounds
 }
 
 /// Every prefix that is looked at holds what was acknowledged, and nothing impossible.
-fn holds(program: &Program, points: usize) {
+fn holds(program: &Program) {
     for seed in seeds() {
         let recording = Recording::make(program, seed);
-        let points = Points::choose(recording.entries(), points, seed);
+        let points = Points::choose(recording.entries(), POINTS, seed);
         let verdict = walk(program, seed, recording.archive(), &recording, recording.acknowledged(), &points);
         report(program, seed, &recording, &verdict);
         let shown = &verdict.wrong[..verdict.wrong.len().min(5)];
@@ -106,10 +100,10 @@ fn report(program: &Program, seed: u64, recording: &Recording, verdict: &Verdict
 }
 
 macro_rules! programs {
-    ($($program:ident, $points:expr => $holds:ident, $control:ident;)*) => { $(
+    ($($program:ident => $holds:ident, $control:ident;)*) => { $(
         #[test]
         fn $holds() {
-            holds(&programs::$program, $points);
+            holds(&programs::$program);
         }
 
         #[test]
@@ -120,17 +114,17 @@ macro_rules! programs {
 }
 
 programs! {
-    TX, WORKLOAD_POINTS => every_prefix_of_transactions, transactions_with_losses_are_found_out;
-    ATOMIC, WORKLOAD_POINTS => every_prefix_of_the_atomic_api, the_atomic_api_with_losses_is_found_out;
-    MEMCPY, WORKLOAD_POINTS => every_prefix_of_copies_with_flags, copies_with_losses_are_found_out;
-    HUGE, WORKLOAD_POINTS => every_prefix_of_huge_objects, huge_objects_with_losses_are_found_out;
-    RAW, WORKLOAD_POINTS => every_prefix_of_raw_persists, raw_persists_with_losses_are_found_out;
-    THREADS, WORKLOAD_POINTS => every_prefix_of_four_threads, four_threads_with_losses_are_found_out;
-    PMEM2, OTHER_POINTS => every_prefix_of_libpmem2, libpmem2_with_losses_is_found_out;
-    LMDB, OTHER_POINTS => every_prefix_of_lmdb_by_writes, lmdb_by_writes_with_losses_is_found_out;
-    LMDB_WRITEMAP, OTHER_POINTS => every_prefix_of_lmdb_by_msync, lmdb_by_msync_with_losses_is_found_out;
-    SQLITE, OTHER_POINTS => every_prefix_of_sqlite_wal, sqlite_wal_with_losses_is_found_out;
-    SQLITE_CUT, CUT_POINTS => every_prefix_of_a_log_that_another_process_cuts, a_cut_log_with_losses_is_found_out;
+    TX => every_prefix_of_transactions, transactions_with_losses_are_found_out;
+    ATOMIC => every_prefix_of_the_atomic_api, the_atomic_api_with_losses_is_found_out;
+    MEMCPY => every_prefix_of_copies_with_flags, copies_with_losses_are_found_out;
+    HUGE => every_prefix_of_huge_objects, huge_objects_with_losses_are_found_out;
+    RAW => every_prefix_of_raw_persists, raw_persists_with_losses_are_found_out;
+    THREADS => every_prefix_of_four_threads, four_threads_with_losses_are_found_out;
+    PMEM2 => every_prefix_of_libpmem2, libpmem2_with_losses_is_found_out;
+    LMDB => every_prefix_of_lmdb_by_writes, lmdb_by_writes_with_losses_is_found_out;
+    LMDB_WRITEMAP => every_prefix_of_lmdb_by_msync, lmdb_by_msync_with_losses_is_found_out;
+    SQLITE => every_prefix_of_sqlite_wal, sqlite_wal_with_losses_is_found_out;
+    SQLITE_CUT => every_prefix_of_a_log_that_another_process_cuts, a_cut_log_with_losses_is_found_out;
 }
 
 /// The relation of acknowledgements to LSNs is as tight as it can be: were it off by one record, it would show.

@@ -8,10 +8,13 @@ mod symbols;
 
 use std::io::{BufRead, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 
+use pmemha::log::format::Kind;
+use pmemha::log::{Consumer, Owner};
 use pmemha::session::wire::Request;
-use rig::Rig;
+use pmemha_testkit::programs::{compile, preload};
+use rig::{RING, Rig};
 
 /// Runs one of `tests/programs/preload/steps.c` and compares the image with the file.
 fn image_equals_file(way: &str) {
@@ -27,7 +30,6 @@ macro_rules! ways {
 ways! {
     flushed_lines_are_in_the_image = "flush";
     every_form_of_copying_is_recorded = "copies";
-    the_functions_that_libpmem2_hands_out_are_recorded = "libpmem2";
     pages_stored_through_any_mapping_are_recorded_at_msync_and_fsync = "msync";
     a_fixed_overlay_is_recorded_at_its_own_offset = "overlay";
     growth_holes_and_truncation_are_followed = "growth";
@@ -62,6 +64,40 @@ fn bytes_that_nobody_flushed_are_not_in_the_image() {
     let image = rig.agent.image(&rig.path("file"));
     assert_eq!(image[..64], [1; 64]);
     assert!(image[4096..4160].iter().all(|b| *b == 0));
+}
+
+/// How many flushes of the program reach libpmem.
+fn flushes(rig: &Rig, local_flush: &str) -> u64 {
+    let mut libraries = preload().as_os_str().to_owned();
+    libraries.push(":");
+    libraries.push(compile("count_flushes.so", &["preload/count_flushes.c"], &["-shared", "-fPIC"]));
+    let mut command = rig.command(rig::steps());
+    command.env("LD_PRELOAD", libraries).env("PMEMHA_LOCAL_FLUSH", local_flush);
+    let told = rig.finish(command.arg("flush").arg(rig.path("file")));
+    rig.assert_same("file");
+    told.parse().expect("a count")
+}
+
+#[test]
+fn lines_on_tmpfs_are_recorded_and_flushed_only_on_request() {
+    let in_memory = Rig::new();
+    assert_eq!(flushes(&in_memory, "auto"), 0);
+    let always = flushes(&in_memory, "always");
+    assert!(always > 0);
+    let elsewhere = Rig::in_dir(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap());
+    assert_eq!(flushes(&elsewhere, "auto"), always);
+}
+
+#[test]
+fn flushes_and_drains_make_no_system_call() {
+    let program = compile("no-calls", &["no_calls.c"], &["-lpmem"]);
+    for local_flush in ["auto", "always"] {
+        let rig = Rig::with_a_light_sleeper();
+        let mut command = rig.command(&program);
+        command.env("PMEMHA_LOCAL_FLUSH", local_flush).arg(rig.path("file"));
+        assert_eq!(rig.finish(&mut command), "no system call\n");
+        rig.assert_same("file");
+    }
 }
 
 #[test]
@@ -143,6 +179,73 @@ fn what_went_through_a_synchronous_descriptor_is_published_when_the_call_returns
     let ended = rig.command(rig::steps()).arg("dsync").arg(rig.path("file")).status().unwrap();
     assert_eq!(ended.signal(), Some(9), "it kills itself after the write");
     assert_eq!(rig.agent.image(&rig.path("file")), [8; 300]);
+}
+
+/// A program does `way` and kills itself. Only `drained`, with which its file begins, was published; all is in the log, for whoever
+/// drains next.
+fn recorded_and_not_published(way: &str, drained: &[u8]) {
+    let rig = Rig::new();
+    let ended = rig.command(rig::steps()).arg(way).arg(rig.path("file")).status().unwrap();
+    assert_eq!(ended.signal(), Some(9), "it kills itself");
+    let image = rig.agent.image(&rig.path("file"));
+    let early = image.strip_prefix(drained).expect("what was drained").iter().filter(|b| **b != 0).count();
+    assert_eq!(early, 0, "bytes are published that nobody drained");
+    rig.agent.log().publish_filled(&Owner::confirmed_dead);
+    rig.assert_same("file");
+}
+
+#[test]
+fn what_was_flushed_and_not_drained_is_recorded_and_not_published() {
+    recorded_and_not_published("undrained", &[1; 64]);
+}
+
+#[test]
+fn what_was_written_and_not_synced_is_recorded_and_not_published() {
+    recorded_and_not_published("unsynced", &[]);
+}
+
+/// Runs a step twice, with rigs of their own: where libpmem2 flushes lines, and where it syncs pages.
+fn at_either_granularity(way: &str, ended: impl Fn(ExitStatus) -> bool) {
+    for granularity in ["CACHE_LINE", "PAGE"] {
+        let rig = Rig::new();
+        let mut steps = rig.command(rig::steps());
+        steps.env("PMEM2_FORCE_GRANULARITY", granularity).arg(way).arg(rig.path("file"));
+        let output = steps.output().unwrap();
+        assert!(ended(output.status) && output.stderr.is_empty(), "{granularity}: {output:?}");
+        rig.assert_same("file");
+    }
+}
+
+#[test]
+fn the_functions_that_libpmem2_hands_out_are_recorded() {
+    at_either_granularity("libpmem2", |status| status.success());
+}
+
+#[test]
+fn what_libpmem2_copies_in_steps_is_published_at_the_last_one() {
+    // It kills itself.
+    at_either_granularity("async", |status| status.signal() == Some(9));
+}
+
+#[test]
+fn flushes_are_recorded_in_the_order_of_their_calls_and_as_of_then() {
+    let rig = Rig::new();
+    rig.run_step("in_order");
+    let flushed = (1..=500_u64).flat_map(|i| (0..=i % 5).map(move |line| ((i * 7 % 16 + line) * 64, i)));
+    let log = rig.agent.log();
+    let mut records = Consumer::new(log.clone(), log.spec().first_lsn);
+    let mut recorded = Vec::new();
+    while let Some(batch) = records.next_batch(u64::MAX).unwrap() {
+        for record in batch.headers.iter().filter(|record| record.kind == Kind::Data as u8) {
+            let mut lines = vec![0; record.len as usize];
+            log.ring().read(record.lsn as usize % RING as usize + size_of_val(record), &mut lines);
+            let first = |line: &[u8]| u64::from_le_bytes(line[..8].try_into().unwrap());
+            recorded.extend((record.place().1..).step_by(64).zip(lines.chunks(64).map(first)));
+        }
+    }
+    let differs = flushed.clone().zip(&recorded).find(|(flush, record)| flush != *record);
+    assert_eq!(differs, None, "a line's place and what stood in it, as flushed and as recorded");
+    assert_eq!(recorded.len(), flushed.count());
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Real programs, unmodified.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pmemha::session::wire::Request;
-use pmemha_testkit::programs::workload;
+use pmemha_testkit::programs::{workload, write_poolset};
 
 use crate::rig::Rig;
 
@@ -35,23 +35,14 @@ fn check(mode: &str, restored: &Path, acks: &Path) {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&said));
 }
 
-/// A poolset of two parts, whose paths it lists, beside `set`.
-fn write_poolset(set: &Path) -> [PathBuf; 2] {
-    let parts = ["one", "two"].map(|name| set.with_extension(name));
-    let lines = parts.iter().map(|part| format!("16M {}\n", part.display()));
-    std::fs::write(set, format!("PMEMPOOLSET\n{}", lines.collect::<String>())).unwrap();
-    parts
-}
-
 #[test]
 fn libpmemobj_on_a_poolset() {
     let rig = Rig::new();
     let (set, restored, acks) = (rig.path("set.tmp"), rig.path("restored.tmp"), rig.path("acks"));
-    let parts = write_poolset(&set);
-    let mut run = rig.command(workload());
-    // The parts' sizes are the pool's.
-    rig.finish(run.env("WORKLOAD_POOL_MIB", "0").args(["run", "tx"]).arg(&set).arg(&acks).arg("200"));
-    for (part, copy) in parts.iter().zip(write_poolset(&restored)) {
+    let parts = write_poolset(&set, &rig.path(""));
+    rig.finish(rig.command(workload()).args(["run", "tx"]).arg(&set).arg(&acks).arg("200"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    for (part, copy) in parts.iter().zip(write_poolset(&restored, elsewhere.path())) {
         std::fs::write(copy, rig.agent.image(part)).unwrap();
     }
     check("tx", &restored, &acks);

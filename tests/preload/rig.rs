@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use pmemha::log::{OnFull, Policy};
+use pmemha::log::{OnFull, Policy, SleepDepth};
 use pmemha_testkit::dirs::{MEMORY, in_memory};
 use pmemha_testkit::programs::{compile, preload};
 use pmemha_testkit::test_agent::{Setup, TestAgent};
@@ -24,15 +24,20 @@ impl Rig {
 
     /// With room for so many writers, the agent included.
     pub fn with_places(appenders: u32) -> Rig {
-        Rig::start(in_memory(), appenders)
+        Rig::start(in_memory(), appenders, SleepDepth::Deep)
     }
 
     /// With its files in `dir`.
     pub fn in_dir(dir: tempfile::TempDir) -> Rig {
-        Rig::start(dir, PLACES)
+        Rig::start(dir, PLACES, SleepDepth::Deep)
     }
 
-    fn start(dir: tempfile::TempDir, appenders: u32) -> Rig {
+    /// With an agent that no program has to wake.
+    pub fn with_a_light_sleeper() -> Rig {
+        Rig::start(in_memory(), PLACES, SleepDepth::Nap)
+    }
+
+    fn start(dir: tempfile::TempDir, appenders: u32, sleep: SleepDepth) -> Rig {
         let name = dir.path().file_name().expect("a name of its own").to_string_lossy();
         let shared = Path::new(MEMORY).join(format!("shared-{name}"));
         let protect =
@@ -40,7 +45,7 @@ impl Rig {
         // The test agent knows no first sync, so a gap would never be closed: programs wait for room.
         let policy =
             Policy { on_full: OnFull::Block, block_limit: Duration::from_secs(30), ..Policy::default() };
-        let mut setup = Setup { protect, policy, ..Setup::default() };
+        let mut setup = Setup { protect, policy, sleep, ..Setup::default() };
         setup.spec.ring_bytes = RING;
         setup.spec.appenders = appenders;
         Rig { agent: TestAgent::with(setup), dir, shared_memory: shared.with_extension("file") }
@@ -104,7 +109,7 @@ impl Drop for Rig {
 const PLACES: u32 = 64;
 
 /// Less than the larger programs here write at once: they wait for room.
-const RING: u64 = 4 << 20;
+pub const RING: u64 = 4 << 20;
 
 pub fn steps() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();

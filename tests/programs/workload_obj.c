@@ -57,20 +57,24 @@ struct root {
 	PMEMoid huge[2];
 };
 
-/* pmemobj_open crashes on an empty file. A poolset is a short text that names its parts. */
-static int is_too_short(const char *pool)
+/* A poolset is a short text that names its parts. */
+static int is_poolset(const char *pool)
 {
 	static const char set[] = "PMEMPOOLSET";
 	char head[sizeof(set) - 1] = "";
-	struct stat st;
 	FILE *f = fopen(pool, "r");
 	if (f == NULL)
-		return 1;
+		return 0;
 	size_t n = fread(head, 1, sizeof(head), f);
 	fclose(f);
-	if (n == sizeof(head) && memcmp(head, set, n) == 0)
-		return 0;
-	return stat(pool, &st) != 0 || st.st_size < (off_t)PMEMOBJ_MIN_POOL;
+	return n == sizeof(head) && memcmp(head, set, n) == 0;
+}
+
+/* pmemobj_open crashes on an empty file. */
+static int is_too_short(const char *pool)
+{
+	struct stat st;
+	return !is_poolset(pool) && (stat(pool, &st) != 0 || st.st_size < (off_t)PMEMOBJ_MIN_POOL);
 }
 
 static PMEMobjpool *create(struct job *job, size_t size)
@@ -78,6 +82,8 @@ static PMEMobjpool *create(struct job *job, size_t size)
 	const char *mib = getenv("WORKLOAD_POOL_MIB");
 	if (mib != NULL)
 		size = strtoul(mib, NULL, 10) << 20;
+	if (is_poolset(job->pool))
+		size = 0; /* its parts have sizes */
 	PMEMobjpool *pop = job->resumes ? pmemobj_open(job->pool, LAYOUT)
 					: pmemobj_create(job->pool, LAYOUT, size, 0600);
 	if (pop == NULL) {

@@ -8,9 +8,13 @@ use pmemha::log::format::Kind;
 use pmemha::replica::archive::{ArchiveConfig, ArchiveError, ArchiveWriter, Out, Replayer, list, replay};
 use pmemha::replica::store::Bytes;
 use pmemha::types::Lsn;
+use pmemha_testkit::small_disk::SmallDisk;
 
-use super::oracle::{Promotable, prefixes};
+use super::oracle::{Promotable, prefixes_as};
 use super::stream::{Builder, FIRST, GENERATION, GROUP};
+
+/// An archive's: no copy is for it alone.
+const NO_STREAM: u32 = 0;
 
 fn config(dir: &Path) -> ArchiveConfig {
     ArchiveConfig { dir: dir.join("archive"), group: GROUP, keep_bytes: 1 << 30, keep_age: None }
@@ -68,8 +72,8 @@ fn check_all(dir: &Path, oracle: &[(Lsn, Promotable)], work: &Path) -> usize {
 #[test]
 fn every_moment_can_be_had_again() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let stream = Builder::random(31, 500);
-    let oracle = prefixes(FIRST, &stream.records);
+    let stream = Builder::random_for_several(31, 500);
+    let oracle = prefixes_as(NO_STREAM, FIRST, &stream.records);
     archived(dir.path(), &stream);
     assert!(check_all(dir.path(), &oracle, dir.path()) > 200);
     let entries: Vec<_> = list(&dir.path().join("archive")).unwrap().map(Result::unwrap).collect();
@@ -81,8 +85,8 @@ fn every_moment_can_be_had_again() {
 
 #[test]
 fn writing_goes_on_after_a_cut_at_any_byte() {
-    let stream = Builder::random(32, 40);
-    let oracle = prefixes(FIRST, &stream.records);
+    let stream = Builder::random_for_several(32, 40);
+    let oracle = prefixes_as(NO_STREAM, FIRST, &stream.records);
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     drop(archived(dir.path(), &stream));
     let segment = dir.path().join("archive/era-1").join(format!("seg-{:020}", FIRST.0));
@@ -102,7 +106,7 @@ fn writing_goes_on_after_a_cut_at_any_byte() {
 #[test]
 fn retention_folds_the_oldest_segments_and_a_fold_cut_short_is_repeated() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut stream = Builder::random(33, 300);
+    let mut stream = Builder::random_for_several(33, 300);
     // Enough for several segments of the smallest size.
     stream.begin().create(1, "/src/big", 1 << 20);
     for i in 0..900u64 {
@@ -111,7 +115,7 @@ fn retention_folds_the_oldest_segments_and_a_fold_cut_short_is_repeated() {
             stream.end();
         }
     }
-    let oracle = prefixes(FIRST, &stream.records);
+    let oracle = prefixes_as(NO_STREAM, FIRST, &stream.records);
     let mut small = config(dir.path());
     small.keep_bytes = 1 << 20;
     let mut writer = ArchiveWriter::open(small).unwrap();
@@ -189,4 +193,42 @@ fn a_replay_says_what_it_cannot_do() {
             .to_string_lossy()
             .contains("replay"))
     );
+}
+
+#[test]
+fn an_archive_goes_on_wherever_a_full_disk_cut_it_short() {
+    let mut stream = Builder::new();
+    stream.begin().create(1, "/src/one", 1 << 20).end();
+    // As much as the smallest segment holds, so that what follows begins another one.
+    (0..260).for_each(|i| _ = stream.data(1, i % 256 * 4096, &[i as u8; 4096]));
+    let (bytes, before) = (stream.bytes(), stream.at);
+    stream.data(1, 0, &[9; 64]);
+    let last = stream.bytes().split_off(bytes.len());
+    let (mut rotated, mut begun) = (Vec::new(), Vec::new());
+    for pages in 0..16 {
+        let (dir, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let disk = SmallDisk::mount(dir.path(), 2 << 20);
+        let config = ArchiveConfig { keep_bytes: 1 << 20, ..config(dir.path()) };
+        let archive = &config.dir;
+        let mut writer = ArchiveWriter::open(config.clone()).unwrap();
+        writer.begin(GENERATION, FIRST).unwrap();
+        writer.append(Bytes::Slice(&bytes), 1000).unwrap();
+        writer.sync().unwrap();
+        disk.fill_but(pages);
+        rotated.push(writer.append(Bytes::Slice(&last), 2000).and_then(|()| writer.sync()).is_ok());
+        drop(writer);
+        // An agent begins anew behind what it had to pass over, again and again.
+        let begin = |at: Lsn| ArchiveWriter::open(config.clone())?.begin(GENERATION, at);
+        begun.push(begin(stream.at.advance(64)).is_ok());
+        let listed: Vec<_> = list(archive).unwrap().map(Result::unwrap).collect();
+        assert!(listed.iter().any(|entry| entry.next == before), "{pages} pages");
+        disk.make_room();
+        begin(stream.at.advance(128)).unwrap_or_else(|e| panic!("{pages} pages: {e}"));
+        let out = work.path().join("file");
+        replay(archive, before, &Out::File(out.clone()), &mut |_, _| {}).unwrap();
+        assert!(fs::read(out).unwrap().chunks(4096).enumerate().all(|(i, page)| page == [i as u8; 4096]));
+    }
+    for outcomes in [rotated, begun] {
+        assert!(outcomes.contains(&false) && outcomes.contains(&true), "{outcomes:?}");
+    }
 }

@@ -12,7 +12,8 @@ use zerocopy::IntoBytes;
 
 use super::oracle::{Promotable, Regions, prefixes};
 use super::sim::SimStore;
-use super::stream::{Builder, FIRST, GENERATION, GROUP, Rng, land};
+use super::stream::{Builder, FIRST, GENERATION, GROUP, Rng, fresh, goes_on, land};
+use pmemha::replica::StreamStart;
 
 const RING: u64 = MIN_RING;
 
@@ -35,8 +36,8 @@ struct Told {
 /// Ships the stream from where the destination stands to its end, in batches, as long as the power lasts.
 fn ship(applier: &mut Applier, stream: &Builder, rng: &mut Rng, told: &mut Told) -> Result<(), ApplyError> {
     let from = applier.landed().max(FIRST);
-    let fresh = from == FIRST;
-    let ring = applier.take_stream(GENERATION, RING, from, fresh)?;
+    let anew = from == FIRST;
+    let ring = applier.take_stream(if anew { fresh(RING, from) } else { goes_on(RING, from) })?;
     let mut left = stream.records.iter().filter(|(h, _)| h.lsn >= from.0).peekable();
     while left.peek().is_some() {
         for _ in 0..1 + rng.below(6) {
@@ -223,12 +224,13 @@ fn records_that_do_not_follow_are_refused() {
     let (mut applier, _) = recover::open(config(&store)).unwrap();
     ship(&mut applier, &Builder::one_region(1), &mut Rng(1), &mut Told::default()).unwrap();
     let end = applier.landed();
-    let gap = applier.take_stream(GENERATION, RING, end.advance(64), false);
+    let gap = applier.take_stream(goes_on(RING, end.advance(64)));
     assert!(matches!(gap, Err(ApplyError::Gap { .. })));
-    let stale = applier.take_stream(pmemha::types::Generation(2), RING, end, true);
+    let stale =
+        applier.take_stream(StreamStart { generation: pmemha::types::Generation(2), ..fresh(RING, end) });
     assert!(matches!(stale, Err(ApplyError::Stale { .. })));
     // With a sync the gap is fine, and the image stands still until that is complete.
-    applier.take_stream(GENERATION, RING, end.advance(64), true).unwrap();
+    applier.take_stream(fresh(RING, end.advance(64))).unwrap();
     let still = applier.images().promotable().unwrap();
     assert_eq!((still.lsn, still.live), (end, false));
     assert!(matches!(

@@ -12,10 +12,10 @@ use pmemha::region::memory::SharedMem;
 use pmemha::replica::ack::{ACK_BYTES, AckCell, COUNTS, FAULTED, SLEEPING};
 use pmemha::replica::applier::ApplierConfig;
 use pmemha::replica::store::disk::DiskStore;
-use pmemha::replica::{ImageHealth, Link, Replica, StreamStart};
+use pmemha::replica::{ImageHealth, Link, Replica};
 use pmemha::types::{Durability, Lsn};
 
-use super::stream::{Builder, FIRST, GENERATION, GROUP};
+use super::stream::{Builder, FIRST, GROUP, fresh, goes_on};
 
 const RING: u64 = 64 << 10;
 
@@ -95,8 +95,8 @@ fn open(dir: &Path) -> Replica {
     Replica::open(ApplierConfig { store, dir: dir.join("replica"), group: GROUP, durability }).unwrap().0
 }
 
-fn attach(replica: &mut Replica, source: &Source, from: Lsn, fresh: bool) -> RemoteKey {
-    let start = StreamStart { generation: GENERATION, ring_bytes: RING, from, fresh };
+fn attach(replica: &mut Replica, source: &Source, from: Lsn, anew: bool) -> RemoteKey {
+    let start = if anew { fresh(RING, from) } else { goes_on(RING, from) };
     let ring = replica.take_stream(start).unwrap();
     let ring = source.theirs.register(ring, RemoteAccess::Write).unwrap();
     let key = ring.key();

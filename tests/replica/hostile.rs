@@ -12,7 +12,10 @@ use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, GroupId};
 use proptest::prelude::*;
 
-use super::stream::{Builder, FIRST, GENERATION, GROUP, land};
+use super::stream::{Builder, FIRST, GENERATION, GROUP, LOG, fresh, goes_on, land};
+use pmemha::replica::landing::Of;
+
+const OF: Of = Of { generation: GENERATION, log: LOG };
 
 const RING: u64 = 64 << 10;
 
@@ -29,7 +32,7 @@ fn config(dir: &Path) -> ApplierConfig {
 /// A replica with a consistent image of one region, in a directory beside which nothing may appear.
 fn with_image(dir: &Path) -> (Applier, Builder) {
     let (mut applier, _) = recover::open(config(dir)).unwrap();
-    let ring = applier.take_stream(GENERATION, RING, FIRST, true).unwrap();
+    let ring = applier.take_stream(fresh(RING, FIRST)).unwrap();
     let stream = Builder::one_region(7);
     stream.records.iter().for_each(|(h, p)| land(&ring, h, p));
     recover::drain(&mut applier).unwrap();
@@ -62,7 +65,7 @@ proptest! {
     fn sealed_records_of_any_content_harm_nothing(records in records()) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (mut applier, mut stream) = with_image(dir.path());
-        let ring = applier.take_stream(GENERATION, RING, stream.at, false).unwrap();
+        let ring = applier.take_stream(goes_on(RING, stream.at)).unwrap();
         let before = stream.records.len();
         for (kind, region, offset, payload) in records {
             stream.push(pmemha::log::format::Kind::from_byte(kind).unwrap(), region, offset, &payload);
@@ -84,7 +87,7 @@ proptest! {
     fn garbage_in_the_ring_is_no_record(bytes in prop::collection::vec(any::<u8>(), 0..200), plausible: bool) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (mut applier, stream) = with_image(dir.path());
-        let ring = applier.take_stream(GENERATION, RING, stream.at, false).unwrap();
+        let ring = applier.take_stream(goes_on(RING, stream.at)).unwrap();
         let at = (stream.at.0 % RING) as usize;
         ring.write(at, &bytes);
         if plausible {
@@ -100,7 +103,7 @@ proptest! {
     fn any_header_is_judged_without_a_panic(word in any::<[u64; 4]>(), lsn in any::<u64>()) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = DiskStore::new(Durability::Battery);
-        let landing = Landing::create(&store, dir.path(), GROUP, GENERATION, RING).unwrap();
+        let landing = Landing::create(&store, dir.path(), GROUP, OF, RING).unwrap();
         let lsn = lsn & !31;
         let header = RecordHeader {
             lsn, len: word[0] as u32, owner: 0, state: 2, kind: word[1] as u8, place: word[2],
@@ -116,7 +119,7 @@ proptest! {
 fn every_subset_of_words_of_a_record_over_an_old_slot_is_no_record_but_the_whole() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = DiskStore::new(Durability::Battery);
-    let landing = Landing::create(&store, dir.path(), GROUP, GENERATION, RING).unwrap();
+    let landing = Landing::create(&store, dir.path(), GROUP, OF, RING).unwrap();
     let mut old = Builder::new();
     old.data(1, 0, &[1; 64]);
     let mut new = Builder::new();
@@ -142,7 +145,7 @@ fn every_subset_of_words_of_a_record_over_an_old_slot_is_no_record_but_the_whole
 fn a_foreign_or_damaged_ring_is_set_aside_and_never_used() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let store = DiskStore::new(Durability::Battery);
-    let create = || drop(Landing::create(&store, dir.path(), GROUP, GENERATION, RING).unwrap());
+    let create = || drop(Landing::create(&store, dir.path(), GROUP, OF, RING).unwrap());
     create();
     let foreign = Landing::open(&store, dir.path(), GroupId([9; 16]));
     assert!(matches!(foreign, Err(LandingError::SetAside { what: "belongs to another group", .. })));
@@ -162,7 +165,7 @@ fn a_foreign_or_damaged_ring_is_set_aside_and_never_used() {
     fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
     assert!(matches!(Landing::open(&store, dir.path(), GROUP), Err(LandingError::SetAside { .. })));
     assert!(matches!(
-        Landing::create(&store, dir.path(), GROUP, GENERATION, 100_000),
+        Landing::create(&store, dir.path(), GROUP, OF, 100_000),
         Err(LandingError::Size { bytes: 100_000 })
     ));
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use pmemha::log::format::{Kind, RecordHeader};
 use pmemha::types::Lsn;
 
+use super::stream::STREAM;
+
 /// Regions by number: name and bytes.
 pub type Regions = BTreeMap<u16, (String, Vec<u8>)>;
 
@@ -13,6 +15,7 @@ pub type Promotable = Option<(Lsn, Regions)>;
 
 #[derive(Clone, Default)]
 struct Model {
+    stream: u32,
     live: bool,
     complete: Promotable,
     building: Option<Regions>,
@@ -20,7 +23,12 @@ struct Model {
 
 /// For each record boundary of the stream, what is promotable there. The first entry is before any record.
 pub fn prefixes(first: Lsn, records: &[(RecordHeader, Vec<u8>)]) -> Vec<(Lsn, Promotable)> {
-    let mut model = Model::default();
+    prefixes_as(STREAM, first, records)
+}
+
+/// The same at a reader whose stream has another number.
+pub fn prefixes_as(stream: u32, first: Lsn, records: &[(RecordHeader, Vec<u8>)]) -> Vec<(Lsn, Promotable)> {
+    let mut model = Model { stream, ..Model::default() };
     let mut all = vec![(first, None)];
     for (header, payload) in records {
         model.apply(header, payload);
@@ -33,6 +41,16 @@ impl Model {
     fn apply(&mut self, header: &RecordHeader, payload: &[u8]) {
         let next = header.next();
         match Kind::from_byte(header.kind).unwrap() {
+            // For those without an image that follows.
+            Kind::SyncBegin if header.place().1 != 0 && self.live && self.building.is_none() => {
+                return self.pass(next);
+            }
+            Kind::SyncBegin
+                if header.place().1 & 3 == 2 && header.place().1 >> 2 != u64::from(self.stream) =>
+            {
+                self.building = None;
+                return;
+            }
             Kind::SyncBegin => {
                 self.building = Some(Regions::new());
                 self.live = false;
@@ -42,6 +60,23 @@ impl Model {
                 if let Some(regions) = self.building.take() {
                     self.complete = Some((next, regions));
                     self.live = true;
+                }
+                return self.pass(next);
+            }
+            Kind::CopyData | Kind::CopyCreate | Kind::CopyUnlink | Kind::CopySame
+                if self.building.is_none() =>
+            {
+                return self.pass(next);
+            }
+            Kind::CopySame => {
+                let (id, offset) = header.place();
+                let pages = u64::from_le_bytes(payload[..8].try_into().unwrap());
+                let base = u16::from_le_bytes(payload[8..10].try_into().unwrap());
+                let before = &self.complete.as_ref().unwrap().1[&base].1;
+                let Some((_, bytes)) = self.building.as_mut().unwrap().get_mut(&id.0) else { return };
+                for page in (0..64).filter(|page| pages & (1 << page) != 0) {
+                    let at = offset as usize + page * 4096;
+                    overlay(bytes, at, &before[before.len().min(at)..before.len().min(at + 4096)]);
                 }
                 return;
             }
@@ -58,18 +93,27 @@ impl Model {
     }
 }
 
+impl Model {
+    /// A record that changes no byte.
+    fn pass(&mut self, next: Lsn) {
+        if let (true, Some((at, _))) = (self.live, &mut self.complete) {
+            *at = next;
+        }
+    }
+}
+
 fn change(regions: &mut Regions, header: &RecordHeader, payload: &[u8]) {
     let (id, offset) = header.place();
     let (id, offset) = (id.0, offset as usize);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     match Kind::from_byte(header.kind).unwrap() {
-        Kind::RegionCreate => {
+        Kind::RegionCreate | Kind::CopyCreate => {
             let size = u64::from_le_bytes(payload[..8].try_into().unwrap()) as usize;
             let name = text(&payload[16..]);
             regions.retain(|_, (n, _)| *n != name);
             regions.insert(id, (name, vec![0; size]));
         }
-        Kind::RegionUnlink => {
+        Kind::RegionUnlink | Kind::CopyUnlink => {
             regions.remove(&id);
         }
         Kind::RegionRename if regions.contains_key(&id) => {
@@ -81,7 +125,7 @@ fn change(regions: &mut Regions, header: &RecordHeader, payload: &[u8]) {
             let Some((_, bytes)) = regions.get_mut(&id) else { return };
             match kind {
                 Kind::RegionResize => bytes.resize(offset, 0),
-                Kind::Data => overlay(bytes, offset, payload),
+                Kind::Data | Kind::CopyData => overlay(bytes, offset, payload),
                 Kind::Zero => {
                     let len = u64::from_le_bytes(payload.try_into().unwrap()) as usize;
                     overlay(bytes, offset, &vec![0; len]);

@@ -15,7 +15,8 @@ use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, Generation, Lsn};
 use tempfile::TempDir;
 
-use super::stream::{Builder, GENERATION, GROUP, land};
+use super::stream::{Builder, GENERATION, GROUP, fresh, land};
+use pmemha::replica::StreamStart;
 
 const RING: u64 = 64 << 10;
 
@@ -52,7 +53,7 @@ impl Setup {
 
     fn receive(&self, stream: &Builder) -> Applier {
         let mut applier = self.open();
-        let ring = applier.take_stream(GENERATION, RING, super::stream::FIRST, true).unwrap();
+        let ring = applier.take_stream(fresh(RING, super::stream::FIRST)).unwrap();
         for (header, payload) in &stream.records {
             land(&ring, header, payload);
         }
@@ -199,9 +200,9 @@ fn after_a_promotion_only_a_later_generation_is_taken() {
     let stream = stream();
     let mut applier = setup.receive(&stream);
     run(&mut applier, &setup.request()).unwrap();
-    let stale = applier.take_stream(GENERATION, RING, stream.at.advance(32), true);
+    let stale = applier.take_stream(fresh(RING, stream.at.advance(32)));
     assert!(matches!(stale, Err(ApplyError::Stale { .. })));
-    applier.take_stream(GENERATION.next(), RING, Lsn(0), true).unwrap();
+    applier.take_stream(StreamStart { generation: GENERATION.next(), ..fresh(RING, Lsn(0)) }).unwrap();
     assert_eq!(applier.generation(), Generation(4));
     check_files(&setup);
 }
@@ -268,7 +269,7 @@ fn a_real_pool_of_a_machine_that_died_opens_after_its_state_was_cleared() {
     stream.end();
     let setup = Setup::new();
     let mut applier = setup.open();
-    let ring = applier.take_stream(GENERATION, 16 << 20, super::stream::FIRST, true).unwrap();
+    let ring = applier.take_stream(fresh(16 << 20, super::stream::FIRST)).unwrap();
     stream.records.iter().for_each(|(h, p)| land(&ring, h, p));
     let done = run(&mut applier, &setup.request()).unwrap();
     let says = done.files[0].pmdk.as_ref().unwrap();

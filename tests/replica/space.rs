@@ -1,8 +1,6 @@
 //! A full file system: nothing is lost, nothing dies, and it goes on when there is room again.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use pmemha::log::format::Kind;
@@ -10,38 +8,17 @@ use pmemha::replica::applier::ApplierConfig;
 use pmemha::replica::recover;
 use pmemha::replica::store::disk::DiskStore;
 use pmemha::types::{Durability, Lsn};
+use pmemha_testkit::small_disk::SmallDisk;
 
 use super::oracle::prefixes;
-use super::stream::{Builder, FIRST, GENERATION, GROUP, land};
+use super::stream::{Builder, FIRST, GROUP, fresh, land};
 
 const RING: u64 = 256 << 10;
 
-/// A tmpfs of two megabytes.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> SmallDisk {
-        let dir = tempfile::tempdir().unwrap();
-        let done =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "none"]).arg(dir.path()).status();
-        assert!(done.unwrap().success(), "this test mounts a tmpfs: run it as root");
-        SmallDisk(dir)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_loses_nothing() {
-    let disk = SmallDisk::mount();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(dir.path(), 2 << 20);
     let durability = Durability::Battery;
     let config = ApplierConfig {
         store: Arc::new(DiskStore::new(durability)),
@@ -61,11 +38,9 @@ fn a_full_disk_loses_nothing() {
     }
     let oracle = prefixes(FIRST, &stream.records);
     let (mut applier, _) = recover::open(config.clone()).unwrap();
-    let ring = applier.take_stream(GENERATION, RING, FIRST, true).unwrap();
+    let ring = applier.take_stream(fresh(RING, FIRST)).unwrap();
     // Room for some of the stream only.
-    let filler = disk.path().join("filler");
-    let free = rustix::fs::statvfs(disk.path()).unwrap();
-    fs::write(&filler, vec![1; (free.f_bavail * free.f_frsize - 15 * 4096) as usize]).unwrap();
+    disk.fill_but(15);
     stream.records.iter().for_each(|(h, p)| land(&ring, h, p));
     let full = recover::drain(&mut applier).unwrap_err();
     assert!(full.is_temporary() && full.to_string().contains("No space left"), "{full}");
@@ -73,7 +48,7 @@ fn a_full_disk_loses_nothing() {
     assert!(applier.images().cursor().lsn > Lsn(stream.records[2].0.lsn), "some of it was applied");
     // Still full, also for one that starts anew.
     assert!(recover::open(config.clone()).is_err());
-    fs::remove_file(filler).unwrap();
+    disk.make_room();
     applier.reopen().unwrap();
     recover::drain(&mut applier).unwrap();
     let (lsn, want) = oracle.last().unwrap().1.clone().unwrap();

@@ -1,14 +1,29 @@
 //! Streams of records as a source ships them, and a replica's ring to land them in.
 
-use pmemha::log::format::{Kind, RECORD_HEADER, RecordHeader, SlotState};
+use pmemha::log::format::{CopyFor, Kind, RECORD_HEADER, RecordHeader, SamePayload, SlotState};
 use pmemha::region::memory::SharedMem;
-use pmemha::types::{Generation, GroupId, Lsn, RegionId};
+use pmemha::replica::StreamStart;
+use pmemha::types::{Generation, GroupId, LogId, Lsn, RegionId};
 use zerocopy::IntoBytes;
 
 pub const GROUP: GroupId = GroupId([7; 16]);
+/// Number of these streams.
+pub const STREAM: u32 = 77;
+/// The log that they are of.
+pub const LOG: LogId = LogId(5);
 pub const GENERATION: Generation = Generation(3);
 /// Where the streams of these tests begin: not at 0, so that a forgotten offset shows.
 pub const FIRST: Lsn = Lsn(4096);
+
+/// How one of them begins anew at `from`, in a ring of so many bytes.
+pub fn fresh(ring_bytes: u64, from: Lsn) -> StreamStart {
+    StreamStart { generation: GENERATION, log: LOG, ring_bytes, from, fresh: Some(STREAM) }
+}
+
+/// How one of them goes on at `from`.
+pub fn goes_on(ring_bytes: u64, from: Lsn) -> StreamStart {
+    StreamStart { fresh: None, ..fresh(ring_bytes, from) }
+}
 
 /// A small deterministic random number generator.
 #[derive(Clone)]
@@ -30,13 +45,15 @@ impl Rng {
 pub struct Builder {
     pub generation: Generation,
     pub at: Lsn,
+    /// Whether copies refer to the image before.
+    refers: bool,
     /// Header and payload of each.
     pub records: Vec<(RecordHeader, Vec<u8>)>,
 }
 
 impl Builder {
     pub fn new() -> Builder {
-        Builder { generation: GENERATION, at: FIRST, records: Vec::new() }
+        Builder { generation: GENERATION, at: FIRST, refers: true, records: Vec::new() }
     }
 
     pub fn push(&mut self, kind: Kind, region: u16, offset: u64, payload: &[u8]) -> &mut Builder {
@@ -57,11 +74,15 @@ impl Builder {
     }
 
     pub fn create(&mut self, region: u16, name: &str, size: u64) -> &mut Builder {
+        self.create_as(Kind::RegionCreate, region, name, size)
+    }
+
+    fn create_as(&mut self, kind: Kind, region: u16, name: &str, size: u64) -> &mut Builder {
         let mut payload = size.to_le_bytes().to_vec();
         payload.extend(0o640u32.to_le_bytes());
         payload.extend([0; 4]);
         payload.extend(name.as_bytes());
-        self.push(Kind::RegionCreate, region, 0, &payload)
+        self.push(kind, region, 0, &payload)
     }
 
     pub fn data(&mut self, region: u16, offset: u64, bytes: &[u8]) -> &mut Builder {
@@ -69,7 +90,11 @@ impl Builder {
     }
 
     pub fn begin(&mut self) -> &mut Builder {
-        self.push(Kind::SyncBegin, 0, 0, &[])
+        self.begin_for(CopyFor::All)
+    }
+
+    pub fn begin_for(&mut self, whom: CopyFor) -> &mut Builder {
+        self.push(Kind::SyncBegin, 0, whom.offset(), &[])
     }
 
     pub fn end(&mut self) -> &mut Builder {
@@ -85,8 +110,17 @@ impl Builder {
 
     /// A stream with everything in it: syncs, resyncs, metadata of all kinds, data that is out of bounds.
     pub fn random(seed: u64, records: usize) -> Builder {
+        Builder::new().made_up(seed, records)
+    }
+
+    /// The same for readers with different images before, to which no copy refers.
+    pub fn random_for_several(seed: u64, records: usize) -> Builder {
+        Builder { refers: false, ..Builder::new() }.made_up(seed, records)
+    }
+
+    fn made_up(self, seed: u64, records: usize) -> Builder {
         let mut rng = Rng(seed);
-        let mut b = Builder::new();
+        let mut b = self;
         b.data(1, 0, b"before any sync");
         b.sync(&mut rng);
         while b.records.len() < records {
@@ -99,12 +133,28 @@ impl Builder {
     }
 
     fn sync(&mut self, rng: &mut Rng) {
-        self.begin();
+        // The last is for another reader than this one.
+        let whom = [CopyFor::All, CopyFor::Newcomers, CopyFor::One(STREAM), CopyFor::One(STREAM + 1)];
+        let whom = whom[rng.below(4) as usize];
+        self.begin_for(whom);
+        // Of the image before, if there is one; it stays as it is.
+        let before =
+            super::oracle::prefixes(FIRST, &self.records).pop().and_then(|(_, promotable)| promotable);
+        let bases: Vec<u16> = before.map(|(_, regions)| regions.into_keys().collect()).unwrap_or_default();
         self.change(rng);
         for id in 1..4 {
-            self.create(id, &format!("/src/{id}"), 4096 * (1 + rng.below(3)));
+            self.create_as(Kind::CopyCreate, id, &format!("/src/{id}"), 4096 * (1 + rng.below(3)));
             self.change(rng);
-            self.data(id, 4096 * rng.below(2), &[id as u8 + rng.below(99) as u8; 4096]);
+            let fill = id as u8 + rng.below(99) as u8;
+            self.push(Kind::CopyData, id, 4096 * rng.below(2), &[fill; 4096]);
+            if self.refers && !bases.is_empty() && rng.below(2) == 0 {
+                let base = bases[rng.below(bases.len() as u64) as usize];
+                let same = SamePayload { pages: rng.below(4), base, reserved: [0; 3] };
+                self.push(Kind::CopySame, id, 4096 * rng.below(3), same.as_bytes());
+            }
+        }
+        if rng.below(4) == 0 {
+            self.push(Kind::CopyUnlink, 3, 0, &[]);
         }
         if rng.below(4) == 0 {
             // Given up, and begun again.

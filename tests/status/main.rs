@@ -121,11 +121,17 @@ fn every_field_says_what_is_so() {
         ("fabric", "tcp".into()),
         ("durability", "battery".into()),
         ("encrypted", true.into()),
+        ("memory", "tmpfs".into()),
+        ("staged", false.into()),
         ("unprotected_writes", 0.into()),
         ("last_error", Value::Null),
     ] {
         assert_eq!(row[field], value, "{field} of {row}");
     }
+    let memory = (&group["regions"][0]["memory"], &group["log"]["memory"]);
+    assert_eq!(memory, (&"tmpfs".into(), &"memfd".into()), "{group}");
+    let there = self::row(&pair.beta).expect("the destination answers");
+    assert_eq!((&there["memory"], &there["staged"]), (&row["memory"], &row["staged"]), "{there}");
     let published = row["lsn_published"].as_u64().expect("a number");
     for lsn in ["lsn_received", "lsn_durable", "lsn_applied"] {
         assert_eq!(row[lsn].as_u64(), Some(published), "{lsn} of {row}");

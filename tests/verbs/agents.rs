@@ -3,7 +3,10 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use pmemha::log::Appender;
@@ -12,7 +15,7 @@ use pmemha::types::{Level, Lsn};
 use pmemha_testkit::node::{Binaries, Node, Pair, PairOptions};
 use pmemha_testkit::wait::eventually;
 
-use crate::cable::{Cable, ENDS};
+use crate::cable::{Cable, ENDS, Removed};
 use crate::rig::PATIENCE;
 
 const BINARIES: Binaries =
@@ -42,6 +45,18 @@ fn pair(durability: &str) -> Pair {
     pair.beta.start();
     pair.alpha.start();
     pair
+}
+
+/// Between two changes of an application that goes on.
+const BREATH: Duration = Duration::from_millis(1);
+
+/// Stops what goes on, also where a test fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// An application of this process, attached to a node.
@@ -92,7 +107,7 @@ fn destination(pair: &Pair) -> serde_json::Value {
 
 #[test]
 fn a_source_finds_its_destination_again_once_the_cable_is_mended() {
-    let cable = Cable::lay();
+    let Some(cable) = Cable::lay() else { return };
     let pair = pair("battery");
     let mut app = App::start(&pair.alpha);
     pair.alpha.await_streaming();
@@ -115,9 +130,61 @@ fn a_source_finds_its_destination_again_once_the_cable_is_mended() {
     assert!(app.reaches(Level::Applied, lsn, PATIENCE), "{:#}", destination(&pair));
 }
 
+/// Either end's, in turn, while records are on their way.
+#[test]
+fn an_adapter_that_is_removed_under_a_source_or_a_destination_costs_nothing_once_there_is_one_again() {
+    let Some(cable) = Cable::lay() else { return };
+    let mut pair = pair("battery");
+    let agents = [&pair.alpha, &pair.beta].map(Node::pid);
+    let mut app = App::start(&pair.alpha);
+    pair.alpha.await_streaming();
+    for (end, node) in ENDS.into_iter().zip([&pair.alpha, &pair.beta]) {
+        let stop = AtomicBool::new(false);
+        let removed = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    app.write();
+                    thread::sleep(BREATH);
+                }
+            });
+            let _stopped = Stops(&stop);
+            let removed = Removed::from(&cable, end);
+            let why = pair.alpha.await_group("attempts without the adapter", |group| {
+                let why = group["destinations"][0]["last_error"].as_str()?;
+                why.contains("[rdma]").then(|| why.to_owned())
+            });
+            println!("{} without {}: {why}", node.name, end.1);
+            let off = node.status().unwrap()["node"]["rdma"]["off"].clone();
+            assert!(off.as_str().is_some_and(|off| off.contains("is not there")), "{off}");
+            removed
+        });
+        drop(removed);
+        pair.alpha.await_streaming();
+        let lsn = app.write();
+        assert!(app.reaches(Level::Applied, lsn, PATIENCE), "{}: {:#}", node.name, destination(&pair));
+        assert_eq!([&pair.alpha, &pair.beta].map(Node::pid), agents, "the same agents");
+    }
+    let here = fs::read(pair.alpha.files().join("data")).unwrap();
+    assert!(image(&pair.beta) == here, "the image differs from the file after everything was applied");
+    // A source that is gone for good leaves nothing open at its destination.
+    pair.alpha.kill();
+    drop(Removed::from(&cable, ENDS[1]));
+}
+
+/// The only file of a node's newest image that is as large as the application's.
+fn image(node: &Node) -> Vec<u8> {
+    let below = |dir: PathBuf| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let images = below(node.replica()).filter(|dir| dir.join("manifest.json").exists());
+    let newest = images.max_by_key(|dir| dir.metadata().unwrap().modified().unwrap()).expect("an image");
+    let mut files = below(newest).filter(|file| file.metadata().unwrap().len() == BYTES);
+    let file = files.next().expect("the application's file");
+    assert!(files.next().is_none(), "more than one file of its size");
+    fs::read(file).unwrap()
+}
+
 #[test]
 fn idle_agents_take_next_to_no_processor_time() {
-    let _cable = Cable::lay();
+    let Some(_cable) = Cable::lay() else { return };
     let pair = pair("battery");
     let mut app = App::start(&pair.alpha);
     pair.alpha.await_streaming();
@@ -138,14 +205,18 @@ fn idle_agents_take_next_to_no_processor_time() {
 /// While the destination's agent stands still, its adapter goes on.
 #[test]
 fn durable_is_what_the_destination_declares() {
-    let _cable = Cable::lay();
+    let Some(_cable) = Cable::lay() else { return };
     for (declared, by_adapter) in [("battery", true), ("eadr", true), ("pmem", false), ("disk", false)] {
         let pair = pair(declared);
         let mut app = App::start(&pair.alpha);
         pair.alpha.await_streaming();
         assert_eq!(destination(&pair)["durability"], declared);
         let beta = pair.beta.status().unwrap()["groups"][0]["destinations"][0].clone();
-        assert_eq!((beta["durability"].as_str(), beta["staged"].as_bool()), (Some(declared), Some(false)));
+        assert_eq!(beta["durability"].as_str(), Some(declared));
+        for row in [&beta, &destination(&pair)] {
+            let lands = (row["memory"].as_str(), row["staged"].as_bool());
+            assert_eq!(lands, (Some("tmpfs"), Some(false)), "at either end: {row:#}");
+        }
 
         pair.beta.stand_still();
         let lsn = app.write();

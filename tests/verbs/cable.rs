@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::RwLockWriteGuard;
 
 use pmemha::fabric::verbs::Choice;
+use pmemha_rig::skipped;
 use pmemha_testkit::wait::eventually;
 
 use crate::nodes::{NETWORK, node_at};
@@ -20,7 +21,11 @@ pub struct Cable {
 }
 
 impl Cable {
-    pub fn lay() -> Cable {
+    /// None where it cannot be: the calling test is skipped, which is said.
+    pub fn lay() -> Option<Cable> {
+        if skipped("it makes adapters on both ends of the rig's cable, cuts it and removes them") {
+            return None;
+        }
         let alone = NETWORK.write().unwrap_or_else(|e| e.into_inner());
         let [_, (interface, adapter)] = ENDS;
         assert!(
@@ -28,17 +33,10 @@ impl Cable {
             "both ends of a cable, rdma0 and rdma1: soft-roce/run brings them"
         );
         run("modprobe", &["sch_netem"]);
-        run("rdma", &["link", "add", adapter, "type", "rxe", "netdev", interface]);
+        add(interface, adapter);
         let cable = Cable { _alone: alone };
-        for (interface, adapter) in ENDS {
-            eventually("the link-local address is there", PATIENCE, || {
-                let args = ["-6", "address", "show", "dev", interface, "scope", "link", "-tentative"];
-                let gid = format!("/sys/class/infiniband/{adapter}/ports/1/gids/0");
-                let known = std::fs::read_to_string(gid).is_ok_and(|gid| gid.starts_with("fe80"));
-                known && !Command::new("ip").args(args).output().unwrap().stdout.is_empty()
-            });
-        }
-        cable
+        ENDS.into_iter().for_each(await_address);
+        Some(cable)
     }
 
     /// A node at either end.
@@ -67,13 +65,67 @@ impl Cable {
     }
 }
 
+/// An adapter of the cable's that was taken out; back again once dropped.
+pub struct Removed((&'static str, &'static str));
+
+impl Removed {
+    /// Takes it out under whoever uses it.
+    pub fn from(_: &Cable, end: (&'static str, &'static str)) -> Removed {
+        let mut command = Command::new("rdma").args(["link", "delete", end.1]).spawn().unwrap();
+        let removed = Removed(end);
+        let mut ended = None;
+        // The kernel takes it from nobody: the command waits until the last user has closed it.
+        eventually("all to let the adapter go", PATIENCE, || {
+            ended = command.try_wait().unwrap();
+            ended.is_some()
+        });
+        assert!(ended.is_some_and(|ended| ended.success()), "{end:?} is not removed: {ended:?}");
+        removed
+    }
+}
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let (interface, adapter) = self.0;
+        if std::thread::panicking() {
+            // It may be there still, held by whoever did not let it go.
+            let _ = Command::new("rdma").args(adding(interface, adapter)).output();
+            return;
+        }
+        add(interface, adapter);
+        await_address(self.0);
+    }
+}
+
+fn add(interface: &str, adapter: &str) {
+    run("rdma", &adding(interface, adapter));
+}
+
+fn adding<'a>(interface: &'a str, adapter: &'a str) -> [&'a str; 7] {
+    ["link", "add", adapter, "type", "rxe", "netdev", interface]
+}
+
+fn await_address((interface, adapter): (&str, &str)) {
+    eventually("the link-local address is there", PATIENCE, || {
+        let args = ["-6", "address", "show", "dev", interface, "scope", "link", "-tentative"];
+        let gid = format!("/sys/class/infiniband/{adapter}/ports/1/gids/0");
+        let known = std::fs::read_to_string(gid).is_ok_and(|gid| gid.starts_with("fe80"));
+        known && !Command::new("ip").args(args).output().unwrap().stdout.is_empty()
+    });
+}
+
 impl Drop for Cable {
     fn drop(&mut self) {
         for (interface, _) in ENDS {
             // Refused where it is whole.
             let _ = Command::new("tc").args(["qdisc", "delete", "dev", interface, "root"]).output();
         }
-        run("rdma", &["link", "delete", ENDS[1].1]);
+        let deleting = ["link", "delete", ENDS[1].1];
+        if std::thread::panicking() {
+            let _ = Command::new("rdma").args(deleting).output();
+        } else {
+            run("rdma", &deleting);
+        }
     }
 }
 

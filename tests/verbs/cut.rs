@@ -17,7 +17,7 @@ fn counted(what: &str) -> u64 {
 
 #[test]
 fn a_cut_cable_ends_a_connection_after_a_bounded_number_of_repetitions() {
-    let cable = Cable::lay();
+    let Some(cable) = Cable::lay() else { return };
     let rig = cable.rig();
     let (left, right) = rig.pair();
     let from = left.memory(BYTES, RemoteAccess::Local);
@@ -50,7 +50,7 @@ fn a_cut_cable_ends_a_connection_after_a_bounded_number_of_repetitions() {
 
 #[test]
 fn a_cable_that_is_mended_at_once_costs_a_connection_nothing() {
-    let cable = Cable::lay();
+    let Some(cable) = Cable::lay() else { return };
     let (left, right) = cable.rig().pair();
     let from = left.memory(BYTES, RemoteAccess::Local);
     let to = right.memory(BYTES, RemoteAccess::Write);

@@ -53,3 +53,13 @@ fn a_machine_that_cannot_boot_says_why_and_shows_its_log() {
         assert!(text.contains(wanted), "{text}");
     }
 }
+
+#[test]
+fn a_machine_whose_kernel_comes_to_nothing_is_booted_once_more() {
+    // Too little DRAM for the kernel, which panics.
+    let spec = MachineSpec { memory_mib: 96, ..MachineSpec::alone("tiny") };
+    let error = Machine::boot(spec).err().expect("it cannot boot");
+    let RigError::Boot { log, .. } = &error else { panic!("{error}") };
+    let log = std::fs::read_to_string(log).expect("its log");
+    assert_eq!(log.matches("Linux version").count(), 2, "{error}");
+}

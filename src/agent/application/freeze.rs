@@ -66,17 +66,6 @@ impl Keeper {
         }
         Ok(outside)
     }
-
-    /// Processes that may still write, and that nothing may be done to. One that is silent counts if the log names it.
-    pub(super) fn strangers(&self) -> Result<Vec<u32>, SuperviseError> {
-        let Crowd { mut strangers, mut silent, .. } = self.outside(Instant::now() + SEEN_WITHIN)?;
-        if !silent.is_empty() {
-            let doubtful = self.look.present().doubtful;
-            silent.retain(|pid| doubtful.contains(pid));
-            strangers.append(&mut silent);
-        }
-        Ok(strangers)
-    }
 }
 
 /// How often processes that are outside are taken in during one freeze. Each round stops those that fork, so the second finds what

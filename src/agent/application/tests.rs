@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -57,7 +58,7 @@ impl Bench {
     /// A shell with a child that runs until the file `end` exists; both leave their numbers. `then` is what the shell goes on with.
     fn start(&self, hierarchy: Option<&Hierarchy>, then: &str, look: Box<dyn Look>) -> Application {
         let script = format!(
-            "(while [ ! -e end ]; do sleep 0.01; done) & echo $! > child.new; mv child.new child; \
+            "(while [ -d \"$PWD\" ] && [ ! -e end ]; do sleep 0.01; done) & echo $! > child.new; mv child.new child; \
              echo $$ > main.new; mv main.new main; {then}"
         );
         let command = StartCommand {
@@ -141,6 +142,70 @@ fn a_command_that_is_killed_has_died_only_when_nothing_of_it_is_left() {
         kill(main);
         assert_eq!(bench.told(), Event::ApplicationDied);
         assert!(!alive(child), "{means:?}: a process goes on");
+    }
+}
+
+/// A process that is a stranger at every other question: each time that it is to be taken in.
+struct Elusive {
+    pid: u32,
+    is_own: AtomicBool,
+}
+
+impl Look for Elusive {
+    fn present(&self) -> Present {
+        Present::default()
+    }
+
+    fn everyone(&self, _: Instant) -> Crowd {
+        Crowd { own: Some(self.pid).into_iter().filter(|pid| alive(*pid)).collect(), ..Crowd::default() }
+    }
+
+    fn owns(&self, _: u32) -> bool {
+        self.is_own.fetch_xor(true, Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn what_was_not_killed_has_not_ended() {
+    for means in all_means() {
+        let bench = Bench::new();
+        let mut other = Command::new("sleep").arg("1000").spawn().unwrap();
+        let application = bench.application(
+            means.as_ref(),
+            None,
+            Box::new(Elusive { pid: other.id(), is_own: false.into() }),
+        );
+        application.order(Order::Kill);
+        assert_eq!(bench.inbox.next(Duration::from_millis(300)), None, "{means:?}");
+        other.kill().unwrap();
+        assert_eq!(bench.told(), Event::ApplicationDied);
+        other.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_ran_before_a_start_ends_without_being_told() {
+    for clean in [true, false] {
+        let bench = Bench::new();
+        let mut before = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = before.id();
+        let look = Box::new(Sees(move || Present {
+            writers: [pid].into_iter().filter(|pid| alive(*pid)).collect(),
+            ..Present::default()
+        }));
+        let application = bench.start(None, "wait", look);
+        application.order(Order::Start(application.ticket()));
+        assert_eq!(bench.inbox.next(Duration::from_millis(300)), None, "two writers");
+        // Of one that died the rest is killed.
+        if clean {
+            before.kill().unwrap();
+        }
+        application.order(Order::Over { clean });
+        assert_eq!(bench.told(), Event::ApplicationStarted);
+        assert!(!alive(pid));
+        before.wait().unwrap();
+        application.order(Order::Kill);
+        assert_eq!(bench.told(), Event::ApplicationDied);
     }
 }
 

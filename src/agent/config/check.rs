@@ -9,12 +9,15 @@ use super::model::{FabricKind, Group, Replica};
 use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
-use crate::failover::OnDeath;
+use crate::failover::{OnDeath, Trigger};
 use crate::log::format::{MAX_RING, MIN_RING};
 use crate::types::Level;
 
 /// Longest name of a group: it becomes a file name and part of messages.
 const MAX_NAME: usize = 64;
+
+/// Most destinations of a group: each costs two threads, a connection and a channel at either end.
+const MAX_DESTINATIONS: usize = 16;
 
 /// Longest wait that may be configured; more is a typing error, and would hang an application.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -280,11 +283,18 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
             found.add(&at, format!("`{name}` stands twice"), "remove one");
         }
     }
-    if group.destinations.len() > 1 {
+    if group.destinations.len() > MAX_DESTINATIONS {
         found.add(
             &["group", i, "destinations"],
-            "more than one destination",
-            "this version ships a group to one destination",
+            format!("more than {MAX_DESTINATIONS} destinations"),
+            "remove some: each has a thread and a connection here",
+        );
+    }
+    if group.destinations.len() > 1 && group.trigger == Trigger::SaveStarted {
+        found.add(
+            &["group", i, "trigger"],
+            "`save-started` names the heir before it is known which destination holds everything",
+            "use \"saved\", or name one destination",
         );
     }
     if group.destinations.is_empty() && group.commit > Level::Local {
@@ -309,11 +319,25 @@ fn check_replica(config: &Config, index: usize, replica: &Replica, found: &mut F
     let i = index.to_string();
     found.name(&["replica", &i, "group"], &replica.group);
     found.absolute(&["replica", &i, "dir"], &replica.dir);
+    if replica.from.len() > MAX_DESTINATIONS {
+        found.add(
+            &["replica", &i, "from"],
+            format!("more than {MAX_DESTINATIONS} nodes"),
+            "remove some: after a promotion they are the destinations",
+        );
+    }
     if replica.from.is_empty() {
         let at = ["replica", i.as_str(), "from"];
         found.add_absent(&at, &at, "names no node", "name the nodes that may ship the group");
     }
     for (n, name) in replica.from.iter().enumerate() {
+        if replica.from[..n].contains(name) {
+            found.add(
+                &["replica", &i, "from", &n.to_string()],
+                format!("`{name}` stands twice"),
+                "remove one",
+            );
+        }
         if *name == config.node.name {
             found.add(
                 &["replica", &i, "from", &n.to_string()],

@@ -1,6 +1,7 @@
 //! What a configuration names and this machine must have: files, users, programs.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -44,11 +45,13 @@ fn check_tls(tls: &Tls, found: &mut Faults) {
         if let Err(error) = fs::File::open(file).and_then(|mut f| std::io::copy(&mut f, &mut std::io::sink()))
         {
             all = false;
-            found.add(
-                &["tls", key],
-                format!("`{}` cannot be read: {error}", file.display()),
-                "`pmemha init` makes the files; copy them here",
-            );
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => {
+                    "give it to the user that this program runs as, and let nobody else read it"
+                }
+                _ => "`pmemha init` makes the files; copy them here",
+            };
+            found.add(&["tls", key], format!("`{}` cannot be read: {error}", file.display()), remedy);
         }
     }
     if !all || files.iter().any(|(_, file)| !file.is_absolute()) {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use super::units;
 use crate::failover::{OnDeath, Trigger};
 use crate::log::OnFull;
+use crate::ship::commits::Over;
 use crate::types::{Durability, Level};
 
 /// `[node]`: this machine.
@@ -130,7 +131,10 @@ pub struct Group {
     /// How long a drain waits for `commit` at most; [`Duration::MAX`], written "forever": until it is so.
     #[serde(default = "commit_timeout", deserialize_with = "units::duration_or_forever")]
     pub commit_timeout: Duration,
-    /// Names of the nodes that receive the group.
+    /// Over how many destinations a record must have come that far.
+    #[serde(default)]
+    pub commit_over: Over,
+    /// Names of the nodes that receive the group; the first is preferred as the heir.
     #[serde(default)]
     pub destinations: Vec<String>,
     /// A local archive for point-in-time restore.

@@ -154,6 +154,7 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("dir = \"/srv/replica/web\"", "dir = 5", "replica[0].dir", "expected a path"),
         ("port = 1", "port = 300", "rdma.port", "from 0 to 255"),
         ("commit = \"durable\"", "commit = 3", "group[0].commit", "in quotes"),
+        ("commit = \"durable\"", "commit_over = \"most\"", "group[0].commit_over", "any, quorum, all"),
         ("path = \"/run/power/online\"", "", "power.path", "add path = "),
     ] {
         let problems = problems_with(line, instead);
@@ -359,4 +360,27 @@ proptest! {
         prop_assert_eq!(parse_duration(&format!("{n}ns")).unwrap(), Duration::from_nanos(n));
         prop_assert_eq!(parse_bytes(&format!("{n} MiB")).ok(), n.checked_mul(1 << 20));
     }
+}
+
+#[test]
+fn the_heir_is_named_early_only_where_there_is_but_one_and_destinations_are_not_without_number() {
+    let peer = |i| format!("[[peer]]\nname = \"n{i}\"\naddress = \"n{i}.example:7475\"\n\n");
+    let peers = (0..16).map(peer).collect::<String>() + "[[peer]]\n";
+    let names: Vec<String> = (0..16).map(|i| format!("\"n{i}\"")).collect();
+    let with = |destinations: &str, trigger: &str| {
+        let text = WHOLE
+            .replacen("[[peer]]\n", &peers, 1)
+            .replace("destinations = [\"beta\"]", &format!("destinations = [\"beta\"{destinations}]"))
+            .replace("trigger = \"saved\"", &format!("trigger = \"{trigger}\""));
+        match parse(&text) {
+            Ok(_) => Vec::new(),
+            Err(ConfigError::Wrong(problems)) => problems.into_iter().map(|p| p.key).collect(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(with("", "save-started").is_empty() && with(", \"n0\"", "saved").is_empty());
+    assert_eq!(with(", \"n0\"", "save-started"), ["group[0].trigger"]);
+    let all = names.join(", ");
+    assert!(with(&format!(", {}", names[1..].join(", ")), "saved").is_empty());
+    assert_eq!(with(&format!(", {all}"), "saved"), ["group[0].destinations"]);
 }

@@ -6,7 +6,7 @@
 pub const MAGIC: [u8; 4] = *b"PMHC";
 
 /// Version of frames and messages; a peer of another version is refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 3;
 
 /// Bytes of a frame's head.
 pub const HEAD: usize = 12;
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn frame_bytes_are_golden() {
         let frame = encode(Way::Answer, b"{}").unwrap();
-        assert_eq!(frame, [b'P', b'M', b'H', b'C', 1, 0, 2, 0, 2, 0, 0, 0, b'{', b'}']);
+        assert_eq!(frame, [b'P', b'M', b'H', b'C', 3, 0, 2, 0, 2, 0, 0, 0, b'{', b'}']);
     }
 
     #[test]

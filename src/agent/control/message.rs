@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fabric::{EndpointAddress, RemoteKey};
 use crate::failover;
-use crate::types::{Durability, Generation, GroupId, Lsn, RegionId};
+use crate::region::kind::MemoryKind;
+use crate::types::{Durability, Generation, GroupId, LogId, Lsn, RegionId};
 
 use super::frame::{self, FrameError, Way};
 
@@ -20,6 +21,15 @@ pub const MAX_TEXT: usize = 2048;
 
 /// Most pages that are asked for at once: a megabyte for the destination to read.
 pub const MAX_PAGES: usize = 256;
+
+/// Most blocks that are asked for at once: what their digests take as text fits a message.
+pub const MAX_BLOCKS: usize = 1024;
+
+/// Smallest and largest block.
+const BLOCKS: (u32, u32) = (4 << 10, 1 << 20);
+
+/// Most bytes that an asker has the destination read at once.
+const MAX_ASKED: u32 = 16 << 20;
 
 /// What the source's agent asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,8 +50,9 @@ pub enum Ask {
         ack: RemoteKey,
         /// Position of the next byte that the source will write; records follow from here without a gap.
         from: Lsn,
-        /// The records from here on begin a new image (`SyncBegin` is the first).
-        fresh: bool,
+        /// The records from here on begin a new image, in a stream of this number, which a copy for it alone names; null: the stream
+        /// that was goes on.
+        fresh: Option<u32>,
     },
     /// Is the group still open on this channel?
     Ping {},
@@ -51,6 +62,25 @@ pub enum Ask {
         region: RegionId,
         /// Numbers of its pages of 4 KiB, at most [`MAX_PAGES`].
         pages: Vec<u64>,
+    },
+    /// What does the image before the one being built hold? For a copy that brings only what differs; on any channel after Hello.
+    Base {
+        /// The group's name.
+        group: String,
+        /// Its identity.
+        id: GroupId,
+        /// Its generation at the source.
+        generation: Generation,
+        /// Just past the `SyncBegin` of the copy.
+        begin: Lsn,
+        /// The region's name.
+        name: String,
+        /// Bytes of a block: a power of two from 4 KiB to 1 MiB.
+        block: u32,
+        /// Number of the first block.
+        first: u64,
+        /// How many, at most [`MAX_BLOCKS`] and at most 16 MiB.
+        count: u32,
     },
     /// Who owns the group; on any channel after Hello.
     Ownership {
@@ -82,10 +112,22 @@ pub enum Answer {
         landing: RemoteKey,
     },
     /// To Ping: the group is still open on this channel.
-    Pong {},
+    Pong {
+        /// Why nothing becomes durable in the image at present, for a person; null: it does.
+        fault: Option<String>,
+    },
     /// To Digests.
     Digests {
         /// XXH3 of each page asked for, zeros behind the region's end included; empty if there is no live image of the region.
+        digests: Vec<u64>,
+    },
+    /// To Base.
+    Base {
+        /// Whether the copy has begun there; if not, ask again.
+        begun: bool,
+        /// The region of the image before, if it has one of that name.
+        region: Option<RegionId>,
+        /// XXH3 of each block, zeros behind the region's end included.
         digests: Vec<u64>,
     },
     /// To Ownership; what it promises is durable.
@@ -114,6 +156,8 @@ pub struct OpenGroup {
     pub id: GroupId,
     /// Its generation at the source.
     pub generation: Generation,
+    /// The log.
+    pub log: LogId,
     /// Bytes of the log ring; the landing ring is of the same size.
     pub ring_bytes: u64,
 }
@@ -128,6 +172,10 @@ pub struct GroupOpened {
     pub durability: Durability,
     /// Whether the data path is encrypted.
     pub encrypt: bool,
+    /// What the landing ring lies on, for the status.
+    pub memory: MemoryKind,
+    /// Whether records land in memory beside it first, for the status.
+    pub staged: bool,
     /// Where to connect the fabric.
     pub offer: EndpointAddress,
 }
@@ -146,6 +194,10 @@ pub struct ReplicaReport {
     pub applied: Lsn,
     /// Chained digest at `applied`.
     pub digest: u64,
+    /// The log that the stream is of.
+    pub log: LogId,
+    /// Number of the stream, as the source gave it.
+    pub stream: u32,
     /// The image.
     pub image: ImageState,
 }
@@ -237,6 +289,16 @@ impl Message for Ask {
                 }
             }
             Ask::Digests { pages, .. } => many("the pages asked for", pages),
+            Ask::Base { group, name, block, count, .. } => {
+                bounded("the name of a group", group, MAX_NAME)?;
+                bounded("the name of a region", name, crate::log::format::MAX_NAME)?;
+                let whole = block.is_power_of_two() && (BLOCKS.0..=BLOCKS.1).contains(block);
+                let limit = if whole { MAX_BLOCKS.min((MAX_ASKED / block) as usize) } else { 0 };
+                match *count as usize {
+                    len if len <= limit => Ok(()),
+                    len => Err(MessageError::Bounds { what: "the blocks asked for", len, limit }),
+                }
+            }
             Ask::Attach { .. } | Ask::Ping {} => Ok(()),
         }
     }
@@ -252,10 +314,16 @@ impl Message for Answer {
                 bounded("a version", agent, MAX_NAME)
             }
             Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
+            Answer::Pong { fault: Some(fault) } => bounded("the text of a fault", fault, MAX_TEXT),
             Answer::Digests { digests } => many("the digests", digests),
-            Answer::GroupOpened(_) | Answer::Attached { .. } | Answer::Pong {} | Answer::Ownership { .. } => {
-                Ok(())
+            Answer::Base { digests, .. } if digests.len() > MAX_BLOCKS => {
+                Err(MessageError::Bounds { what: "the digests", len: digests.len(), limit: MAX_BLOCKS })
             }
+            Answer::Base { .. } => Ok(()),
+            Answer::GroupOpened(_)
+            | Answer::Attached { .. }
+            | Answer::Pong { fault: None }
+            | Answer::Ownership { .. } => Ok(()),
         }
     }
 }
@@ -275,13 +343,21 @@ pub fn decode<M: Message>(body: &[u8]) -> Result<M, MessageError> {
 
 /// A refusal; `message` is cut to [`MAX_TEXT`].
 pub fn refused(reason: Refusal, generation: Generation, message: impl Into<String>) -> Answer {
-    let mut message = message.into();
-    let mut end = message.len().min(MAX_TEXT);
-    while !message.is_char_boundary(end) {
+    Answer::Refused { reason, generation, message: cut(message.into()) }
+}
+
+/// A pong; `fault` is cut to [`MAX_TEXT`].
+pub fn pong(fault: Option<String>) -> Answer {
+    Answer::Pong { fault: fault.map(cut) }
+}
+
+fn cut(mut text: String) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    message.truncate(end);
-    Answer::Refused { reason, generation, message }
+    text.truncate(end);
+    text
 }
 
 fn bounded(what: &'static str, text: &str, limit: usize) -> Result<(), MessageError> {
@@ -299,152 +375,4 @@ fn many(what: &'static str, pages: &[u64]) -> Result<(), MessageError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::failover::{NodeName, Request, Round, Saved};
-    use proptest::prelude::*;
-
-    fn report() -> ReplicaReport {
-        ReplicaReport {
-            generation: Generation(3),
-            landed: Lsn(96),
-            durable: Lsn(64),
-            applied: Lsn(32),
-            digest: 7,
-            image: ImageState::Consistent,
-        }
-    }
-
-    #[test]
-    fn messages_are_golden() {
-        let ask = Ask::Attach { ack: RemoteKey { key: 1, addr: 2, len: 64 }, from: Lsn(5), fresh: true };
-        let text = r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":5,"fresh":true}"#;
-        assert_eq!(serde_json::to_string(&ask).unwrap(), text);
-        assert_eq!(decode::<Ask>(text.as_bytes()).unwrap(), ask);
-
-        let text = r#"{"answer":"pong"}"#;
-        assert_eq!(serde_json::to_string(&Answer::Pong {}).unwrap(), text);
-        assert_eq!(decode::<Answer>(text.as_bytes()).unwrap(), Answer::Pong {});
-
-        let text =
-            r#"{"generation":3,"landed":96,"durable":64,"applied":32,"digest":7,"image":"consistent"}"#;
-        assert_eq!(serde_json::to_string(&report()).unwrap(), text);
-        assert_eq!(serde_json::from_str::<ReplicaReport>(text).unwrap(), report());
-    }
-
-    #[test]
-    fn unknown_fields_and_kinds_are_refused() {
-        for text in [
-            r#"{"ask":"ping","more":1}"#,
-            r#"{"ask":"pong"}"#,
-            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64},"from":-5,"fresh":true}"#,
-            r#"{"ask":"attach","ack":{"key":1,"addr":2,"len":64,"rights":7},"from":5,"fresh":true}"#,
-            r#"[]"#,
-            "",
-        ] {
-            assert!(decode::<Ask>(text.as_bytes()).is_err(), "accepted {text}");
-        }
-    }
-
-    #[test]
-    fn names_are_bounded() {
-        let hello = |node: String| Ask::Hello { node, agent: "1".into() };
-        assert!(encode(&hello("n".repeat(MAX_NAME))).is_ok());
-        assert!(encode(&hello("n".repeat(MAX_NAME + 1))).is_err());
-        assert!(encode(&hello(String::new())).is_err());
-    }
-
-    #[test]
-    fn pages_asked_for_at_once_are_bounded() {
-        let ask = |pages: usize| Ask::Digests { region: RegionId(1), pages: vec![u64::MAX; pages] };
-        assert!(encode(&ask(MAX_PAGES)).is_ok());
-        assert!(encode(&ask(MAX_PAGES + 1)).is_err());
-        assert!(encode(&Answer::Digests { digests: vec![0; MAX_PAGES + 1] }).is_err());
-    }
-
-    #[test]
-    fn a_long_refusal_is_cut_at_a_character() {
-        let Answer::Refused { message, .. } = refused(Refusal::Failed, Generation(1), "é".repeat(MAX_TEXT))
-        else {
-            unreachable!()
-        };
-        assert_eq!(message.len(), MAX_TEXT);
-        assert!(encode(&refused(Refusal::Failed, Generation(1), "é".repeat(2 * MAX_TEXT + 1))).is_ok());
-    }
-
-    fn asks() -> impl Strategy<Value = Ask> {
-        let key = (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(key, addr, len)| RemoteKey {
-            key,
-            addr,
-            len,
-        });
-        prop_oneof![
-            ("[a-z]{1,255}", ".{1,40}").prop_map(|(node, agent)| Ask::Hello { node, agent }),
-            ("[a-z]{1,255}", any::<[u8; 16]>(), any::<u32>(), any::<u64>()).prop_map(
-                |(group, id, generation, ring_bytes)| {
-                    Ask::OpenGroup(OpenGroup {
-                        group,
-                        id: GroupId(id),
-                        generation: Generation(generation),
-                        ring_bytes,
-                    })
-                }
-            ),
-            (key, any::<u64>(), any::<bool>()).prop_map(|(ack, from, fresh)| Ask::Attach {
-                ack,
-                from: Lsn(from),
-                fresh
-            }),
-            Just(Ask::Ping {}),
-            ("[a-z]{1,255}", any::<[u8; 16]>(), requests()).prop_map(|(group, id, request)| Ask::Ownership {
-                group,
-                id: GroupId(id),
-                request
-            }),
-        ]
-    }
-
-    fn requests() -> impl Strategy<Value = Request> {
-        let round = (any::<u32>(), any::<u32>())
-            .prop_map(|(g, attempt)| Round { generation: Generation(g), attempt });
-        let heir = "[a-z]{1,255}".prop_map(NodeName);
-        prop_oneof![
-            (round.clone(), heir.clone(), any::<bool>())
-                .prop_map(|(round, heir, trigger)| { Request::SaveStarted { round, heir, trigger } }),
-            (round.clone(), heir, any::<u64>(), any::<u64>()).prop_map(|(round, heir, lsn, digest)| {
-                Request::Saved { round, heir, saved: Saved { lsn: Lsn(lsn), digest } }
-            }),
-            round.clone().prop_map(|round| Request::Cancel { round }),
-            (round, any::<u64>()).prop_map(|(round, life)| Request::Confirm { round, life }),
-            (any::<u32>(), any::<u64>())
-                .prop_map(|(g, life)| Request::Ask { generation: Generation(g), life }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn every_ask_comes_back(ask in asks()) {
-            let frame = encode(&ask).unwrap();
-            let head = frame::decode(frame[..frame::HEAD].try_into().unwrap()).unwrap();
-            prop_assert_eq!(head.way, Way::Ask);
-            prop_assert_eq!(head.len, frame.len() - frame::HEAD);
-            prop_assert_eq!(decode::<Ask>(&frame[frame::HEAD..]).unwrap(), ask);
-        }
-
-        #[test]
-        fn garbage_is_never_a_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode::<Ask>(&body);
-            let _ = decode::<Answer>(&body);
-        }
-
-        #[test]
-        fn a_damaged_ask_is_refused_or_a_bounded_ask(ask in asks(), at: prop::sample::Index, byte: u8) {
-            let mut frame = encode(&ask).unwrap();
-            let at = frame::HEAD + at.index(frame.len() - frame::HEAD);
-            frame[at] = byte;
-            if let Ok(other) = decode::<Ask>(&frame[frame::HEAD..]) {
-                prop_assert!(other.check().is_ok());
-            }
-        }
-    }
-}
+mod tests;

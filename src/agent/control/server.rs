@@ -21,9 +21,10 @@ use crate::fabric::tls::TlsIdentity;
 use crate::locks::lock;
 use crate::types::Generation;
 
-/// Channels at a time, each of which costs a thread: a group takes two (its stream's, and its machine's), and as many again may
-/// wait for their end to be seen.
-const MAX_CHANNELS: usize = 4 * MAX_GROUPS;
+/// Channels at a time, each of which costs a thread: a group takes one from each other node that may own it, and from its owner one
+/// for the stream and one while a copy asks what is here; as many again may wait for their end to be seen. These are enough for as
+/// many groups as there may be on six nodes.
+const MAX_CHANNELS: usize = 16 * MAX_GROUPS;
 
 /// Strangers at a time, each of which costs a thread: a peer is one for as long as a handshake takes.
 const MAX_STRANGERS: usize = 128;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::region::dirty;
+use crate::region::ethtool::{self, Counters};
 
 /// A machine's files below a root, and what can only be found by trying.
 #[derive(Clone, Debug)]
@@ -13,17 +14,29 @@ pub struct Host {
     pub verbs: Option<Result<String, String>>,
     /// How dirty pages would be found; none where that was not tried.
     pub tracker: Option<dirty::Kind>,
+    /// What drivers of network interfaces count, asked for by the interface's name; none where that was not tried.
+    pub drivers: Option<fn(&str) -> Counters>,
 }
 
 impl Host {
     /// This machine: everything is tried.
     pub fn this() -> Host {
-        Host { root: "/".into(), verbs: Some(verbs()), tracker: Some(dirty::best().kind()) }
+        Host {
+            root: "/".into(),
+            verbs: Some(verbs()),
+            tracker: Some(dirty::best().kind()),
+            drivers: Some(drivers),
+        }
     }
 
     /// The machine whose `/proc` and `/sys` stand below `root`: nothing is tried.
     pub fn below(root: &Path) -> Host {
-        Host { root: root.into(), verbs: None, tracker: None }
+        Host { root: root.into(), verbs: None, tracker: None, drivers: None }
+    }
+
+    /// What the driver of a network interface counts; nothing where it does not tell.
+    pub fn driver_counters(&self, interface: &str) -> Counters {
+        self.drivers.map(|ask| ask(interface)).unwrap_or_default()
     }
 
     /// What a file says, without the blanks at its ends; none where it cannot be read.
@@ -43,6 +56,10 @@ impl Host {
     pub fn has(&self, path: &str) -> bool {
         self.root.join(path).exists()
     }
+}
+
+fn drivers(interface: &str) -> Counters {
+    ethtool::statistics(interface).unwrap_or_default()
 }
 
 #[cfg(feature = "verbs")]

@@ -7,16 +7,15 @@ const LOCKED: u64 = 256 << 20;
 
 /// Limits, pages, IOMMU, DDIO.
 pub fn findings(host: &Host) -> Vec<Finding> {
-    [memlock(host), huge_pages(host), iommu(host), ddio(host)].into_iter().flatten().collect()
+    let mut found: Vec<Finding> = memlock(host).into_iter().chain(agents(host)).collect();
+    found.extend([huge_pages(host), iommu(host), ddio(host)].into_iter().flatten());
+    found
 }
 
 fn memlock(host: &Host) -> Option<Finding> {
-    let limits = host.read("proc/self/limits")?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
-    let soft = line.split_whitespace().next()?;
-    let found = format!("this shell may lock {} bytes", soft);
-    let enough = soft == "unlimited" || soft.parse::<u64>().is_ok_and(|bytes| bytes >= LOCKED);
-    Some(if enough {
+    let soft = may_lock(host, "self")?;
+    let found = format!("this shell may lock {soft} bytes");
+    Some(if is_enough(&soft) {
         Finding::good("memlock", found, "RDMA locks the memory that it works on: logs and landing rings.")
     } else {
         Finding::advice(
@@ -27,6 +26,57 @@ fn memlock(host: &Host) -> Option<Finding> {
              limits.conf.",
         )
     })
+}
+
+/// Those of this machine that run: their limit is what counts, whoever asks.
+fn agents(host: &Host) -> Vec<Finding> {
+    let processes = host.names("proc").into_iter().filter(|name| name.parse::<u32>().is_ok());
+    let agents = processes.filter(|pid| {
+        let says = |file: &str| host.read(&format!("proc/{pid}/{file}")).unwrap_or_default();
+        // The process that keeps logs for an agent is of the same program, and registers nothing.
+        says("comm") == AGENT && says("cmdline").split('\0').nth(1) != Some("hold")
+    });
+    agents.filter_map(|pid| agent(host, &pid)).collect()
+}
+
+fn agent(host: &Host, pid: &str) -> Option<Finding> {
+    let soft = may_lock(host, pid)?;
+    let free = has_capability(host, pid, CAP_IPC_LOCK);
+    let bound = if free {
+        "is bound by no limit: it has CAP_IPC_LOCK".into()
+    } else {
+        format!("may lock {soft} bytes")
+    };
+    let found = format!("the agent (process {pid}) {bound}");
+    Some(if free || is_enough(&soft) {
+        Finding::good("memlock_agent", found, AGENT_LOCKS)
+    } else {
+        Finding::advice(
+            "memlock_agent",
+            found,
+            "The agent locks what adapters work on; beyond this, registration fails, and with it `fabric = \"verbs\"`.",
+            "LimitMEMLOCK=infinity in its unit, as pmemhad.service has it, then `systemctl daemon-reload` and restart pmemhad. At \
+             once: `prlimit --memlock=unlimited --pid` and its process.",
+        )
+    })
+}
+
+/// The bytes, or `unlimited`, that a process may lock.
+fn may_lock(host: &Host, process: &str) -> Option<String> {
+    let limits = host.read(&format!("proc/{process}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    line.split_whitespace().next().map(str::to_owned)
+}
+
+fn is_enough(soft: &str) -> bool {
+    soft == "unlimited" || soft.parse::<u64>().is_ok_and(|bytes| bytes >= LOCKED)
+}
+
+fn has_capability(host: &Host, process: &str, number: u32) -> bool {
+    let status = host.read(&format!("proc/{process}/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits >> number & 1 == 1)
 }
 
 fn huge_pages(host: &Host) -> Option<Finding> {
@@ -96,3 +146,12 @@ fn ddio(host: &Host) -> Option<Finding> {
         "pmemha does not rely on DDIO being off: with \"pmem\" the destination's processor flushes.";
     Some(Finding::unknown("ddio", found, MEANS))
 }
+
+/// What the limit of an agent is for.
+const AGENT_LOCKS: &str = "The agent locks what adapters work on: a log for a group that it ships, a landing ring for one that it keeps.";
+
+/// Name of the agent's processes.
+const AGENT: &str = "pmemhad";
+
+/// Whoever has it may lock whatever there is.
+const CAP_IPC_LOCK: u32 = 14;

@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::{Finding, Host};
+use crate::region::ethtool::Counters;
 
 /// Where the kernel lists adapters.
 const ADAPTERS: &str = "sys/class/infiniband";
@@ -81,7 +82,10 @@ impl Port<'_> {
             found.push(self.addresses(&name));
             found.extend(self.mtu(&name));
             found.extend(self.losses(&name));
+            found.extend(self.marks(&name));
+            found.extend(self.pauses(&name));
         }
+        found.extend(self.lost(&name));
         found
     }
 
@@ -166,6 +170,86 @@ impl Port<'_> {
         })
     }
 
+    /// What adapter and network interface have counted that tells of losses, since they were set up.
+    fn lost(&self, name: &str) -> Option<Finding> {
+        let of_interface = self.network_device().map(|device| format!("sys/class/net/{device}/statistics"));
+        let told: Counters = [
+            self.counted(&self.path("hw_counters"), &REPEATED),
+            self.counted(&self.path("counters"), &DAMAGED),
+            of_interface.map(|dir| self.counted(&dir, &DROPPED)).unwrap_or_default(),
+        ]
+        .concat();
+        if told.is_empty() {
+            return None;
+        }
+        let some = listed(told.iter().filter(|(_, count)| *count > 0));
+        const MEANS: &str =
+            "Packets that are lost, damaged or late are repeated, and what follows them waits.";
+        Some(if some.is_empty() {
+            Finding::good("rdma_counters", format!("{name}: {} counters of losses, all 0", told.len()), MEANS)
+        } else {
+            Finding::advice(
+                "rdma_counters",
+                format!("{name}: {some}"),
+                MEANS,
+                "Ask again under load: what grows is to be mended (cable, switch, PFC or ECN: docs/hardware.md, RoCE); what stands \
+                 still tells of the past, such as a peer that was switched off.",
+            )
+        })
+    }
+
+    /// Whether congestion has ever been told of by marks, as the adapter counts them.
+    fn marks(&self, name: &str) -> Option<Finding> {
+        let told = self.counted(&self.path("hw_counters"), &MARKED);
+        if told.is_empty() {
+            return None;
+        }
+        let found = format!("{name}: {}", listed(told.iter()));
+        Some(if told.iter().any(|(_, count)| *count > 0) {
+            Finding::good("rdma_ecn", found, "ECN is at work: senders are told of congestion, and slow down.")
+        } else {
+            Finding::unknown(
+                "rdma_ecn",
+                found,
+                "No packet has been marked yet: nothing was congested, or ECN is off somewhere on the way.",
+            )
+        })
+    }
+
+    /// Whether packets have been held back by pauses, as the driver of the network interface counts them: by priority (PFC), or
+    /// for all of them.
+    fn pauses(&self, name: &str) -> Option<Finding> {
+        let device = self.network_device()?;
+        let counted = self.host.driver_counters(&device);
+        let pauses: Vec<_> = counted.into_iter().filter(|(name, _)| is_pause(name)).collect();
+        if pauses.is_empty() {
+            return None;
+        }
+        const MEANS: &str =
+            "Pauses hold packets back before a buffer overflows; with PFC only those of one priority.";
+        let some = listed(pauses.iter().filter(|(_, count)| *count > 0));
+        Some(if some.is_empty() {
+            let found = format!("{name}: {device} counts pauses, {} counters, all 0", pauses.len());
+            Finding::unknown("rdma_pauses", found, MEANS)
+        } else if pauses.iter().any(|(name, count)| *count > 0 && name.contains("prio")) {
+            Finding::good("rdma_pauses", format!("{name}: {device}: {some}"), MEANS)
+        } else {
+            Finding::advice(
+                "rdma_pauses",
+                format!("{name}: {device}: {some}"),
+                "Pauses for all priorities hold up everything else on the link, too, and spread from switch to switch.",
+                "PFC for the one priority of RoCE in place of global pauses: docs/hardware.md, RoCE.",
+            )
+        })
+    }
+
+    /// Those of the counters in a directory that are there.
+    fn counted(&self, dir: &str, counters: &[&str]) -> Counters {
+        let read =
+            |name: &&str| Some((name.to_string(), self.host.read(&format!("{dir}/{name}"))?.parse().ok()?));
+        counters.iter().filter_map(read).collect()
+    }
+
     fn network_device(&self) -> Option<String> {
         self.host
             .names(&self.path("gid_attrs/ndevs"))
@@ -187,5 +271,46 @@ impl Port<'_> {
     }
 }
 
+/// Counters of adapters for packets that had to be sent again or came out of order, under the names of several drivers.
+const REPEATED: [&str; 16] = [
+    "out_of_sequence",
+    "packet_seq_err",
+    "implied_nak_seq_err",
+    "local_ack_timeout_err",
+    "rnr_nak_retry_err",
+    "out_of_buffer",
+    "rx_icrc_encapsulated",
+    "roce_adp_retrans",
+    "seq_err_naks_rcvd",
+    "to_retransmits",
+    "max_retry_exceeded",
+    "rcvd_seq_err",
+    "out_of_seq_request",
+    "completer_retry_err",
+    "retry_exceeded_err",
+    "retry_rnr_exceeded_err",
+];
+
+/// Counters of ports that every driver keeps.
+const DAMAGED: [&str; 4] =
+    ["port_rcv_errors", "port_xmit_discards", "symbol_error", "excessive_buffer_overrun_errors"];
+
+/// Counters of network interfaces. `rx_dropped` is not among them: it counts what nobody wanted, too.
+const DROPPED: [&str; 4] = ["rx_missed_errors", "rx_fifo_errors", "rx_crc_errors", "tx_errors"];
+
+/// Counters of adapters for packets that were marked by ECN, and for what they said and heard because of it.
+const MARKED: [&str; 4] = ["np_ecn_marked_roce_packets", "np_cnp_sent", "rp_cnp_handled", "rp_cnp_ignored"];
+
 const LOSSES: &str =
     "Ask the driver's own tool (mlnx_qos, dcb), and set the switches alike: docs/hardware.md, RoCE.";
+
+/// `name 3, other 0`
+fn listed<'c>(counters: impl Iterator<Item = &'c (String, u64)>) -> String {
+    counters.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Of frames sent or received, such as `rx_prio3_pause`; not how long they held.
+fn is_pause(counter: &str) -> bool {
+    counter.contains("pause")
+        && !["duration", "transition", "storm"].iter().any(|other| counter.contains(other))
+}

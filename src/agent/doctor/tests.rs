@@ -104,6 +104,53 @@ fn soft_roce_is_advice_and_ecn_is_counted_where_the_driver_tells() {
 }
 
 #[test]
+fn counters_of_losses_are_told_with_their_names_and_without_any_nothing_is_said() {
+    let machine = adapter();
+    assert!(machine.find("rdma_counters").is_empty(), "no counter is no news");
+    machine.write(&format!("{PORT}/hw_counters/out_of_sequence"), "0\n");
+    machine.write(&format!("{PORT}/hw_counters/lifespan"), "10\n");
+    machine.write(&format!("{PORT}/counters/port_xmit_discards"), "0\n");
+    machine.write("sys/class/net/ens1/statistics/rx_missed_errors", "0\n");
+    machine.write("sys/class/net/ens1/statistics/rx_dropped", "9\n");
+    let counters = machine.one("rdma_counters");
+    assert_eq!(counters.verdict, Verdict::Good);
+    assert!(counters.found.contains("3 counters of losses, all 0"), "{counters:?}");
+    machine.write(&format!("{PORT}/hw_counters/out_of_sequence"), "12\n");
+    machine.write("sys/class/net/ens1/statistics/rx_missed_errors", "3\n");
+    let counters = machine.one("rdma_counters");
+    assert_eq!(counters.verdict, Verdict::Advice);
+    assert!(counters.found.ends_with(": out_of_sequence 12, rx_missed_errors 3"), "{counters:?}");
+}
+
+#[test]
+fn marks_and_pauses_are_told_where_adapter_or_driver_counts_them() {
+    let machine = adapter();
+    assert!(machine.find("rdma_ecn").is_empty() && machine.find("rdma_pauses").is_empty());
+    machine.write(&format!("{PORT}/hw_counters/np_ecn_marked_roce_packets"), "0\n");
+    assert_eq!(machine.one("rdma_ecn").verdict, Verdict::Unknown);
+    machine.write(&format!("{PORT}/hw_counters/rp_cnp_handled"), "5\n");
+    assert_eq!(machine.one("rdma_ecn").verdict, Verdict::Good);
+
+    let pauses = |drivers: fn(&str) -> Vec<(String, u64)>| {
+        let found = examine(&Host { drivers: Some(drivers), ..machine.host() }).findings;
+        found.into_iter().find(|f| f.check == "rdma_pauses")
+    };
+    assert!(
+        pauses(|_| vec![("rx_packets".into(), 7), ("tx_pause_storm_warning_events".into(), 1)]).is_none()
+    );
+    let quiet = pauses(|_| vec![("rx_prio3_pause".into(), 0)]).expect("it counts");
+    assert_eq!(quiet.verdict, Verdict::Unknown);
+    let pfc = |device: &str| {
+        vec![("rx_prio3_pause".into(), u64::from(device == "ens1")), ("rx_prio3_pause_duration".into(), 9)]
+    };
+    let pfc = pauses(pfc).expect("it counts");
+    assert_eq!((pfc.verdict, pfc.found.contains("ens1: rx_prio3_pause 1")), (Verdict::Good, true), "{pfc:?}");
+    let global =
+        pauses(|_| vec![("rx_prio3_pause".into(), 0), ("rx_pause_ctrl_phy".into(), 4)]).expect("it counts");
+    assert_eq!(global.verdict, Verdict::Advice, "{global:?}");
+}
+
+#[test]
 fn an_adapter_that_the_fabric_cannot_use_is_trouble_and_without_any_it_is_not() {
     let machine = adapter();
     let with = |verbs| examine(&Host { verbs: Some(verbs), ..machine.host() });
@@ -126,6 +173,35 @@ fn a_limit_on_locked_memory_is_judged_by_what_a_log_takes() {
         );
         assert_eq!(Machine::with(&[("proc/self/limits", &text)]).one("memlock").verdict, verdict, "{limit}");
     }
+}
+
+#[test]
+fn the_limit_of_the_agent_that_runs_is_told_besides_that_of_the_caller() {
+    let limits = |bytes: &str| {
+        format!("Max locked memory         {bytes}              unlimited            bytes     \n")
+    };
+    let machine = Machine::with(&[
+        ("proc/self/limits", &limits("unlimited")),
+        ("proc/11/comm", "pmemhad\n"),
+        ("proc/11/cmdline", "/usr/bin/pmemhad\0hold\0"),
+        ("proc/11/limits", &limits("8388608")),
+        ("proc/12/comm", "postgres\n"),
+        ("proc/12/limits", &limits("8388608")),
+    ]);
+    assert!(machine.find("memlock_agent").is_empty(), "no agent runs");
+    machine.write("proc/13/comm", "pmemhad\n");
+    machine.write("proc/13/cmdline", "/usr/bin/pmemhad\0--config\0/etc/pmemha/pmemhad.conf\0");
+    machine.write("proc/13/limits", &limits("8388608"));
+    machine.write("proc/13/status", "Name:\tpmemhad\nCapEff:\t0000000000000000\n");
+    let agent = machine.one("memlock_agent");
+    assert_eq!(agent.verdict, Verdict::Advice);
+    assert!(agent.found.contains("process 13) may lock 8388608 bytes"), "{agent:?}");
+    assert_eq!(machine.one("memlock").verdict, Verdict::Good);
+    machine.write("proc/13/status", "Name:\tpmemhad\nCapEff:\t0000000000004000\n");
+    assert_eq!(machine.one("memlock_agent").verdict, Verdict::Good, "CAP_IPC_LOCK knows no limit");
+    machine.write("proc/13/status", "CapEff:\t0000000000000000\n");
+    machine.write("proc/13/limits", &limits("unlimited"));
+    assert_eq!(machine.one("memlock_agent").verdict, Verdict::Good);
 }
 
 #[test]

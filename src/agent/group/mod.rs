@@ -27,6 +27,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use controller::{Controller, Ending, Notice};
 pub use members::Crowd;
@@ -46,8 +48,10 @@ use super::access::Access;
 use super::config;
 use super::state::{GroupState, RegionState, StateDir, VERSION};
 use super::status::{LogStatus, RegionStatus, SessionStatus};
+use crate::log::format::Kind;
 use crate::log::mapped::LogFile;
-use crate::log::{Appender, LogRegion};
+use crate::log::{Appender, LogRegion, Owner};
+use crate::region::kind::MemoryKind;
 use crate::session::patterns::Patterns;
 use crate::types::{Generation, GroupId, Level, Lsn, RegionId};
 
@@ -56,6 +60,9 @@ pub const AGENT_SESSION: u32 = 0;
 
 /// Unit of `st_blocks`, see `stat(2)`.
 const STAT_BLOCK: u64 = 512;
+
+/// How long records of the application that hold a place may take: one is made of a system call at most.
+const LOWER_WITHIN: Duration = Duration::from_millis(50);
 
 /// File of a group's directory that holds its [`GroupState`].
 pub const STATE_FILE: &str = "group.json";
@@ -170,8 +177,8 @@ impl Group {
         drop(self.lock());
     }
 
-    /// To be asked under the lock by whoever records.
-    fn is_still(&self) -> bool {
+    /// Whether [`Group::hold_still`] holds; to be asked under the lock by whoever records under it.
+    pub fn is_still(&self) -> bool {
         self.origin == Origin::Stale || self.still.load(SeqCst)
     }
 
@@ -225,23 +232,87 @@ impl Group {
 
     /// Controller, before a copy: brings the table up to what the file system says of names and sizes. Changes whose records
     /// nobody reads, since the application was ahead or a fresh stream skips them, would be missed otherwise. What `see` makes of
-    /// each region that is left, in order of their numbers: under the lock, since an older record that somebody reads late would
-    /// put back what it says.
-    pub fn follow_files<T>(&self, see: impl Fn(&Arc<Region>) -> T) -> Result<Vec<T>, GroupError> {
+    /// each region that is left and of its size, in order of their numbers: under the lock, since an older record that somebody
+    /// reads late would put back what it says.
+    pub fn follow_files<T>(&self, see: impl Fn(&Arc<Region>, u64) -> T) -> Result<Vec<T>, GroupError> {
         let mut inner = self.lock();
-        let mut changed = false;
-        let mut gone = Vec::new();
+        let (still, mut changed) = (self.is_still(), false);
+        let log = self.log();
+        if !still && log.tail().since(log.free()) > log.spec().ring_bytes / 4 * 3 {
+            // Under the lock nothing may wait for room, which whoever makes some may need the lock for.
+            return Err(GroupError::Busy("the log is nearly full"));
+        }
+        let mut there = Vec::with_capacity(inner.regions.len());
         for region in inner.regions.values() {
-            let (exists, new) = region.follow();
-            changed |= new;
-            if !exists {
-                gone.push(region.id());
+            let at_rest = region.at_rest().is_some();
+            if at_rest && !still {
+                // Nobody has recorded it, and an image that follows has not heard of it.
+                self.record_size(&inner, region)?;
             }
+            let (known, path) = (region.len(), region.path());
+            let Some(len) = region.follow() else {
+                let gone = || region.follow().is_none();
+                if !self.record_unless(still, Kind::RegionUnlink, region.id(), &[], gone) {
+                    return Err(GroupError::Busy("a program holds a place in the log"));
+                }
+                continue;
+            };
+            // An image that follows the stream passes over the copy, and hears of it only so.
+            if region.path() != path {
+                let name = region.path();
+                let bytes = name.as_os_str().as_encoded_bytes();
+                let told =
+                    self.record_unless(still, Kind::RegionRename, region.id(), bytes, || region.is_at(&name));
+                if !told {
+                    region.set_path(path);
+                    return Err(GroupError::Busy("a program holds a place in the log"));
+                }
+            }
+            if len != known && !at_rest && !still && region.is_whole() {
+                let _ = self.appender().append_size(region.id(), region.file());
+            }
+            // Of a file at rest nothing may be recorded while the group is still, and it is not to be missed later.
+            if !(at_rest && still) {
+                region.set_len(len);
+            }
+            changed |= region.len() != known || region.path() != path;
+            there.push((region.clone(), len));
         }
-        if changed {
-            self.drop_regions(&mut inner, |r| gone.contains(&r.id()))?;
+        if changed || there.len() < inner.regions.len() {
+            let left: BTreeSet<_> = there.iter().map(|(region, _)| region.id()).collect();
+            self.drop_regions(&mut inner, |r| !left.contains(&r.id()))?;
         }
-        Ok(inner.regions.values().map(see).collect())
+        Ok(there.iter().map(|(region, len)| see(region, *len)).collect())
+    }
+
+    /// Records what the file system says and no record told of, if it still does when the record has its place and all before it
+    /// have been done: a program that renames holds its place first. False if those take too long. While ahead, the copy says it.
+    fn record_unless(
+        &self,
+        still: bool,
+        kind: Kind,
+        id: RegionId,
+        name: &[u8],
+        holds: impl FnOnce() -> bool,
+    ) -> bool {
+        let (log, mut in_time) = (self.log(), true);
+        let end = Instant::now() + LOWER_WITHIN;
+        let lower_are_done = |place: Lsn| {
+            while log.publish_filled(&Owner::confirmed_dead) < place {
+                if Instant::now() >= end {
+                    return false;
+                }
+                thread::yield_now();
+            }
+            true
+        };
+        if !still {
+            let _ = self.appender().append_at(kind, id, 0, name, |place| {
+                in_time = place.is_none_or(lower_are_done);
+                in_time && holds()
+            });
+        }
+        in_time
     }
 
     /// Controller: the log says that a region ceased to be.
@@ -255,6 +326,7 @@ impl Group {
         let counters = log.counters();
         let memory = rustix::fs::fstat(&self.log_fd).ok();
         LogStatus {
+            memory: MemoryKind::Memfd,
             ring_bytes: log.spec().ring_bytes,
             memory_bytes: memory.as_ref().map_or(0, |m| m.st_blocks as u64 * STAT_BLOCK),
             memory_limit_bytes: memory.as_ref().map_or(0, |m| m.st_size as u64),
@@ -277,6 +349,7 @@ impl Group {
             region: r.id(),
             path: r.path().display().to_string(),
             len: r.len(),
+            memory: MemoryKind::of(r.file()).ok(),
             mapped: r.is_mapped(),
         };
         self.regions().into_iter().map(status).collect()

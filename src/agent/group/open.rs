@@ -19,7 +19,7 @@ use crate::log::mapped::LogFile;
 use crate::log::{Appender, Debt, LogError, LogRegion, LogSpec, Pace, Policy, adopt};
 use crate::replica::image::manifest::MAX_REGIONS;
 use crate::session::patterns::{PatternError, Patterns};
-use crate::types::{Generation, GroupId};
+use crate::types::{Generation, GroupId, LogId};
 
 /// What [`Group::open`] needs.
 pub struct OpenGroup<'a> {
@@ -58,6 +58,17 @@ pub enum GroupError {
     /// Its log is in use and out of reach.
     #[error(transparent)]
     Unreachable(#[from] adopt::Unreachable),
+    /// A program writes to its log, which this agent cannot read.
+    #[error(
+        "process {pid} writes to the group's log, and {source}: end that program and start pmemhad again, or go back to the \
+         version of pmemha before"
+    )]
+    OfAnotherVersion {
+        /// The program.
+        pid: u32,
+        /// What is wrong with the log.
+        source: LogError,
+    },
     /// Its patterns cannot be understood.
     #[error(transparent)]
     Pattern(#[from] PatternError),
@@ -78,6 +89,9 @@ pub enum GroupError {
         /// The state machine's.
         owned: Generation,
     },
+    /// Another attempt is to be made in a moment.
+    #[error("the files cannot be looked at just now: {0}")]
+    Busy(&'static str),
     /// The system refused.
     #[error("{what}: {source}")]
     System {
@@ -86,6 +100,31 @@ pub enum GroupError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+impl GroupError {
+    /// Whether a log is out of reach or cannot be read, and all else is as it should be.
+    pub fn is_of_an_unreadable_log(&self) -> bool {
+        matches!(self, GroupError::Log(_) | GroupError::Unreachable(_) | GroupError::OfAnotherVersion { .. })
+    }
+
+    /// Whether the next attempt ends in the same way, unless somebody mends something.
+    pub fn lasts(&self) -> bool {
+        match self {
+            GroupError::State(error) => error.lasts(),
+            GroupError::Log(LogError::System { .. }) => false,
+            GroupError::Log(_)
+            | GroupError::Unreachable(_)
+            | GroupError::OfAnotherVersion { .. }
+            | GroupError::Pattern(_)
+            | GroupError::User(_) => true,
+            GroupError::Keeper(_)
+            | GroupError::Supervise(_)
+            | GroupError::Generation { .. }
+            | GroupError::Busy(_)
+            | GroupError::System { .. } => false,
+        }
+    }
 }
 
 impl Group {
@@ -126,8 +165,8 @@ impl Group {
         Ok(Arc::new(group))
     }
 
-    /// The newest log of a group that this node has given up, if it is kept or a living program writes to it: so that its processes
-    /// are seen. Nobody attaches to it, and nothing is recorded.
+    /// The newest log of a group that this node has given up, or that its owner has lost, if it is kept or a living program writes
+    /// to it: so that its processes are seen. Nobody attaches to it, and nothing is recorded.
     pub fn find_stale(open: OpenGroup<'_>) -> Result<Option<Arc<Group>>, GroupError> {
         let OpenGroup { config, states, access, keeper, id, .. } = open;
         let Some(state) = states.load::<GroupState>(&config.name, STATE_FILE)? else { return Ok(None) };
@@ -135,7 +174,7 @@ impl Group {
             // Another group of this name, which was never given up.
             return Ok(None);
         }
-        let Some((log_fd, log)) = find_log(config, access, keeper, &state)? else { return Ok(None) };
+        let Some((log_fd, log)) = find_any_log(config, access, keeper, &state)? else { return Ok(None) };
         log.reclaim_others(AGENT_SESSION);
         let group = Group::of(open, &state, log_fd, log, Origin::Stale)?;
         // Nobody else does, and a cell of the dead would count as a process that may write.
@@ -153,8 +192,7 @@ impl Group {
         origin: Origin,
     ) -> Result<Group, GroupError> {
         let OpenGroup { config, states, access, apart, notify, .. } = open;
-        let log_file = LogFile::of(log_fd.as_fd())
-            .map_err(|source| GroupError::System { what: "looking at the log", source })?;
+        let log_file = LogFile::of(log_fd.as_fd()).map_err(looking)?;
         let roster = Arc::new(Roster::of(&state.users));
         Ok(Group {
             config: config.clone(),
@@ -265,7 +303,24 @@ impl Group {
 
 type FoundLog = Option<(OwnedFd, Arc<LogRegion>)>;
 
+/// The log to go on with.
 fn find_log(
+    config: &config::Group,
+    access: &Access,
+    keeper: &dyn FdKeeper,
+    state: &GroupState,
+) -> Result<FoundLog, GroupError> {
+    let Some((fd, log)) = find_any_log(config, access, keeper, state)? else { return Ok(None) };
+    let ring = log.spec().ring_bytes;
+    if ring == config.log_size || is_in_use(&log) {
+        return Ok(Some((fd, log)));
+    }
+    tracing::info!(group = config.name, ring, "the log that is kept is not of the configured size");
+    Ok(None)
+}
+
+/// The log of the group and generation in `state`, of whatever size.
+fn find_any_log(
     config: &config::Group,
     access: &Access,
     keeper: &dyn FdKeeper,
@@ -273,10 +328,19 @@ fn find_log(
 ) -> Result<FoundLog, GroupError> {
     let name = kept_name(&config.name, state.generation);
     let (fd, log) = match keeper.get(&name)? {
-        Some(fd) => {
-            let log = LogRegion::attach(fd.as_fd())?;
-            (fd, log)
-        }
+        Some(fd) => match LogRegion::attach(fd.as_fd()) {
+            Ok(log) => (fd, log),
+            Err(error @ LogError::Version(_)) => {
+                // Whoever writes to it knows no other one.
+                let looked = adopt::writer_of(fd.as_fd());
+                if let Some(pid) = looked.map_err(looking)? {
+                    return Err(GroupError::OfAnotherVersion { pid, source: error });
+                }
+                tracing::warn!(group = config.name, %error, "the log that is kept is given up: nobody writes to it");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        },
         None => {
             let may = |uid| access.may_attach(uid, &config.name);
             let Some((fd, log)) = adopt::from_writers(state.id, state.generation, &may)? else {
@@ -288,15 +352,10 @@ fn find_log(
         }
     };
     let spec = log.spec();
-    let ours = spec.group == state.id && spec.generation == state.generation;
-    if ours && (spec.ring_bytes == config.log_size || is_in_use(&log)) {
+    if spec.group == state.id && spec.generation == state.generation {
         return Ok(Some((fd, log)));
     }
-    tracing::info!(
-        group = config.name,
-        ring = spec.ring_bytes,
-        "the log that is kept is not of this configuration"
-    );
+    tracing::warn!(group = config.name, "what is kept under the log's name is another one: it is left alone");
     Ok(None)
 }
 
@@ -330,6 +389,7 @@ fn make_log(
     let (fd, log) = LogRegion::create(&LogSpec {
         group: id,
         generation: next,
+        id: random_log_id()?,
         ring_bytes: config.log_size,
         bitmap_bytes: (config.log_size / 16).clamp(SMALLEST_BITMAP, LARGEST_BITMAP),
         appenders: APPENDERS,
@@ -356,9 +416,23 @@ fn policy(config: &config::Group) -> Policy {
     }
 }
 
+fn looking(source: std::io::Error) -> GroupError {
+    GroupError::System { what: "looking at the log", source }
+}
+
 fn random_id() -> Result<GroupId, GroupError> {
     let id = chance::bytes().map(GroupId);
-    id.map_err(|source| GroupError::System { what: "reading /dev/urandom", source })
+    id.map_err(no_chance)
+}
+
+/// Never that of images which know of no log.
+fn random_log_id() -> Result<LogId, GroupError> {
+    let id = chance::bytes().map(u64::from_ne_bytes).map_err(no_chance)?;
+    Ok(LogId(id.max(1)))
+}
+
+fn no_chance(source: std::io::Error) -> GroupError {
+    GroupError::System { what: "reading /dev/urandom", source }
 }
 
 /// Processes that may append at a time: the largest servers of our users run a few hundred.

@@ -72,6 +72,11 @@ impl Region {
         }
     }
 
+    /// Whether all of a file is protected, however large it gets.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_regular() && !self.partial.load(Relaxed)
+    }
+
     /// Whether no byte is protected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -101,10 +106,9 @@ impl Region {
         self.file.as_fd()
     }
 
-    /// Payload of the record that creates it, with its present name and size.
-    pub fn creation(&self) -> Vec<u8> {
-        let mut payload =
-            RegionPayload { size: self.len(), mode: self.mode, reserved: 0 }.as_bytes().to_vec();
+    /// Payload of the record that creates it, with its present name and `len` bytes.
+    pub fn creation(&self, len: u64) -> Vec<u8> {
+        let mut payload = RegionPayload { size: len, mode: self.mode, reserved: 0 }.as_bytes().to_vec();
         payload.extend(self.path().as_os_str().as_encoded_bytes());
         payload
     }
@@ -112,7 +116,7 @@ impl Region {
     /// As [`Region::creation`] under a name that no program asks for: no image may show the file's own name with less than its
     /// content.
     pub(super) fn arrival(&self) -> Vec<u8> {
-        let mut payload = self.creation();
+        let mut payload = self.creation(self.len());
         payload.extend(ARRIVING.as_bytes());
         payload
     }
@@ -150,28 +154,21 @@ impl Region {
         }
     }
 
-    /// Follows the file to its present name and size. Whether it still has a name and can be a region, and whether anything was
-    /// new.
-    pub(super) fn follow(&self) -> (bool, bool) {
-        let mut new = false;
+    /// Follows the file to its present name. Its present size; none if it has no name any more or can be no region.
+    pub(super) fn follow(&self) -> Option<u64> {
         match self.whereabouts() {
-            Whereabouts::Gone => return (false, true),
-            Whereabouts::At(path) if path != self.path() => {
-                self.set_path(path);
-                new = true;
-            }
-            Whereabouts::At(_) | Whereabouts::Unknown => {}
+            Whereabouts::Gone => return None,
+            Whereabouts::At(path) => self.set_path(path),
+            Whereabouts::Unknown => {}
         }
         let len = self.len_now();
         if len > MAX_REGION_BYTES {
             // No destination takes it, so no copy would ever end.
             let (path, limit) = (self.path(), MAX_REGION_BYTES >> 40);
             tracing::error!(path = %path.display(), len, "not protected any more: larger than {limit} TiB");
-            return (false, true);
+            return None;
         }
-        new |= len != self.len();
-        self.set_len(len);
-        (true, new)
+        Some(len)
     }
 
     /// Whether `path` leads to the file.

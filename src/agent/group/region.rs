@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::{io, slice};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fgetxattr, fstat, major, minor};
+use rustix::fs::{FileType, Mode, OFlags, fchmod, fcntl_getfl, fgetxattr, fstat, major, minor};
 
 use super::reader::{Owner, Reader};
 use super::{Group, GroupError, Inner, Notice, Region};
@@ -64,7 +64,11 @@ impl Newcomer {
 
     /// Payload of the record that creates it.
     fn creation(&self) -> Vec<u8> {
-        if self.small && !self.empty { self.region.arrival() } else { self.region.creation() }
+        if self.small && !self.empty {
+            self.region.arrival()
+        } else {
+            self.region.creation(self.region.len())
+        }
     }
 }
 
@@ -107,16 +111,17 @@ impl Group {
         let same = |r: &&Arc<Region>| r.id_of_file == candidate.id;
         let partial = len < candidate.size;
         if let Some(region) = inner.regions.values().find(same).cloned() {
-            let was_partial = region.partial.fetch_and(partial, Relaxed);
-            if self.rouse(&region) {
-                self.save(&inner)?;
+            let (rest, was_partial) = (region.at_rest(), region.partial.fetch_and(partial, Relaxed));
+            let saved = if self.rouse(&region) { self.save(&inner) } else { Ok(()) };
+            if let Err(error) = saved.and_then(|()| self.grow(&inner, &region, len, was_partial)) {
+                // Whoever asks next finds it as it was: what is still to be recorded, and how it was left.
+                region.partial.store(was_partial, Relaxed);
+                region.set_rest(rest);
+                return Err(error.into());
             }
-            self.grow(&inner, &region, len, was_partial)?;
             return Ok((region, self.appender().drain()));
         }
-        // Opened anew, since the client's descriptor may be write-only; the magic link leads to the same file.
-        let file = File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        let file = file.map_err(|e| unfit(format!("the agent may not read it: {e}")))?;
+        let file = candidate.open(fd).map_err(|e| unfit(format!("the agent may not read it: {e}")))?;
         let newcomer = self.newcomer(&mut inner, file.into(), &candidate, len, mapped)?;
         let lsn = self.admit(&mut inner, slice::from_ref(&newcomer))?;
         Ok((newcomer.region, lsn))
@@ -202,9 +207,7 @@ impl Group {
         let (moved, replaced): (Vec<_>, Vec<_>) =
             namesakes.into_iter().map(|r| (r.path(), r)).partition(|(_, r)| r.is_named());
         for (_, old) in &replaced {
-            if let Some(old) = inner.regions.remove(&old.id()) {
-                inner.numbers.ended(&old);
-            }
+            inner.regions.remove(&old.id());
         }
         inner
             .regions
@@ -214,9 +217,11 @@ impl Group {
                 inner.regions.remove(&region.id());
                 inner.numbers.ended(region);
             }
+            inner.regions.extend(replaced.into_iter().map(|(_, old)| (old.id(), old)));
             return Err(error);
         }
         for (_, old) in &replaced {
+            inner.numbers.ended(old);
             self.log().set_region(old.id(), None)?;
         }
         for newcomer in newcomers {
@@ -278,6 +283,14 @@ impl Group {
         Ok(self.log().set_region(region.id(), Some(entry))?)
     }
 
+    /// A region has another size from here on, unless that cannot be stored: then whoever sees the size next finds it new again, and
+    /// records it.
+    pub(super) fn store_len(&self, inner: &Inner, region: &Region, len: u64) -> Result<(), GroupError> {
+        let before = region.len();
+        region.set_len(len);
+        self.save(inner).inspect_err(|_| region.set_len(before))
+    }
+
     /// Protects a region up to `len`, if that is more than so far.
     pub(super) fn grow(
         &self,
@@ -291,8 +304,7 @@ impl Group {
             return Ok(());
         }
         self.log().owe(Debt::Entry);
-        region.set_len(len);
-        self.save(inner)?;
+        self.store_len(inner, region, len)?;
         if let Some(entry) = self.log().region(region.id()) {
             self.log().set_region(region.id(), Some(RegionEntry { size: len, ..entry }))?;
         }
@@ -316,6 +328,31 @@ impl Group {
 }
 
 impl Candidate {
+    /// The file, opened anew, since the client's descriptor may be write-only, and would hold on to the client's lock; the magic
+    /// link leads to the same file.
+    ///
+    /// libpmemobj makes a pool with no rights at all, and gives it those that were asked for once it is complete. Until then only root
+    /// could open it, so the owner's agent lets itself read it for the moment: the client waits for the answer.
+    fn open(&self, fd: BorrowedFd<'_>) -> io::Result<File> {
+        let open = || File::options().read(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        match open() {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && self.mode & 0o7777 == 0 => {
+                // Who gave it rights meanwhile shall have them, before and after.
+                let has = |rights: Mode| fstat(fd).is_ok_and(|stat| stat.st_mode & 0o7777 == rights.bits());
+                if !has(Mode::empty()) {
+                    return open();
+                }
+                fchmod(fd, Mode::RUSR)?;
+                let file = open();
+                if has(Mode::RUSR) {
+                    fchmod(fd, Mode::empty())?;
+                }
+                file
+            }
+            opened => opened,
+        }
+    }
+
     /// Asks the kernel about a client's descriptor; nothing that the client says is believed.
     pub(super) fn examine(fd: BorrowedFd<'_>) -> Result<Candidate, ProtectError> {
         let link = format!("/proc/self/fd/{}", fd.as_raw_fd());

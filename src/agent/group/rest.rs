@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Group, GroupError, Inner, Region};
 use crate::log::Debt;
-use crate::log::format::Kind;
+use crate::log::format::{Kind, MAX_REGION_BYTES};
 use crate::types::{PAGE, RegionId};
 
 /// What a file at rest is like.
@@ -22,6 +22,13 @@ pub struct Rest {
     pub size: u64,
     /// Time of modification: seconds and nanoseconds.
     pub modified: (i64, i64),
+}
+
+impl Region {
+    /// Whether the file is at rest, and not as it was left.
+    pub fn was_changed(&self) -> bool {
+        self.at_rest().is_some_and(|left| Rest::of(self) != Some(left))
+    }
 }
 
 impl Rest {
@@ -101,13 +108,15 @@ impl Group {
         true
     }
 
-    fn record_size(&self, inner: &Inner, region: &Arc<Region>) -> Result<bool, GroupError> {
+    pub(super) fn record_size(&self, inner: &Inner, region: &Arc<Region>) -> Result<bool, GroupError> {
         let (known, now) = (region.len(), region.len_now());
+        if now > MAX_REGION_BYTES {
+            return Ok(false);
+        }
         if now > known {
             self.grow(inner, region, now, false)?;
         } else if now < known {
-            region.set_len(now);
-            self.save(inner)?;
+            self.store_len(inner, region, now)?;
             // While ahead, the copy says it.
             let _ = self.appender().append_size(region.id(), region.file());
         }

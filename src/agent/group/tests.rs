@@ -379,7 +379,7 @@ fn a_copy_leaves_out_what_no_destination_takes_and_keeps_a_name_that_one_does() 
     // By means that no record tells of.
     std::fs::rename(bench.path("a.pool"), bench.path("").join(OsStr::from_bytes(b"\xff.pool"))).unwrap();
     large.as_file().set_len(MAX_REGION_BYTES + 1).unwrap();
-    group.follow_files(|_| ()).unwrap();
+    group.follow_files(|_, _| ()).unwrap();
     let named: Vec<_> = group.regions().iter().map(|r| r.path()).collect();
     assert_eq!(named, [bench.path("a.pool")]);
 }
@@ -530,15 +530,15 @@ fn the_beginning_of_a_file_stays_that_until_all_of_it_is_asked_for() {
     let (group, _notices) = bench.open(1);
     let file = bench.file("a.pool", 12288);
     let (region, _) = group.protect(file.as_fd(), 4096, true).unwrap();
-    group.follow_files(|_| ()).unwrap();
+    group.follow_files(|_, _| ()).unwrap();
     assert_eq!(region.len(), 4096);
     drop((region, group));
     let (group, _notices) = bench.open(1);
-    group.follow_files(|_| ()).unwrap();
+    group.follow_files(|_, _| ()).unwrap();
     assert_eq!(group.regions()[0].len(), 4096);
     group.protect(file.as_fd(), 0, true).unwrap();
     file.set_len(16384).unwrap();
-    group.follow_files(|_| ()).unwrap();
+    group.follow_files(|_, _| ()).unwrap();
     assert_eq!(group.regions()[0].len(), 16384);
 }
 

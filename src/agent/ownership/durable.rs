@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::failover::{DURABLE_VERSION, Durable};
+use crate::remedy;
 
 /// The file that holds a group's [`Durable`]: replaced as a whole, checked by a checksum when read.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ impl DurableFile {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The system refused.
-    #[error("{what} {}: {source}; mend the cause (space, permissions)", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     Io {
         /// What was attempted.
         what: &'static str,

@@ -10,9 +10,10 @@ const SOON: Duration = Duration::from_secs(5);
 pub(super) fn policy() -> Policy {
     Policy {
         node: NodeName("beta".into()),
-        heir: None,
+        heirs: Vec::new(),
         on_death: OnDeath::Failover,
         trigger: Trigger::Saved,
+        has_command: true,
         start_limit: 3,
         patience: Patience::default(),
         boot: BootId([1; 16]),

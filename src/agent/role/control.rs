@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Role;
 use crate::agent::group::{Controller, Group};
 use crate::agent::ownership::Ownership;
-use crate::agent::status::{DestinationState, GroupStatus, Role as Part};
+use crate::agent::status::{DestinationState, DestinationStatus, GroupStatus, Role as Part};
 use crate::failover::{Event, Phase, Standing, State};
 use crate::types::Generation;
 
@@ -21,7 +21,7 @@ impl Controller for Arc<Role> {
         let deadline = Instant::now() + OPENED_WITHIN;
         loop {
             // A program that is refused runs on unprotected, and may well have been started together with the agent.
-            if self.ownership.get().is_some() {
+            if self.known_state().is_ok() {
                 self.admitting()?;
             }
             if let Some(open) = self.open().as_ref() {
@@ -39,17 +39,18 @@ impl Controller for Arc<Role> {
     }
 
     fn report(&self) -> GroupStatus {
-        let state = self.ownership.get().map(Ownership::state);
+        let state = self.known_state().ok();
         let generation = state.as_ref().map_or(Generation(0), |s| s.durable.generation);
         let phase = state.as_ref().map(|s| s.phase);
         let source = state.as_ref().is_some_and(State::is_source);
         let open = self.open().as_ref().map(|o| (o.group.clone(), o.source.clone()));
         let group = open.as_ref().map(|(group, _)| group);
-        // Before the destination: who reads that the program is on the log again finds the copy under way that brought it there.
+        // Before the destinations: who reads that the program is on the log again finds the copy under way that brought it there.
         let log = group.map(|g| g.log_status());
-        let mut stream = open.as_ref().and_then(|(_, source)| source.status());
-        if let (Some(stream), Some(Phase::HandedOver)) = (&mut stream, phase) {
-            stream.state = DestinationState::HandedOver;
+        let mut streams = open.as_ref().map(|(_, source)| source.status()).unwrap_or_default();
+        if let (Some(Phase::HandedOver), Some(heir)) = (phase, self.handed_over()) {
+            let to = |stream: &&mut DestinationStatus| stream.node == heir;
+            streams.iter_mut().filter(to).for_each(|stream| stream.state = DestinationState::HandedOver);
         }
         let image = match (&self.standby, source) {
             (Some(standby), false) => Some(standby.destination_status(self.identity.node(), generation)),
@@ -64,7 +65,7 @@ impl Controller for Arc<Role> {
             state: phase.map_or(OPENING, Phase::word).to_owned(),
             supervision: Some(self.application.means().to_owned()),
             // Of a group that is handed over an alarm says so: it may run elsewhere by now.
-            command_error: None,
+            error: self.ownership.get().and_then(Ownership::fault),
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
             regions_more: 0,
@@ -72,7 +73,7 @@ impl Controller for Arc<Role> {
             unprotected_files,
             unprotected_files_more,
             log,
-            destinations: stream.into_iter().chain(image).collect(),
+            destinations: streams.into_iter().chain(image).collect(),
             archive: open.as_ref().and_then(|(_, source)| source.archive_status()),
         }
     }
@@ -81,12 +82,16 @@ impl Controller for Arc<Role> {
         match self.ownership.get()?.state().durable.standing {
             Standing::Owner { .. } => None,
             Standing::GivenUp { heir, .. } => Some(heir.0),
-            _ => self.heir.as_ref().map(|heir| heir.name.clone()),
+            // An earlier agent may have given it up.
+            _ => self.envoys.heir().map(|heir| heir.0).or_else(|| match &*self.destinations {
+                [only] => Some(only.name.clone()),
+                _ => None,
+            }),
         }
     }
 
     fn last_gasp(&self) -> Result<(), String> {
-        if self.heir.is_none() {
+        if self.destinations.is_empty() {
             return Err(format!(
                 "group `{}` has no destination to save to: name one in `destinations`",
                 self.name
@@ -155,9 +160,10 @@ impl Controller for Arc<Role> {
 
 impl Role {
     /// Where the group stands, or that it is too early to say.
+    /// The machine's state, once it has heard what was found of an earlier agent: before that it says nothing of the group.
     fn known_state(&self) -> Result<State, String> {
         let state = self.ownership.get().map(Ownership::state);
-        state.ok_or_else(|| self.opening())
+        state.filter(|state| state.life != UNHEARD).ok_or_else(|| self.opening())
     }
 
     fn opening(&self) -> String {
@@ -183,6 +189,9 @@ impl Role {
         ))
     }
 }
+
+/// The life of a machine that has heard nothing yet.
+const UNHEARD: u64 = 0;
 
 /// How long a program that attaches waits for its group: a log of many GiB is found and looked through well within it, and it is
 /// less than what the program waits for an answer.

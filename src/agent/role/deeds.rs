@@ -1,6 +1,8 @@
 //! What the state machine orders of a role: each order is begun here, and its result told to the machine.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -11,7 +13,7 @@ use crate::agent::events::Kind;
 use crate::agent::group::GroupError;
 use crate::agent::ownership::Deeds;
 use crate::agent::state::PlacedFile;
-use crate::failover::{Action, Alarm, Event, Mandate, Note, Request, Round, Saved};
+use crate::failover::{Action, Alarm, Event, Mandate, NodeName, Note, Request, Round, Saved};
 use crate::locks::lock;
 use crate::log::region::boottime;
 use crate::replica::place::Placed;
@@ -33,13 +35,16 @@ impl Deeds for RoleDeeds {
                 role.application.order(Order::Kill);
                 role.application.order(Order::Then(role.letting_go_of_stale()));
             }
-            Action::ShipTail { round } => role.ship_tail(round),
+            Action::ShipTail { round, to } => role.ship_tail(round, to),
             Action::CallOffTail => {
                 role.gasp.call_off(&role.sight);
                 role.beside("look", |role| role.look_at_files());
             }
             // Behind the orders before it: what is sent rests on the application being held frozen.
-            Action::Send(request) => role.application.order(Order::Then(role.sending(request))),
+            Action::Send(request) => {
+                role.envoys.prepare(&request);
+                role.application.order(Order::Then(role.sending(request)));
+            }
             Action::Prepare => role.event(Kind::SourceIsSaving, json!({})),
             Action::Revoke { round } => role.revoke(round),
             Action::Verify { round, mandate } => role.verify(round, mandate),
@@ -58,8 +63,9 @@ impl Deeds for RoleDeeds {
             }
             Action::Alarm(alarm) => {
                 let why = match alarm {
-                    Alarm::ImageFailed => role.standby.as_ref().and_then(|standby| standby.fault()),
-                    Alarm::TailNotSaved => role.source().and_then(|s| s.held_up()).map(|why| why.to_string()),
+                    Alarm::ImageFailed => role.standby.as_ref().and_then(|standby| standby.last_error()),
+                    Alarm::TailNotSaved => role.held_up().map(|why| why.to_string()),
+                    Alarm::HeirUnable => role.envoys.heir().map(|heir| heir.0),
                     _ => None,
                 };
                 role.alarm(alarm, why);
@@ -71,21 +77,24 @@ impl Deeds for RoleDeeds {
 impl Role {
     fn halfway(self: &Arc<Self>) -> Halfway {
         let role = Arc::downgrade(self);
-        Halfway(Box::new(move || {
-            let source = role.upgrade().and_then(|role| role.source());
-            source.is_some_and(|source| source.held_up() == Some(HeldUp::Halfway))
-        }))
+        Halfway(Box::new(move || role.upgrade().is_some_and(|role| role.held_up() == Some(HeldUp::Halfway))))
+    }
+
+    /// What a last gasp would wait for at this instant.
+    fn held_up(&self) -> Option<HeldUp> {
+        let all: Vec<_> = self.destinations.iter().map(|to| NodeName(to.name.clone())).collect();
+        let heirs = self.ownership.get()?.state().heirs(&all);
+        self.source()?.held_up(&heirs)
     }
 
     fn sending(self: &Arc<Self>, request: Request) -> Deed {
         let role = Arc::downgrade(self);
         Deed(Box::new(move || {
             let Some(role) = role.upgrade() else { return };
-            let Some(messenger) = &role.messenger else { return };
             if let Request::Saved { round, saved, .. } = &request {
                 role.event(Kind::Saved, json!({ "round": round.to_string(), "lsn": saved.lsn }));
             }
-            messenger.send(request);
+            role.envoys.send(&request);
         }))
     }
 
@@ -93,8 +102,10 @@ impl Role {
     fn letting_go_of_stale(self: &Arc<Self>) -> Deed {
         let role = Arc::downgrade(self);
         Deed(Box::new(move || {
-            if let Some(role) = role.upgrade() {
-                drop(lock(&role.stale).take());
+            let Some(role) = role.upgrade() else { return };
+            let mut stale = lock(&role.stale);
+            if stale.as_ref().is_some_and(|group| group.everyone(Instant::now() + LOOK_WITHIN).is_empty()) {
+                drop(stale.take());
             }
         }))
     }
@@ -108,7 +119,7 @@ impl Role {
         }))
     }
 
-    fn ship_tail(self: &Arc<Self>, round: Round) {
+    fn ship_tail(self: &Arc<Self>, round: Round, heirs: Vec<NodeName>) {
         let (over, entry) = (self.gasp.begin(), self.door.entry());
         self.beside("gasp", move |role| {
             // A gasp that overtakes the start of the application has to open the group itself.
@@ -120,12 +131,13 @@ impl Role {
             if !role.gasp.hold_still(&over, round.generation, &role.sight) {
                 return;
             }
-            match source.ship_tail(&over, Instant::now() + GASP_LIMIT) {
-                Ok(tail) => {
+            match source.ship_tail(&heirs, &over, Instant::now() + GASP_LIMIT) {
+                Ok((heir, tail)) => {
                     role.event(
                         Kind::TailDurable,
                         json!({
                             "round": round.to_string(),
+                            "heir": &heir,
                             "lsn": tail.lsn,
                             "exposure_bytes": tail.exposure,
                             "first_byte_us": tail.first_byte.map(|d| d.as_micros() as u64),
@@ -133,7 +145,7 @@ impl Role {
                         }),
                     );
                     let saved = Saved { lsn: tail.lsn, digest: tail.digest };
-                    role.teller.tell(Event::TailDurable { round, saved });
+                    role.teller.tell(Event::TailDurable { round, heir, saved });
                 }
                 Err(error) => tracing::info!(group = role.name, %error, "last gasp"),
             }
@@ -197,18 +209,44 @@ impl Role {
 
     fn start_application(self: &Arc<Self>, generation: Generation) {
         let (ticket, entry) = (self.application.ticket(), self.door.entry());
-        self.beside("start", move |role| match role.open_group(generation, entry) {
-            Ok(opened) => {
-                role.look_at_files();
-                if opened && !role.config.command.is_empty() {
-                    role.application.order(Order::Start(ticket));
+        if lock(&self.stale).is_some() {
+            // A watchdog may have held it, and it could not end. Here, where no freeze that is ordered later is undone.
+            self.application.order(Order::Thaw);
+        }
+        self.beside("start", move |role| {
+            role.await_end_of_stale(entry);
+            match role.open_group(generation, entry) {
+                Ok(opened) => {
+                    role.look_at_files();
+                    if opened && !role.config.command.is_empty() {
+                        role.application.order(Order::Start(ticket));
+                    }
+                }
+                Err(error) => {
+                    role.open_failed(&error);
+                    role.teller.tell(Event::ApplicationFailedToStart);
                 }
             }
-            Err(error) => {
-                role.open_failed(&error);
-                role.teller.tell(Event::ApplicationFailedToStart);
-            }
         });
+    }
+
+    /// Waits until nobody writes to a log that is lost to this owner any more, unless the group is closed meanwhile. Before the new log
+    /// is opened: that would be shipped as if it held what the program stores.
+    fn await_end_of_stale(&self, entry: Entry) {
+        let mut told = false;
+        while !self.stop.load(Ordering::Acquire) && self.door.admits(entry) {
+            let Some(stale) = lock(&self.stale).clone() else { return };
+            let left = stale.everyone(Instant::now() + LOOK_WITHIN);
+            if left.is_empty() {
+                drop(lock(&self.stale).take());
+                return;
+            }
+            if !told {
+                self.alarm(Alarm::EarlierProgram, Some(format!("processes {:?}", left.all())));
+                told = true;
+            }
+            thread::sleep(LOOK_WITHIN);
+        }
     }
 
     /// Enters the files that came while the group was held still as it was opened: before a program runs, and before another end of
@@ -229,6 +267,9 @@ impl Role {
         self.door.jam(error.to_string());
     }
 }
+
+/// How long it may take to see who writes to a log, and the pause between two looks.
+const LOOK_WITHIN: Duration = Duration::from_millis(500);
 
 /// A gasp goes on for as long as the machine wants it; this only bounds a thread that was forgotten.
 const GASP_LIMIT: Duration = Duration::from_secs(3600);

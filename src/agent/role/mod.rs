@@ -22,12 +22,12 @@ use super::chance;
 use super::config;
 use super::context::Context;
 use super::control::message::Refusal;
+use super::envoys::Envoys;
 use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Ending, Group, GroupError, Notice, OpenGroup, Writer};
-use super::messenger::Messenger;
 use super::ownership::{Ownership, Teller};
-use super::source::{Destination, Source, SourceSetup};
+use super::source::{Source, SourceSetup, Way};
 use super::standby::Standby;
 use super::state::PlacedFile;
 use crate::fabric::tls::TlsIdentity;
@@ -60,12 +60,12 @@ pub struct Role {
     pub(super) config: config::Group,
     /// Nodes that may open the group here or ask who owns it.
     pub(super) peers: Vec<String>,
-    /// The node that the group is shipped and handed over to.
-    pub(super) heir: Option<config::Peer>,
+    /// The nodes that the group is shipped to; the first is preferred as the heir.
+    pub(super) destinations: Vec<config::Peer>,
     pub(super) standby: Option<Standby>,
     pub(super) owner: Option<(u32, u32)>,
     pub(super) teller: Teller,
-    pub(super) messenger: Option<Messenger>,
+    pub(super) envoys: Envoys,
     pub(super) application: Application,
     pub(super) ownership: OnceLock<Ownership>,
     pub(super) open: Mutex<Option<Open>>,
@@ -77,7 +77,7 @@ pub struct Role {
     pub(super) copies: Mutex<Option<Requester>>,
     pub(super) gasp: Gasp,
     pub(super) stop: AtomicBool,
-    /// See [`Role::is_another_group`].
+    /// That another node claims the group, or its name, has been told of.
     pub(super) contested: AtomicBool,
 }
 
@@ -138,7 +138,7 @@ impl Role {
         Ok(group)
     }
 
-    /// Has the processes be seen that may still write to a log which this node has given up, if there is one.
+    /// Has the processes be seen that may still write to a log which this node has given up, or goes on without, if there is one.
     pub(super) fn see_stale(self: &Arc<Self>) -> Result<(), GroupError> {
         let group = Group::find_stale(self.to_open(Generation(0), &[]))?;
         group.iter().for_each(|group| self.sight.add(group));
@@ -171,15 +171,15 @@ impl Role {
         let (context, name) = (self.context.clone(), self.name.clone());
         SourceSetup {
             group: group.clone(),
-            destination: self.heir.clone().map(|peer| Destination {
-                peer,
-                identity: self.identity.clone(),
-                fabrics: self.fabrics.clone(),
-            }),
+            destinations: self.destinations.clone(),
+            way: Some(Way { identity: self.identity.clone(), fabrics: self.fabrics.clone() }),
             event: Arc::new(move |kind, detail| context.events.emit(Some(&name), kind, detail)),
-            refused: Box::new(move |reason, generation| match reason {
+            refused: Box::new(move |node, reason, generation| match reason {
                 Refusal::StaleGeneration | Refusal::Active => {
                     let owned = reason == Refusal::Active;
+                    if owned {
+                        role.upgrade().iter().for_each(|role| role.hear_of_another_owner(node, generation));
+                    }
                     teller.tell(Event::Answer(Answer::Fenced { generation, owned }));
                 }
                 Refusal::WrongGroup => role.upgrade().iter().for_each(|role| role.is_another_group()),
@@ -242,6 +242,7 @@ impl Role {
         while !self.stop.load(Ordering::Acquire) {
             thread::park_timeout(LOOK);
             self.look_at_image();
+            self.standby.iter().for_each(Standby::release_ended);
         }
     }
 
@@ -266,6 +267,17 @@ impl Role {
     pub(super) fn is_another_group(&self) {
         if !self.contested.swap(true, Ordering::Relaxed) {
             self.alarm(Alarm::AnotherGroup, None);
+        }
+    }
+
+    /// `node` says that it owns the group in `generation`, which is no news where that is a later one. Told once.
+    fn hear_of_another_owner(&self, node: &str, generation: Generation) {
+        let Some(state) = self.ownership.get().map(Ownership::state) else { return };
+        if state.admits_application()
+            && state.durable.generation == generation
+            && !self.contested.swap(true, Ordering::Relaxed)
+        {
+            self.alarm(Alarm::TwoOwners, Some(format!("{node} owns generation {generation}")));
         }
     }
 

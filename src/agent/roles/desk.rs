@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::control::message::{Answer, Ask, GroupOpened, OpenGroup, Refusal, refused};
+use crate::agent::control::message::{Answer, Ask, GroupOpened, OpenGroup, Refusal, pong, refused};
 use crate::agent::control::{PeerSession, Responder};
 use crate::agent::role::Role;
-use crate::agent::standby::Opened;
+use crate::agent::standby::{Opened, Standby};
 use crate::fabric::RemoteKey;
 use crate::failover::{self, Request};
+use crate::replica::peek::BaseQuery;
 use crate::types::{Generation, GroupId, Lsn};
 
 /// Answers other agents.
 pub(super) struct Desk {
     pub(super) roles: Vec<Arc<Role>>,
+    /// Names of groups that could not be started.
+    pub(super) unusable: Arc<[String]>,
 }
 
 impl Responder for Desk {
@@ -21,9 +24,14 @@ impl Responder for Desk {
         let shared: Vec<_> =
             self.roles.iter().filter(|r| r.peers.iter().any(|p| p == peer)).cloned().collect();
         if shared.is_empty() {
-            return Err(format!("no group here names {peer} in `from` or `destinations`"));
+            let text = format!("no group here names {peer} in `from` or `destinations`");
+            return Err(match self.unusable.join(", ") {
+                none if none.is_empty() => text,
+                names => format!("{text}; groups that could not be opened here: {names}"),
+            });
         }
-        Ok(Box::new(Visitor { peer: peer.to_owned(), roles: shared, opened: None, open: None }))
+        let unusable = self.unusable.clone();
+        Ok(Box::new(Visitor { peer: peer.to_owned(), roles: shared, unusable, opened: None, open: None }))
     }
 }
 
@@ -32,6 +40,7 @@ struct Visitor {
     peer: String,
     /// The groups that it may speak of.
     roles: Vec<Arc<Role>>,
+    unusable: Arc<[String]>,
     opened: Option<Opened>,
     open: Option<Arc<Role>>,
 }
@@ -56,12 +65,27 @@ impl PeerSession for Visitor {
                 (Some(opened), Some(role)) => attach(role, opened, ack, from, fresh),
                 _ => out_of_order("open_group comes before attach"),
             },
-            Ask::Ping {} if self.open.is_some() => Answer::Pong {},
-            Ask::Ping {} => out_of_order("no group is open on this channel"),
+            Ask::Ping {} => match &self.open {
+                Some(role) => pong(role.standby.as_ref().and_then(Standby::fault)),
+                None => out_of_order("no group is open on this channel"),
+            },
             Ask::Digests { region, pages } => match self.open.as_ref().and_then(|r| r.standby.as_ref()) {
                 Some(standby) => Answer::Digests { digests: standby.digests(region, &pages) },
                 None => out_of_order("no group is open on this channel"),
             },
+            Ask::Base { group, id, generation, begin, name, block, first, count } => {
+                let Some(role) = self.role(&group) else { return self.unknown(&group) };
+                let admits = |s: &&Standby| s.config().from.contains(&self.peer);
+                let Some(standby) = role.standby.as_ref().filter(admits) else { return self.unknown(&group) };
+                if let Some(no) = another_group(&role, id) {
+                    return no;
+                }
+                let (block, count) = (block as usize, count as usize);
+                let base = standby.base(BaseQuery { generation, begin, name: &name, block, first, count });
+                let begun = base.is_some();
+                let (region, digests) = base.flatten().map_or((None, Vec::new()), |(r, d)| (Some(r), d));
+                Answer::Base { begun, region, digests }
+            }
             Ask::Ownership { group, id, request } => {
                 let Some(role) = self.role(&group) else { return self.unknown(&group) };
                 if let Some(no) = another_group(&role, id) {
@@ -83,7 +107,12 @@ impl Visitor {
     }
 
     fn unknown(&self, group: &str) -> Answer {
-        let text = format!("no configuration here shares group `{group}` with {}", self.peer);
+        let text = match self.unusable.iter().any(|name| name == group) {
+            true => {
+                format!("group `{group}` could not be opened here: `pmemha status` on this node says why")
+            }
+            false => format!("no configuration here shares group `{group}` with {}", self.peer),
+        };
         refused(Refusal::UnknownGroup, Generation(0), text)
     }
 }
@@ -116,6 +145,14 @@ fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened,
     match role.teller.ask(question, MACHINE_WITHIN) {
         Some(failover::Answer::Follows { .. }) => standby.open_group(peer, open, turn),
         Some(failover::Answer::Fenced { generation, owned: true }) => {
+            // A first owner's machine answers while its group is only being opened, and then it is known which one that is.
+            if let Some(no) = another_group(role, open.id) {
+                return Err(no);
+            }
+            if role.id().is_none() {
+                let text = format!("group `{}` is still being opened on this node", role.name);
+                return Err(refused(Refusal::Failed, Generation(0), text));
+            }
             let text = format!("this node owns generation {generation} of group `{}`", role.name);
             Err(refused(Refusal::Active, generation, text))
         }
@@ -131,7 +168,7 @@ fn open_group(role: &Arc<Role>, peer: &str, open: &OpenGroup) -> Result<(Opened,
     }
 }
 
-fn attach(role: &Arc<Role>, opened: Opened, ack: RemoteKey, from: Lsn, fresh: bool) -> Answer {
+fn attach(role: &Arc<Role>, opened: Opened, ack: RemoteKey, from: Lsn, fresh: Option<u32>) -> Answer {
     match &role.standby {
         Some(standby) => standby.attach(opened, ack, from, fresh),
         None => refused(Refusal::OutOfOrder, Generation(0), "the group is not open"),

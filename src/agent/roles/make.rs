@@ -9,9 +9,10 @@ use super::plan::{Plan, as_owner, policy};
 use super::{RolesError, system};
 use crate::agent::application::Application;
 use crate::agent::context::Context;
+use crate::agent::envoys::Envoys;
 use crate::agent::fabrics::Fabrics;
-use crate::agent::group::{Group, GroupError, STATE_FILE};
-use crate::agent::messenger::{Messenger, Route};
+use crate::agent::group::{Group, STATE_FILE};
+use crate::agent::messenger::Route;
 use crate::agent::ownership::{DurableFile, Inbox, Ownership};
 use crate::agent::role::{Door, Gasp, Role, RoleDeeds, RoleLook, Sight};
 use crate::agent::standby::Standby;
@@ -19,7 +20,7 @@ use crate::agent::state::GroupState;
 use crate::agent::users;
 use crate::agent::{chance, config};
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::{BootId, Durable, Event, Life, Machine, Policy, Stage, Standing};
+use crate::failover::{Answer, BootId, Durable, Event, Life, Machine, Policy, Stage, Standing};
 use crate::locks::lock;
 use crate::types::Generation;
 
@@ -46,14 +47,12 @@ pub(super) fn start_role(
         Some(group) => group,
         None => as_owner(context, replica.as_ref().expect("a plan has one of both"))?,
     };
-    let heir = match config.destinations.first() {
-        Some(node) => {
-            let address = context.config.address_of(node);
-            let address = address.ok_or_else(|| wrong(format!("add a `[[peer]]` for `{node}`")))?;
-            Some(config::Peer { name: node.clone(), address })
-        }
-        None => None,
+    let peer = |node: &String| {
+        let address = context.config.address_of(node);
+        let address = address.ok_or_else(|| wrong(format!("add a `[[peer]]` for `{node}`")))?;
+        Ok(config::Peer { name: node.clone(), address })
     };
+    let destinations: Vec<_> = config.destinations.iter().map(peer).collect::<Result<_, RolesError>>()?;
     let standby = replica.map(|r| Standby::open(r, context.states.clone(), fabrics.clone())).transpose()?;
     let mut peers: Vec<String> = config.destinations.clone();
     peers.extend(standby.iter().flat_map(|s| s.config().from.clone()));
@@ -61,37 +60,49 @@ pub(super) fn start_role(
         Some(user) => users::resolve(user).map(|u| Some((u.uid, u.gid))).map_err(wrong)?,
         None => None,
     };
-    let policy = policy(identity.node(), &config, heir.as_ref(), boot);
+    let policy = policy(identity.node(), &config, &destinations, boot);
+    let given_up_to = match stored.as_ref().map(|durable| &durable.standing) {
+        Some(Standing::GivenUp { heir, .. }) => Some(heir.clone()),
+        _ => None,
+    };
+    // One that the group was given up to decides, whether or not it is a destination still.
+    let mut others = destinations.clone();
+    if let Some(heir) = given_up_to.iter().find(|heir| destinations.iter().all(|to| to.name != heir.0)) {
+        others.push(peer(&heir.0)?);
+    }
     let sight = Arc::<Sight>::default();
     let look = Box::new(RoleLook(sight.clone()));
     let hears = inbox.teller();
     let hear = Arc::new(move |event| hears.tell(event));
     let application = Application::of_group(context, &config, owner, None, look, hear)?;
     let role = Arc::new_cyclic(|me: &Weak<Role>| {
-        let (me, other, teller) = (me.clone(), me.clone(), inbox.teller());
-        let route = heir.clone().map(|peer| Route {
-            group: name.clone(),
-            id: Box::new(move || me.upgrade()?.id()),
-            peer,
-            identity: identity.clone(),
-            teller,
-            another_group: Box::new(move || other.upgrade().iter().for_each(|role| role.is_another_group())),
-        });
+        let route = |node: &str, hear: Box<dyn Fn(Answer) + Send>| {
+            let (me, other) = (me.clone(), me.clone());
+            let peer = others.iter().find(|peer| peer.name == node).expect("one of them").clone();
+            Route {
+                group: name.clone(),
+                id: Box::new(move || me.upgrade()?.id()),
+                peer,
+                identity: identity.clone(),
+                hear,
+                another_group: Box::new(move || {
+                    other.upgrade().iter().for_each(|role| role.is_another_group());
+                }),
+            }
+        };
+        let names: Vec<String> = others.iter().map(|peer| peer.name.clone()).collect();
+        let envoys = Envoys::start(&names, given_up_to, &inbox.teller(), route);
         Role {
             name: name.clone(),
             context: context.clone(),
             identity: identity.clone(),
             fabrics: fabrics.clone(),
             peers,
-            heir,
+            destinations,
             standby,
             owner,
             teller: inbox.teller(),
-            messenger: route.and_then(|route| {
-                Messenger::start(route)
-                    .inspect_err(|error| tracing::error!(group = name, %error, "no way to the other node"))
-                    .ok()
-            }),
+            envoys,
             application,
             ownership: OnceLock::new(),
             open: Mutex::new(None),
@@ -111,14 +122,18 @@ pub(super) fn start_role(
         None if starts_as_owner => first_owner(&policy),
         None => Durable::first_standby(&policy, Generation(0)),
     };
+    let rebooted = durable.boot != policy.boot;
     let durable = open_left(&role, &policy, durable)?;
     let owns = matches!(durable.standing, Standing::Owner { .. } | Standing::GivenUp { .. });
-    if !first && !owns && durable.boot == policy.boot {
-        // The agent that was to end the program may have been killed before it did. Of a group that nobody has owned here, a program is
-        // none that was to be ended.
+    // A log that is lost is told as a reboot.
+    let log_lost = owns && durable.boot != policy.boot;
+    // Nothing outlives a reboot, and of a group that nobody has owned here nothing is to be ended.
+    if !first && !rebooted && (log_lost || !owns) {
+        // The agent that was to end the program may have been killed before it did. Or the program goes on in a log that its owner
+        // has lost: no other one may be started beside it.
         match role.see_stale() {
             // A log of another version of pmemha, for one: that does not keep this node from following the group.
-            Err(error @ (GroupError::Log(_) | GroupError::Unreachable(_))) => {
+            Err(error) if !log_lost && error.is_of_an_unreadable_log() => {
                 let what = "a program that writes to the log of an earlier generation is not seen";
                 tracing::error!(group = role.name, %error, "{what}");
             }

@@ -19,6 +19,7 @@ use super::ownership::StoreError;
 use super::role::Role;
 use super::standby::StandbyError;
 use super::state::StateError;
+use super::status::Role as Part;
 use crate::fabric::FabricError;
 use crate::failover::supervise::SuperviseError;
 use crate::predecessor::listen_at;
@@ -65,18 +66,47 @@ pub enum RolesError {
     },
 }
 
+impl RolesError {
+    /// Whether what happened concerns one group, says nothing of the others, and would happen again: where the next attempt may
+    /// end better, the agent ends, and whoever starts it makes one.
+    fn is_of_one_group(&self) -> bool {
+        match self {
+            RolesError::State(error) => error.lasts(),
+            RolesError::Group(error) => error.lasts(),
+            RolesError::Store(StoreError::Io { .. }) => false,
+            RolesError::Store(_) => true,
+            RolesError::Standby(error) => error.lasts(),
+            RolesError::Supervise(_)
+            | RolesError::Config { .. }
+            | RolesError::Fabric(_)
+            | RolesError::System { .. } => false,
+        }
+    }
+}
+
 /// The groups and the listener. Dropped, everything stops.
 pub struct Roles {
     // Before the roles: nobody asks what is being taken down.
     server: Option<Server>,
     roles: Vec<Arc<Role>>,
     watchers: Vec<JoinHandle<()>>,
+    failed: Vec<Failed>,
+}
+
+/// A group that could not be started, which the others do without.
+pub struct Failed {
+    /// Its name.
+    pub name: String,
+    /// What this node was to do with it.
+    pub role: Part,
+    /// What happened.
+    pub error: RolesError,
 }
 
 impl Roles {
-    /// Starts them all. Groups without a destination are not ours.
+    /// Starts all that can be. Groups without a destination are not ours.
     pub fn start(context: &Arc<Context>) -> Result<Roles, RolesError> {
-        let mut roles = Roles { server: None, roles: Vec::new(), watchers: Vec::new() };
+        let mut roles = Roles { server: None, roles: Vec::new(), watchers: Vec::new(), failed: Vec::new() };
         let plans = plans(&context.config);
         if plans.is_empty() {
             return Ok(roles);
@@ -93,17 +123,31 @@ impl Roles {
         let fabrics =
             Arc::new(Fabrics::start(data, node.advertise.clone(), &identity, &context.config.rdma)?);
         for plan in plans {
-            let role = start_role(context, &identity, &fabrics, plan)?;
+            let (name, part) = (plan.name.clone(), plan.part());
+            let role = match start_role(context, &identity, &fabrics, plan) {
+                Ok(role) => role,
+                Err(error) if error.is_of_one_group() => {
+                    roles.failed.push(Failed { name, role: part, error });
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let watched = role.clone();
             let watcher = thread::Builder::new().name(format!("image-{}", role.name));
             let watcher = watcher.spawn(move || watched.watch_image());
             roles.watchers.push(watcher.map_err(system("starting a thread"))?);
             roles.roles.push(role);
         }
-        let responder = Arc::new(Desk { roles: roles.roles.clone() });
+        let unusable = roles.failed.iter().map(|failed| failed.name.clone()).collect();
+        let responder = Arc::new(Desk { roles: roles.roles.clone(), unusable });
         let server = Server::start(listener, identity, responder).map_err(system("starting a thread"))?;
         roles.server = Some(server);
         Ok(roles)
+    }
+
+    /// Takes those that could not be started.
+    pub fn take_failed(&mut self) -> Vec<Failed> {
+        std::mem::take(&mut self.failed)
     }
 
     /// The groups, for sessions and operators.

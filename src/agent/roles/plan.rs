@@ -7,6 +7,7 @@ use crate::agent::config;
 use crate::agent::context::Context;
 use crate::agent::role::PLACED_FILE;
 use crate::agent::state::{PlacedFile, StateError};
+use crate::agent::status::Role;
 use crate::failover::{BootId, NodeName, Patience, Policy};
 
 /// What the configuration says of one group.
@@ -14,6 +15,13 @@ pub(super) struct Plan {
     pub(super) name: String,
     pub(super) group: Option<config::Group>,
     pub(super) replica: Option<config::Replica>,
+}
+
+impl Plan {
+    /// What this node is to do with the group, as the configuration has it.
+    pub(super) fn part(&self) -> Role {
+        if self.group.is_some() { Role::Source } else { Role::Destination }
+    }
 }
 
 /// One for each group with another node in it.
@@ -33,17 +41,13 @@ pub(super) fn plans(config: &config::Config) -> Vec<Plan> {
 }
 
 /// What the state machine is to go by.
-pub(super) fn policy(
-    node: &str,
-    config: &config::Group,
-    heir: Option<&config::Peer>,
-    boot: BootId,
-) -> Policy {
+pub(super) fn policy(node: &str, config: &config::Group, heirs: &[config::Peer], boot: BootId) -> Policy {
     Policy {
         node: NodeName(node.to_owned()),
-        heir: heir.map(|h| NodeName(h.name.clone())),
+        heirs: heirs.iter().map(|heir| NodeName(heir.name.clone())).collect(),
         on_death: config.on_death,
         trigger: config.trigger,
+        has_command: !config.command.is_empty(),
         start_limit: START_LIMIT,
         patience: Patience { freeze: config.freeze_deadline * 2, ..Patience::default() },
         boot,

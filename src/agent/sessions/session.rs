@@ -257,15 +257,23 @@ impl Session<'_> {
             }
             Err(refused @ ProtectError::NotNamed(_)) => Reply::NotProtected { reason: refused.to_string() },
             Err(refused @ ProtectError::Unfit { .. }) => {
-                self.shared.node.events().emit(
-                    Some(group.name()),
-                    Kind::NotProtected,
-                    serde_json::json!({ "pid": self.peer.pid, "reason": refused.to_string() }),
-                );
+                self.not_protected(group, &refused);
                 Reply::NotProtected { reason: refused.to_string() }
             }
-            Err(failed) => error(failed.to_string()),
+            Err(failed) => {
+                tracing::warn!(group = group.name(), error = %failed, "a file could not be protected");
+                self.not_protected(group, &failed);
+                error(failed.to_string())
+            }
         }
+    }
+
+    fn not_protected(&self, group: &Group, why: &ProtectError) {
+        self.shared.node.events().emit(
+            Some(group.name()),
+            Kind::NotProtected,
+            serde_json::json!({ "pid": self.peer.pid, "reason": why.to_string() }),
+        );
     }
 
     fn release(&self, region: RegionId) -> Reply {

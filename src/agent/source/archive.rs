@@ -4,8 +4,7 @@ use std::io;
 
 use serde_json::json;
 
-use super::table::observe;
-use super::{Shared, SourceSetup};
+use super::Shared;
 use crate::agent::config;
 use crate::agent::events::Kind;
 use crate::replica::archive::ArchiveConfig;
@@ -13,8 +12,8 @@ use crate::ship::archiver::{Archiver, Archiving, News};
 
 impl Shared {
     pub(super) fn start_archiver(&self, config: &config::Archive) -> io::Result<Archiver> {
-        let (group, event) = (self.setup.group.clone(), self.setup.event.clone());
-        let alone = self.setup.destination.is_none();
+        let (group, table, event) = (&self.setup.group, self.table.clone(), self.setup.event.clone());
+        let alone = self.destinations.is_empty();
         // With a destination, gaps are closed while it is connected, since it holds the ring meanwhile.
         self.syncer.set_flowing(alone);
         let dir = config.dir.display().to_string();
@@ -27,7 +26,7 @@ impl Shared {
                 keep_age: config.keep_age,
             },
             resumes: group.resumed(),
-            space: (self.space.clone(), usize::from(!alone)),
+            space: (self.space.clone(), self.destinations.len()),
             copies: self.syncer.requester(),
             tell: Box::new(move |news| match news {
                 News::Begun(lsn) => event(Kind::ArchiveBegun, json!({ "dir": dir, "lsn": lsn })),
@@ -42,15 +41,10 @@ impl Shared {
             // One reader is enough to keep the table.
             observe: Box::new(move |header| {
                 if alone {
-                    observe(&group, header);
+                    table.observe(header);
                 }
             }),
         };
         Archiver::start(self.setup.group.name(), archiving)
     }
-}
-
-/// Who reads the ring: destination, archive.
-pub(super) fn consumers(setup: &SourceSetup) -> usize {
-    usize::from(setup.destination.is_some()) + usize::from(setup.group.config().archive.is_some())
 }

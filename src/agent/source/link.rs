@@ -1,6 +1,6 @@
-//! The link to the destination: made, used until it ends, made again.
+//! The link to a destination: made, used until it ends, made again.
 //!
-//! One thread keeps it. It opens the group at the destination, decides whether the stream resumes from the ring or begins
+//! One thread a destination keeps it. It opens the group at the destination, decides whether the stream resumes from the ring or begins
 //! anew with a copy, runs the shipper, and pings meanwhile.
 
 use std::io;
@@ -11,32 +11,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::table::observe;
-use super::{DESTINATION, Destination, Shared, spawn};
+use super::destination::{Destination, LinkInfo, Stream};
+use super::{Shared, Way, spawn};
 use crate::agent::clock::WallTime;
 use crate::agent::control::message::{Answer, Ask, GroupOpened, ImageState, OpenGroup, ReplicaReport};
 use crate::agent::control::{Client, ControlError, client::unexpected};
 use crate::agent::events::Kind;
 use crate::fabric::{FabricError, RemoteKey};
-use crate::log::{Consumer, Owner, SleepDepth};
+use crate::log::{Acks, Consumer, Owner, SleepDepth};
 use crate::ship::backoff::Backoff;
+use crate::ship::follower::Has;
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
-use crate::types::Durability;
-
-/// What is known of the link at present.
-#[derive(Clone, Default)]
-pub(super) struct LinkInfo {
-    pub(super) connected: bool,
-    pub(super) refused: bool,
-    pub(super) fabric: Option<&'static str>,
-    pub(super) encrypted: Option<bool>,
-    pub(super) durability: Option<Durability>,
-    /// The stream went on where the destination's image ends.
-    pub(super) resumed: Option<bool>,
-    pub(super) last_error: Option<String>,
-    /// Attempts that failed and links that ended, so far.
-    pub(super) failures: u64,
-}
 
 /// Why a link was not made or ended.
 #[derive(Debug, thiserror::Error)]
@@ -49,34 +34,37 @@ enum LinkError {
     Ship(#[from] ShipError),
     #[error("{peer} offers a landing ring of {theirs} bytes for a log of {ours}")]
     Landing { peer: String, theirs: u64, ours: u64 },
+    #[error(
+        "it kept so much of the log, behind another destination, that it begins anew with a copy; if that comes again, its link or \
+         node is slower than the application writes: make it faster, or enlarge `log_size`"
+    )]
+    Shed,
     #[error("a thread could not be started: {0}")]
     Thread(io::Error),
 }
 
 impl Shared {
-    pub(super) fn keep_link(&self) {
-        let destination = self.setup.destination.as_ref().expect("the thread runs for a destination");
+    pub(super) fn keep_link(self: &Arc<Self>, to: &Destination) {
         let mut backoff = Backoff::default();
-        while !self.stop.load(Ordering::Acquire) {
-            let (began, before) = (Instant::now(), self.ship.view().applied);
-            let error = self.run_link(destination);
-            self.syncer.set_flowing(false);
-            self.ship.disconnected();
-            if self.stop.load(Ordering::Acquire) {
+        while !self.stops() {
+            let (began, before) = (Instant::now(), to.ship.view().applied);
+            let error = self.run_link(to);
+            to.ship.disconnected();
+            self.note(to, &error);
+            self.tell_flow();
+            if self.stops() {
                 return;
             }
-            self.note(&error);
             // A link that got something done was a good one, however soon it ended.
-            if began.elapsed() > CONNECT_WITHIN || self.ship.view().applied > before {
+            if began.elapsed() > CONNECT_WITHIN || to.ship.view().applied > before {
                 backoff.succeeded();
             }
             self.sleep(backoff.failed((self.setup.chance)()));
         }
     }
 
-    fn note(&self, error: &LinkError) {
-        tracing::info!(group = self.setup.group.name(), %error, "link down");
-        let mut link = self.link();
+    fn note(&self, to: &Destination, error: &LinkError) {
+        let mut link = to.link();
         *link = LinkInfo {
             refused: matches!(error, LinkError::Control(ControlError::Refused { .. })),
             last_error: Some(format!("{} {error}", WallTime::now())),
@@ -84,64 +72,155 @@ impl Shared {
             ..LinkInfo::default()
         };
         drop(link);
-        if let LinkError::Control(ControlError::Refused { reason, generation, .. }) = error {
-            (self.setup.refused)(*reason, *generation);
+        if self.stops() {
+            return;
         }
+        tracing::info!(group = self.setup.group.name(), to = to.peer.name, %error, "link down");
+        if let LinkError::Control(ControlError::Refused { reason, generation, .. }) = error {
+            (self.setup.refused)(&to.peer.name, *reason, *generation);
+        }
+    }
+
+    /// What the destination says of its image, which the status repeats for as long as it says so.
+    fn note_fault(&self, to: &Destination, fault: Option<String>) {
+        let mut link = to.link();
+        if let Some(fault) = fault.as_ref().filter(|_| link.fault.is_none()) {
+            tracing::warn!(
+                group = self.setup.group.name(),
+                at = to.peer.name,
+                fault,
+                "nothing becomes durable there"
+            );
+        }
+        link.fault = fault;
     }
 
     /// One link from its first connection to its end.
-    fn run_link(&self, destination: &Destination) -> LinkError {
-        match self.connect(destination) {
-            Ok((client, shipper, stop)) => self.serve(client, shipper, &stop),
+    fn run_link(self: &Arc<Self>, to: &Destination) -> LinkError {
+        let error = match self.connect(to) {
+            Ok((client, shipper, stop)) => self.serve(to, client, shipper, &stop),
             Err(error) => error,
+        };
+        if self.ring_is_left(to) { LinkError::Shed } else { error }
+    }
+
+    /// Nothing reads the ring for this destination any more; whether it had to let it go.
+    fn ring_is_left(&self, to: &Destination) -> bool {
+        let mut stream = to.stream();
+        self.space.set_present(to.index, false);
+        match std::mem::take(&mut *stream) {
+            Stream::Reads { shed: true, .. } => {
+                self.space.let_go(to.index);
+                to.set_stream_number(None);
+                *stream = Stream::Joins { shed: true };
+                true
+            }
+            Stream::Joins { shed } => shed,
+            _ => false,
         }
     }
 
-    fn connect(&self, to: &Destination) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
+    /// Destination `who` is to let the ring go, so that the application keeps its log and the others need no copy.
+    pub(super) fn shed(&self, who: usize) {
+        let Some(to) = self.destinations.get(who) else { return };
+        match &mut *to.stream() {
+            Stream::None => {
+                self.space.let_go(who);
+                to.set_stream_number(None);
+            }
+            Stream::Joins { shed } => {
+                self.space.let_go(who);
+                *shed = true;
+            }
+            Stream::Reads { stop, shed } => {
+                *shed = true;
+                stop.store(true, Ordering::Release);
+            }
+        }
+        self.setup.group.log().wake_agent(SleepDepth::Nap);
+    }
+
+    fn connect(self: &Arc<Self>, to: &Destination) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
         let peer = &to.peer;
         let (group, log) = (&self.setup.group, self.setup.group.log());
         let (mut client, opened) = self.open(to)?;
-        let fabric = to.fabrics.for_offer(&opened.offer, opened.encrypt)?;
+        let fabric = self.way().fabrics.for_offer(&opened.offer, opened.encrypt)?;
         let endpoint = fabric.connect(&opened.offer, Instant::now() + CONNECT_WITHIN)?;
         let encrypted = endpoint.encrypted();
         let link = Link::prepare(endpoint, log, opened.durability)?;
-        let begin = self.begin(&opened.have);
+        let stop = Arc::new(AtomicBool::new(false));
+        let begin = self.begin(to, &opened.have);
         let from = begin.consumer.position();
         if begin.fresh {
-            self.ship.begin_anew();
+            to.ship.begin_anew();
+            self.commits.begins_anew(to.index);
+        } else {
+            let have = &opened.have;
+            let has = Acks { received: have.landed, durable: have.durable, applied: have.applied };
+            self.commits.resumes(to.index, has);
         }
-        // Before the destination attaches: once it has, the next agent finds its position in this stream and goes on there.
-        if begin.fresh || (opened.have.image != ImageState::Consistent && !self.syncer.is_active()) {
-            self.syncer.request();
-        }
-        let attach = Ask::Attach { ack: link.ack.key(), from, fresh: begin.fresh };
+        let has = match opened.have.image {
+            _ if begin.fresh => Has::Nothing,
+            ImageState::Consistent => Has::Image,
+            ImageState::Syncing => Has::Part,
+            _ => Has::Nothing,
+        };
+        let before = opened.have.stream;
+        // Another one than before, and none that a record of a copy named.
+        let chance = || Some((self.setup.chance)()).filter(|number| *number != before).unwrap_or(!before);
+        let stream = if begin.fresh { chance() } else { before };
+        to.set_stream_number(Some(stream));
+        let fresh = begin.fresh.then_some(stream);
+        let attach = Ask::Attach { ack: link.ack.key(), from, fresh };
         let landing = self.attach(&mut client, &attach)?;
-        let mut known = self.link();
+        let mut known = to.link();
         *known = LinkInfo {
             connected: true,
             refused: false,
             fabric: Some(fabric.kind()),
             encrypted: Some(encrypted),
             durability: Some(opened.durability),
+            memory: Some(opened.memory),
+            staged: Some(opened.staged),
             resumed: Some(!begin.fresh),
             last_error: None,
+            fault: None,
             failures: known.failures,
         };
         drop(known);
+        // Not before it is connected: one that cannot attach would have everybody's link carry copies for nothing, and what its
+        // image holds could not be asked. If this agent ends here, the next one finds a destination without an image.
+        if begin.fresh || (has != Has::Image && !self.syncer.is_active()) {
+            // One that is away for a moment goes on in the middle of a copy.
+            let takes_it = |other: &Arc<Destination>| {
+                let reads = self.space.holds(other.index) || other.link().connected;
+                reads && !other.ship.view().counts
+            };
+            let others = self.destinations.iter().filter(|other| other.index != to.index);
+            let alone = group.config().archive.is_none() && !others.into_iter().any(takes_it);
+            match opened.have.image {
+                ImageState::None => self.syncer.request_for_newcomer(alone),
+                _ => self.syncer.request_for_one(stream, alone),
+            }
+        }
         tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
-        let stop = Arc::new(AtomicBool::new(false));
-        let (observed, shipped, sampler) = (group.clone(), group.clone(), self.sampler.clone());
+        let me = Arc::downgrade(self);
+        let (table, shipped, sampler) = (self.table.clone(), group.clone(), self.sampler.clone());
         let shipment = Shipment {
             consumer: begin.consumer,
             digest: begin.digest,
+            has,
+            stream,
             link,
             landing,
-            space: (self.space.clone(), DESTINATION),
-            status: self.ship.clone(),
+            space: (self.space.clone(), to.index),
+            commits: (self.commits.clone(), to.index),
+            shed: Box::new(move |who| me.upgrade().iter().for_each(|shared| shared.shed(who))),
+            status: to.ship.clone(),
             stop: stop.clone(),
             observe: Box::new(move |header| {
                 sampler.observe(header);
-                observe(&observed, header);
+                table.observe(header);
             }),
         };
         Ok((client, Shipper::new(shipped.log().clone(), shipment), stop))
@@ -151,11 +230,12 @@ impl Shared {
     fn open(&self, to: &Destination) -> Result<(Client, GroupOpened), LinkError> {
         let (peer, group) = (&to.peer, &self.setup.group);
         let deadline = Instant::now() + CONNECT_WITHIN;
-        let mut client = Client::connect(&peer.address, &to.identity, &peer.name, deadline)?;
+        let mut client = Client::connect(&peer.address, &self.way().identity, &peer.name, deadline)?;
         let open = Ask::OpenGroup(OpenGroup {
             group: group.name().to_owned(),
             id: group.id(),
             generation: group.generation(),
+            log: group.log().spec().id,
             ring_bytes: group.log().spec().ring_bytes,
         });
         match client.ask(&open, ANSWER_WITHIN)? {
@@ -177,29 +257,41 @@ impl Shared {
         Ok(landing)
     }
 
+    /// How destinations are reached.
+    fn way(&self) -> &Way {
+        self.setup.way.as_ref().expect("whoever has destinations has a way to them")
+    }
+
     /// Where the stream goes on at a destination that holds `have`.
-    fn begin(&self, have: &ReplicaReport) -> Begin {
+    fn begin(&self, to: &Destination, have: &ReplicaReport) -> Begin {
+        let mut stream = to.stream();
+        // It reads nothing yet, and may never: nobody has to let the ring go for it.
+        *stream = Stream::Joins { shed: false };
         let group = &self.setup.group;
         let log = group.log();
-        let resumes = have.generation == group.generation()
-            && have.image != ImageState::Poisoned
-            && self.space.consumer(DESTINATION).holds(have.applied);
+        let resumes = (have.generation, have.log) == (group.generation(), log.spec().id)
+            && matches!(have.image, ImageState::Consistent | ImageState::Syncing)
+            && self.space.consumer(to.index).is_some_and(|consumer| consumer.holds(have.applied));
         if resumes {
             let consumer = Consumer::new(log.clone(), have.applied);
             return Begin { consumer, digest: have.digest, fresh: false };
         }
-        let from = log.publish_filled(&Owner::confirmed_dead);
         // What the ring holds means nothing to a copy that begins after it.
-        self.space.done(DESTINATION, from);
+        let from = self.space.begin_at(to.index, || log.publish_filled(&Owner::confirmed_dead));
         Begin { consumer: Consumer::new(log.clone(), from), digest: 0, fresh: true }
     }
 
     /// Goes on looking for writes that pass the log by.
-    fn sample(&self, client: &mut Client) -> Result<(), ControlError> {
-        let (group, ship) = (&self.setup.group, self.ship.view());
+    fn sample(&self, to: &Destination, client: &mut Client) -> Result<(), ControlError> {
+        let (group, ship) = (&self.setup.group, to.ship.view());
+        // One image is compared with, that of the first destination that counts.
+        let earlier = if ship.counts { &self.destinations[..to.index] } else { &self.destinations[..] };
+        if earlier.iter().any(|other| other.ship.view().counts) {
+            return Ok(());
+        }
         let log = group.log();
         let whole = log.is_whole();
-        let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active());
+        let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active_for_all());
         let mut ask = |region, pages| match client.ask(&Ask::Digests { region, pages }, PONG_WITHIN)? {
             Answer::Digests { digests } => Ok(digests),
             other => Err(unexpected(client.peer(), other)),
@@ -214,25 +306,47 @@ impl Shared {
     }
 
     /// Ships until the link ends, pinging meanwhile.
-    fn serve(&self, mut client: Client, shipper: Shipper, stop: &Arc<AtomicBool>) -> LinkError {
-        self.syncer.set_flowing(true);
+    fn serve(
+        self: &Arc<Self>,
+        to: &Destination,
+        mut client: Client,
+        shipper: Shipper,
+        stop: &Arc<AtomicBool>,
+    ) -> LinkError {
+        self.tell_flow();
         let (running, ended) = mpsc::channel::<()>();
-        let thread = spawn(format!("ship-{}", self.setup.group.name()), move || {
+        match &mut *to.stream() {
+            Stream::Joins { shed: true } => return LinkError::Shed,
+            stream => {
+                self.space.set_present(to.index, true);
+                *stream = Stream::Reads { stop: stop.clone(), shed: false };
+            }
+        }
+        let (me, index) = (self.clone(), to.index);
+        let thread = spawn(format!("ship-{}-{}", self.setup.group.name(), to.peer.name), move || {
             // Dropped when the shipper has ended, however that was.
             let _running = running;
-            shipper.run()
+            let error = shipper.run();
+            me.ring_is_left(&me.destinations[index]);
+            error
         });
         let thread = match thread {
             Ok(thread) => thread,
             Err(error) => return LinkError::Thread(error),
         };
         let mut lost = None;
-        while lost.is_none() && !self.stop.load(Ordering::Acquire) {
+        while lost.is_none() && !self.stops() {
             if let Err(RecvTimeoutError::Disconnected) = ended.recv_timeout(PING) {
                 break;
             }
             match client.ask(&Ask::Ping {}, PONG_WITHIN) {
-                Ok(Answer::Pong {}) => lost = self.sample(&mut client).err(),
+                Ok(Answer::Pong { fault }) => {
+                    self.note_fault(to, fault);
+                    if to.ship.view().counts {
+                        to.stream_number().into_iter().for_each(|stream| self.syncer.has_all(stream));
+                    }
+                    lost = self.sample(to, &mut client).err();
+                }
                 Ok(other) => lost = Some(unexpected(client.peer(), other)),
                 Err(error) => lost = Some(error),
             }
@@ -254,10 +368,10 @@ struct Begin {
 }
 
 /// A connection must stand within this time.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// An ask must be answered within this time; `open_group` may have to apply what had landed first.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Time between pings.
 const PING: Duration = Duration::from_secs(1);

@@ -1,19 +1,21 @@
-//! A group's stream at its source: the link to its destination, kept up; the copy of its regions; its pulse.
+//! A group's stream at its source: the links to its destinations, kept up; the copy of its regions; its pulse.
 //!
-//! A [`Source`] lives as long as the [`Group`] whose log it ships. One thread keeps the link: it opens the group
-//! at the destination, decides whether the stream resumes from the ring or begins anew with a copy, runs the shipper, pings,
+//! A [`Source`] lives as long as the [`Group`] whose log it ships. One thread a destination keeps its link: it opens the group
+//! there, decides whether the stream resumes from the ring or begins anew with a copy, runs the shipper, pings,
 //! and starts again with growing pauses when anything fails. Another one beats, so that applications know that the
 //! agent lives. Made by `agent::role`, and by `agent::local` for a group that is shipped nowhere.
 
 mod archive;
+mod base;
+mod destination;
 mod link;
 mod report;
 mod sampler;
 mod table;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,24 +25,22 @@ use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Group, Stuck};
 use crate::fabric::tls::TlsIdentity;
+use crate::failover::NodeName;
+use crate::locks::lock;
 use crate::log::region::{BEAT, boottime};
 use crate::log::{LinkState, SleepDepth};
 use crate::ship::archiver::Archiver;
+use crate::ship::commits::Commits;
 use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
-use crate::ship::status::ShipStatus;
 use crate::ship::sync::{Requester, Syncer};
-use crate::types::Generation;
-use archive::consumers;
-use link::LinkInfo;
+use crate::types::{Generation, Level};
+use destination::{Destination, Left, verdict};
 use sampler::Sampler;
-use table::GroupRegions;
+use table::{GroupRegions, Table};
 
 /// How often [`Source::finish`] looks.
 const FINISH_LOOK: Duration = Duration::from_millis(2);
-
-/// What [`Source::finish`] says without a link.
-const NO_DESTINATION: &str = "no destination is connected: what the log holds is on this machine only";
 
 /// How often files are looked for that nobody has opened.
 const SEEK: Duration = Duration::from_secs(5);
@@ -48,33 +48,33 @@ const SEEK: Duration = Duration::from_secs(5);
 /// Looking takes at most one part in so many of the time.
 const SEEK_SHARE: u32 = 400;
 
-/// Which consumer of the ring the destination is.
-const DESTINATION: usize = 0;
-
 /// Emits an event of the group: its kind and its detail.
 pub type Tell = Arc<dyn Fn(Kind, serde_json::Value) + Send + Sync>;
+
+/// Hears which destination will not have the group's stream, why, and of the generation that it knows.
+pub type Refused = Box<dyn Fn(&str, Refusal, Generation) + Send + Sync>;
 
 /// What a source needs besides its group.
 pub struct SourceSetup {
     /// The group.
     pub group: Arc<Group>,
-    /// Its destination; without one the group is unprotected.
-    pub destination: Option<Destination>,
+    /// Its destinations, the one first that is preferred as the heir; without any the group is unprotected.
+    pub destinations: Vec<config::Peer>,
+    /// How they are reached; needed where there are any.
+    pub way: Option<Way>,
     /// Takes events: kind and detail.
     pub event: Tell,
-    /// Hears why the destination will not have the group's stream, and of the generation that it knows.
-    pub refused: Box<dyn Fn(Refusal, Generation) + Send + Sync>,
+    /// See [`Refused`].
+    pub refused: Refused,
     /// Number that spreads attempts to reconnect.
     pub chance: fn() -> u32,
 }
 
-/// Where a group is shipped to.
-pub struct Destination {
-    /// The node.
-    pub peer: config::Peer,
+/// How a node reaches others.
+pub struct Way {
     /// Who this node is.
     pub identity: Arc<TlsIdentity>,
-    /// How it reaches others.
+    /// What data travels over.
     pub fabrics: Arc<Fabrics>,
 }
 
@@ -90,24 +90,47 @@ struct Shared {
     setup: SourceSetup,
     syncer: Syncer,
     space: Arc<Space>,
-    ship: Arc<ShipStatus>,
+    commits: Arc<Commits>,
+    destinations: Vec<Arc<Destination>>,
     sampler: Arc<Sampler>,
-    stop: AtomicBool,
-    link: Mutex<LinkInfo>,
-    changed: Condvar,
+    table: Arc<Table>,
+    flow: Mutex<()>,
+    stop: Mutex<bool>,
+    stopped: Condvar,
 }
+
 impl Source {
     /// Starts to ship. The threads run until the source is dropped.
     pub fn start(setup: SourceSetup) -> io::Result<Source> {
         let (group, name) = (setup.group.clone(), setup.group.name().to_owned());
+        let peers = setup.destinations.iter().cloned().enumerate();
+        let destinations: Vec<_> =
+            peers.map(|(index, peer)| Arc::new(Destination::new(peer, index))).collect();
+        let over = group.config().commit_over;
+        let waits = group.config().commit > Level::Local;
+        let enough = if waits { over.of(destinations.len()) } else { 0 };
+        let space = Space::new(
+            group.log().clone(),
+            (destinations.len(), usize::from(group.config().archive.is_some())),
+            enough,
+            !group.resumed(),
+        );
+        let regions = GroupRegions {
+            group: group.clone(),
+            destinations: destinations.clone(),
+            space: space.clone(),
+            identity: setup.way.as_ref().map(|way| way.identity.clone()),
+        };
         let shared = Arc::new(Shared {
-            syncer: Syncer::start(&name, Arc::new(GroupRegions(group.clone())))?,
-            space: Space::new(group.log().clone(), consumers(&setup)),
-            ship: Arc::default(),
+            syncer: Syncer::start(&name, Arc::new(regions))?,
+            space,
+            commits: Arc::new(Commits::new(group.log().clone(), over, destinations.len())),
+            destinations,
             sampler: Arc::default(),
-            stop: AtomicBool::new(false),
-            link: Mutex::default(),
-            changed: Condvar::new(),
+            table: Arc::new(Table::new(group.clone())),
+            flow: Mutex::new(()),
+            stop: Mutex::new(false),
+            stopped: Condvar::new(),
             setup,
         });
         let archiver = group.config().archive.as_ref().map(|config| shared.start_archiver(config));
@@ -119,8 +142,10 @@ impl Source {
             let seek = shared.clone();
             source.threads.push(spawn(format!("seek-{name}"), move || seek.seek())?);
         }
-        if shared.setup.destination.is_some() {
-            source.threads.push(spawn(format!("link-{name}"), move || shared.keep_link())?);
+        for to in &shared.destinations {
+            let (shared, to) = (shared.clone(), to.clone());
+            let thread = format!("link-{name}-{}", to.peer.name);
+            source.threads.push(spawn(thread, move || shared.keep_link(&to))?);
         }
         Ok(source)
     }
@@ -130,59 +155,61 @@ impl Source {
         self.shared.syncer.requester()
     }
 
-    /// Waits until everything published is durable at the destination; what is missing at the deadline, as a sentence. A link
-    /// that is down is waited for while it may be made: until the destination refuses, or an attempt that began meanwhile fails.
+    /// Waits until everything published is durable at each destination that counts; what is missing everywhere at the deadline, as
+    /// a sentence. Where none counts, a link that is down is waited for while it may be made: until the destination refuses, or
+    /// an attempt that began meanwhile fails.
     pub fn finish(&self, deadline: Instant) -> Option<String> {
+        let all = &self.shared.destinations;
         let published = self.shared.setup.group.log().published();
-        let failures = self.shared.link().failures;
+        let failures: Vec<u64> = all.iter().map(|to| to.link().failures).collect();
         loop {
-            let ship = self.shared.ship.view();
-            if ship.counts && ship.durable >= published {
-                return None;
-            }
-            let link = self.shared.link().clone();
-            // The first of the failures may be that of an attempt which had begun before.
-            if link.refused || !link.connected && link.failures >= failures + 2 {
-                return Some(NO_DESTINATION.into());
-            }
-            if Instant::now() >= deadline {
-                if !link.connected {
-                    return Some(NO_DESTINATION.into());
-                }
-                let missing = published.since(ship.durable);
-                return Some(format!("{missing} bytes of the log are not durable at the destination"));
+            let left: Vec<Left> = all.iter().zip(&failures).map(|(to, f)| to.left(published, *f)).collect();
+            if let Some(verdict) = verdict(&left, Instant::now() >= deadline) {
+                return verdict;
             }
             self.shared.sleep(FINISH_LOOK);
         }
     }
 
-    /// Brings everything published to the destination. The application must not run, and the group has to be
-    /// [held still](Group::hold_still). Ends once `cancel` is set.
-    pub fn ship_tail(&self, cancel: &AtomicBool, deadline: Instant) -> Result<Tail, GaspError> {
+    /// Brings everything published to the destinations, and says which of `heirs` holds it all first. The
+    /// application must not run, and the group has to be [held still](Group::hold_still). Ends once `cancel` is set.
+    pub fn ship_tail(
+        &self,
+        heirs: &[NodeName],
+        cancel: &AtomicBool,
+        deadline: Instant,
+    ) -> Result<(NodeName, Tail), GaspError> {
         let shared = &self.shared;
         let group = &shared.setup.group;
-        let ship = || gasp::ship_tail(group.log(), &shared.ship, &shared.syncer, cancel, deadline);
-        let tail = ship()?;
+        let find = |heir: &NodeName| shared.destinations.iter().find(|to| to.peer.name == heir.0);
+        let (heirs, streams): (Vec<_>, Vec<_>) =
+            heirs.iter().filter_map(|heir| Some((heir, find(heir)?.ship.clone()))).unzip();
+        let ship =
+            |copying| gasp::ship_tail(group.log(), &streams, &shared.syncer, copying, cancel, deadline);
+        let (_, tail) = ship(true)?;
         // Not before anything was shipped: whoever is recording may be waiting for a disk.
         group.await_stillness();
-        let end = ship()?;
-        Ok(Tail { lsn: end.lsn, digest: end.digest, ..tail })
+        shared.syncer.await_stillness();
+        let (heir, end) = ship(false)?;
+        Ok((heirs[heir].clone(), Tail { lsn: end.lsn, digest: end.digest, ..tail }))
     }
 
-    /// What a last gasp would wait for at this instant.
-    pub fn held_up(&self) -> Option<HeldUp> {
+    /// What a last gasp would wait for at this instant: of those that may be the heir, the one that is nearest to having all.
+    pub fn held_up(&self, heirs: &[NodeName]) -> Option<HeldUp> {
         let shared = &self.shared;
-        gasp::held_up(shared.setup.group.log(), &shared.ship, &shared.syncer)
+        let held_up =
+            |to: &Arc<Destination>| gasp::held_up(shared.setup.group.log(), &to.ship, &shared.syncer);
+        let may = |to: &&Arc<Destination>| heirs.iter().any(|heir| heir.0 == to.peer.name);
+        let all = shared.destinations.iter().filter(may).map(held_up).min_by_key(gasp::distance);
+        all.unwrap_or(Some(HeldUp::NotCounting))
     }
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
         drop(self.archiver.take());
-        self.shared.stop.store(true, Ordering::Release);
-        // Under the lock, so that nobody is between looking at the flag and sleeping.
-        drop(self.shared.link());
-        self.shared.changed.notify_all();
+        *lock(&self.shared.stop) = true;
+        self.shared.stopped.notify_all();
         self.shared.setup.group.log().wake_agent(SleepDepth::Nap);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -195,13 +222,14 @@ impl Shared {
         let log = self.setup.group.log();
         let mut before = LinkState::None;
         let mut stuck = Stuck::default();
-        while !self.stop.load(Ordering::Acquire) {
+        while !self.stops() {
             let now = self.link_state();
             log.beat(boottime(), std::process::id(), now);
             if stuck.is(log) {
                 self.setup.group.bury_dead_appenders();
             }
-            if self.setup.destination.is_none() && !log.is_ahead() && log.has_open_gap() {
+            self.space.in_the_way(self.syncer.waits_for_room()).into_iter().for_each(|who| self.shed(who));
+            if self.destinations.is_empty() && !log.is_ahead() && log.has_open_gap() {
                 // Nobody acknowledges, so nobody waits for the copy either.
                 log.end_gap(log.tail());
             }
@@ -218,7 +246,7 @@ impl Shared {
         let mut pause = SEEK;
         loop {
             self.sleep(pause);
-            if self.stop.load(Ordering::Acquire) {
+            if self.stops() {
                 return;
             }
             let began = Instant::now();
@@ -228,22 +256,32 @@ impl Shared {
     }
 
     fn link_state(&self) -> LinkState {
-        match &self.setup.destination {
-            None => LinkState::None,
-            Some(_) if self.ship.view().counts => LinkState::Counting,
-            Some(_) if self.link().connected => LinkState::Syncing,
-            Some(_) => LinkState::Down,
+        let any = |is: fn(&Destination) -> bool| self.destinations.iter().any(|to| is(to));
+        match self.destinations.is_empty() {
+            true => LinkState::None,
+            false if self.anyone_counts() => LinkState::Counting,
+            false if any(|to| to.link().connected) => LinkState::Syncing,
+            false => LinkState::Down,
         }
+    }
+
+    fn anyone_counts(&self) -> bool {
+        self.destinations.iter().any(|to| to.ship.view().counts)
+    }
+
+    /// A link was made or lost: whether anybody takes records now.
+    fn tell_flow(&self) {
+        let _one_at_a_time = lock(&self.flow);
+        self.syncer.set_flowing(self.destinations.iter().any(|to| to.link().connected));
+    }
+
+    fn stops(&self) -> bool {
+        *lock(&self.stop)
     }
 
     /// Sleeps, unless told to stop.
     fn sleep(&self, time: Duration) {
-        let link = self.link();
-        drop(self.changed.wait_timeout_while(link, time, |_| !self.stop.load(Ordering::Acquire)));
-    }
-
-    fn link(&self) -> MutexGuard<'_, LinkInfo> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+        drop(self.stopped.wait_timeout_while(lock(&self.stop), time, |stop| !*stop));
     }
 }
 

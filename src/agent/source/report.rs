@@ -1,14 +1,14 @@
 //! The rows of the status document that a source answers for.
 
+use super::destination::Destination;
 use super::{Shared, Source};
 use crate::agent::clock::WallTime;
-use crate::agent::config;
 use crate::agent::status::{ArchiveStatus, DestinationState, DestinationStatus, Role, SyncStatus};
 
 impl Source {
-    /// The destination's row of the status document.
-    pub fn status(&self) -> Option<DestinationStatus> {
-        Some(self.shared.status(&self.shared.setup.destination.as_ref()?.peer))
+    /// The destinations' rows of the status document.
+    pub fn status(&self) -> Vec<DestinationStatus> {
+        self.shared.destinations.iter().map(|to| self.shared.status(to)).collect()
     }
 
     /// The archive's row of the status document.
@@ -25,8 +25,8 @@ impl Source {
 }
 
 impl Shared {
-    fn status(&self, peer: &config::Peer) -> DestinationStatus {
-        let (link, ship, sync) = (self.link().clone(), self.ship.view(), self.syncer.view());
+    fn status(&self, to: &Destination) -> DestinationStatus {
+        let (link, ship, sync) = (to.link().clone(), to.ship.view(), self.syncer.view());
         let group = &self.setup.group;
         let published = group.log().published();
         let state = match link.connected {
@@ -39,10 +39,11 @@ impl Shared {
         let whole = log.is_whole();
         let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
         // One that is away keeps what it has; one that refuses may have lost it, and a copy that is owed is missing there.
-        let holds = ship.counts || (ship.holds && !link.connected && !link.refused && !sync.active);
+        let away = ship.holds && !link.connected && !link.refused && ship.durable >= sync.end_for_all;
+        let holds = ship.counts || away && !sync.for_all;
         let uncopied = if holds && whole { 0 } else { regions };
         DestinationStatus {
-            node: peer.name.clone(),
+            node: to.peer.name.clone(),
             role: Role::Source,
             generation: group.generation(),
             state,
@@ -55,12 +56,18 @@ impl Shared {
             fabric: link.fabric.map(str::to_owned),
             durability: link.durability.map(|d| d.to_string()),
             encrypted: link.encrypted,
-            staged: None,
+            memory: link.memory,
+            staged: link.staged,
             resumed: link.resumed,
             unprotected_writes: self.sampler.found(),
             unprotected_writes_recorded: self.sampler.recorded(),
-            sync: sync.active.then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
-            last_error: link.last_error.or(sync.error),
+            sync: (sync.for_all || sync.active && !ship.counts)
+                .then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
+            last_error: link
+                .fault
+                .map(|why| format!("{} cannot keep what it is sent: {why}", to.peer.name))
+                .or(link.last_error)
+                .or(sync.error),
             as_of: WallTime::now().to_string(),
         }
     }

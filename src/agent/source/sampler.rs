@@ -369,7 +369,7 @@ impl Records {
             _ => return,
         };
         let pages = (id, offset / PAGE as u64)..(id, end.div_ceil(PAGE as u64));
-        self.lock().range_mut(pages).for_each(|(_, touched)| *touched = Lsn(header.lsn));
+        self.lock().range_mut(pages).for_each(|(_, touched)| *touched = (*touched).max(Lsn(header.lsn)));
     }
 
     /// Forgets the suspicions of a region.

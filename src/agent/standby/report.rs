@@ -35,6 +35,7 @@ impl Standby {
             fabric: link.map(|_| self.config.fabric.name().to_owned()),
             durability: Some(self.durability.to_string()),
             encrypted: link.map(|l| l.endpoint.encrypted()),
+            memory: Some(self.memory),
             staged: Some(self.staged),
             resumed: None,
             unprotected_writes: 0,
@@ -64,6 +65,8 @@ pub(super) fn of(status: &ReplicaStatus) -> ReplicaReport {
         durable: status.durable,
         applied: status.cursor,
         digest: status.digest,
+        log: status.stream.log,
+        stream: status.stream.number,
         image: match status.image {
             _ if status.poisoned => ImageState::Poisoned,
             ImageHealth::None => ImageState::None,

@@ -23,7 +23,13 @@ fn standby(dir: &std::path::Path) -> Standby {
 }
 
 fn open() -> OpenGroup {
-    OpenGroup { group: "db".into(), id: GroupId([7; 16]), generation: Generation(1), ring_bytes: 64 << 10 }
+    OpenGroup {
+        group: "db".into(),
+        id: GroupId([7; 16]),
+        generation: Generation(1),
+        log: LogId(1),
+        ring_bytes: 64 << 10,
+    }
 }
 
 #[test]
@@ -43,7 +49,7 @@ fn a_revocation_voids_every_stream_whose_admission_was_asked_for_before_it() {
     let fabric = standby.fabrics.for_offer(&answer.offer, false).unwrap().clone();
     let _endpoint = fabric.connect(&answer.offer, Instant::now() + ACCEPT_WITHIN).unwrap();
     standby.revoke().unwrap();
-    let attached = standby.attach(opened, RemoteKey { key: 1, addr: 0, len: 4096 }, Lsn(0), true);
+    let attached = standby.attach(opened, RemoteKey { key: 1, addr: 0, len: 4096 }, Lsn(0), Some(1));
     assert!(matches!(attached, Answer::Refused { reason: Refusal::OutOfOrder, .. }), "{attached:?}");
     assert_eq!(standby.source(), None);
 }
@@ -123,7 +129,7 @@ fn a_source_that_cannot_be_kept_from_writing_is_not_revoked_and_nothing_is_opene
     let source = fabric.connect(&answer.offer, Instant::now() + ACCEPT_WITHIN).unwrap();
     let acks = Arc::new(SharedMem::anonymous(4096).unwrap());
     let acks = source.register(acks, RemoteAccess::Write).unwrap();
-    let attached = standby.attach(opened, acks.key(), Lsn(0), true);
+    let attached = standby.attach(opened, acks.key(), Lsn(0), Some(1));
     assert!(matches!(attached, Answer::Attached { .. }), "{attached:?}");
     let stuck = Arc::new(AtomicBool::new(true));
     {

@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 
 use super::DestinationState;
 use crate::agent::events::Kind;
+use crate::agent::unusable::UNUSABLE;
 use crate::failover::{Alarm, Note, Phase};
 
 const GUIDE: &str = include_str!("../../../docs/guide.md");
@@ -16,7 +17,7 @@ fn every_state_of_a_destination_is_in_the_guide() {
 #[test]
 fn every_state_of_a_group_is_in_the_guide() {
     every_word_is_there(&words::<Phase>());
-    every_word_is_there(&["opening".into(), "unprotected".into()]);
+    every_word_is_there(&["opening".into(), "unprotected".into(), UNUSABLE.into()]);
 }
 
 #[test]

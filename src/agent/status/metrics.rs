@@ -219,6 +219,7 @@ mod tests {
     use super::super::sample::status;
     use super::super::{ArchiveStatus, LogStatus, PowerStatus, SyncStatus};
     use super::*;
+    use crate::region::kind::MemoryKind;
     use crate::types::{Level, Lsn};
 
     /// With everything that has a metric.
@@ -242,6 +243,7 @@ mod tests {
             as_of: s.as_of.clone(),
         });
         group.log = Some(LogStatus {
+            memory: MemoryKind::Memfd,
             memory_bytes: 2 << 20,
             memory_limit_bytes: 9 << 20,
             ring_bytes: 64 << 20,

@@ -12,6 +12,7 @@ pub mod text;
 
 use serde::{Deserialize, Serialize};
 
+use crate::region::kind::MemoryKind;
 use crate::types::{Generation, Level, Lsn, RegionId};
 
 /// The document.
@@ -134,12 +135,13 @@ pub struct GroupStatus {
     /// Generation known here.
     pub generation: Generation,
     /// One word for how it is: the phase of the group's state machine, or `opening` before that stands, or `unprotected` for a
-    /// group without destinations. `docs/guide.md` lists them.
+    /// group without destinations, or `unusable` for one that could not be opened. `docs/guide.md` lists them.
     pub state: String,
     /// What the application is frozen by: `cgroup2`, `cgroup1`, or `signals` (SIGSTOP); none if nothing here would.
     pub supervision: Option<String>,
-    /// In a group without destinations: why its command could not be started, or is not started again.
-    pub command_error: Option<String>,
+    /// Why the group could not be opened; in one without destinations, why its command could not be started, or is not started again;
+    /// in another one, why what it decides cannot be stored at present, so that it decides nothing.
+    pub error: Option<String>,
     /// The application's processes that are attached.
     pub sessions: Vec<SessionStatus>,
     /// What is protected.
@@ -197,6 +199,8 @@ pub struct RegionStatus {
     pub path: String,
     /// Bytes.
     pub len: u64,
+    /// What the file is; none if the kernel does not tell.
+    pub memory: Option<MemoryKind>,
     /// Whether a process has mapped it at some time: such a file is searched for unprotected writes only once no program has it
     /// open any more and its time of modification moves.
     pub mapped: bool,
@@ -214,6 +218,8 @@ pub struct UnprotectedFile {
 /// The log region.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogStatus {
+    /// What the ring is. Every record is shipped from there, and every adapter takes it as it is: a source stages nothing.
+    pub memory: MemoryKind,
     /// Bytes of the ring.
     pub ring_bytes: u64,
     /// Bytes of memory that the log region takes at present: ring, slot table, dirty bitmap, region table.
@@ -274,8 +280,10 @@ pub struct DestinationStatus {
     pub durability: Option<String>,
     /// Whether the data travels encrypted; none while unconnected.
     pub encrypted: Option<bool>,
-    /// At the destination: whether records land in memory beside the replica's files first, since the adapter cannot be
-    /// given memory of these; false: they land where they stay. None at the source.
+    /// What the landing ring at the destination lies on; at the source none while unconnected.
+    pub memory: Option<MemoryKind>,
+    /// Whether records land in memory beside the destination's files first, since its adapter cannot be given memory of
+    /// these; false: they land where they stay. At the source none while unconnected.
     pub staged: Option<bool>,
     /// At the source: whether the present connection went on where the image ended, from the log's ring; false: it began
     /// with a copy of everything. None while unconnected.

@@ -3,9 +3,12 @@
 use std::fmt::Write;
 
 use super::{
-    DestinationState, DestinationStatus, GroupStatus, LogStatus, RdmaStatus, Role, Status, SyncStatus,
+    DestinationState, DestinationStatus, GroupStatus, LogStatus, RdmaStatus, RegionStatus, Role, Status,
+    SyncStatus,
 };
 use crate::agent::config::format_bytes;
+use crate::agent::unusable::UNUSABLE;
+use crate::region::kind::MemoryKind;
 
 /// `status` as text, ending with a newline.
 pub fn render(status: &Status) -> String {
@@ -63,6 +66,10 @@ fn render_group(out: &mut String, group: &GroupStatus) {
         0 => "nothing protected".into(),
         n => format!("{n} region{} of {}", plural(n), format_bytes(group.region_bytes())),
     };
+    let regions = match kinds(&group.regions) {
+        kinds if kinds.is_empty() => regions,
+        kinds => format!("{regions} ({kinds})"),
+    };
     let sessions = match group.sessions.len() {
         0 => String::new(),
         n => format!(", {n} process{}", if n == 1 { "" } else { "es" }),
@@ -74,8 +81,15 @@ fn render_group(out: &mut String, group: &GroupStatus) {
             group.name, group.state, group.generation
         ),
     );
-    if let Some(error) = &group.command_error {
-        push(out, format_args!("  ! the command does not run: {error}"));
+    match &group.error {
+        Some(error) if group.state == UNUSABLE => {
+            push(out, format_args!("  ! UNPROTECTED: it could not be opened: {error}"))
+        }
+        Some(error) if group.destinations.is_empty() => {
+            push(out, format_args!("  ! the command does not run: {error}"))
+        }
+        Some(error) => push(out, format_args!("  ! nothing is decided: {error}")),
+        None => {}
     }
     if let Some(log) = &group.log {
         render_log(out, log);
@@ -98,7 +112,8 @@ fn render_group(out: &mut String, group: &GroupStatus) {
     for destination in &group.destinations {
         render_destination(out, destination);
     }
-    if group.role == Role::Source && !group.destinations.iter().any(counts) {
+    let unprotected = group.role == Role::Source && !group.destinations.iter().any(counts);
+    if unprotected && group.state != UNUSABLE {
         push(out, format_args!("  ! UNPROTECTED: no destination holds a copy that counts"));
     }
 }
@@ -106,7 +121,7 @@ fn render_group(out: &mut String, group: &GroupStatus) {
 fn render_log(out: &mut String, log: &LogStatus) {
     let used = percent(log.used_bytes, log.ring_bytes);
     let ahead = if log.ahead { "  ! the application is ahead of the log" } else { "" };
-    push(out, format_args!("  log  {used} of {} used{ahead}", format_bytes(log.ring_bytes)));
+    push(out, format_args!("  log  {used} of {} used ({}){ahead}", format_bytes(log.ring_bytes), log.memory));
     if log.commits_given_up > 0 {
         let now = if log.commits_wait { "they wait again" } else { "they do not wait now" };
         let (count, level) = (log.commits_given_up, log.commit);
@@ -127,7 +142,7 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
     let mut link = vec![d.fabric.clone().unwrap_or_else(|| "not connected".into())];
     link.extend(d.durability.clone());
     link.extend(d.encrypted.map(|yes| if yes { "encrypted".into() } else { "NOT encrypted".into() }));
-    link.extend(d.staged.filter(|staged| *staged).map(|_| "staged".into()));
+    link.extend(d.memory.map(|kind| landing(kind, d.staged)));
     let rate = d.drain_bytes_per_s.map_or(String::new(), |r| format!("  drains {}/s", format_bytes(r)));
     push(
         out,
@@ -170,6 +185,22 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
     if let Some(error) = &d.last_error {
         push(out, format_args!("    ! {error}"));
     }
+}
+
+/// `into fsdax, staged`
+fn landing(kind: MemoryKind, staged: Option<bool>) -> String {
+    match staged {
+        Some(true) => format!("into {kind}, staged"),
+        _ => format!("into {kind}"),
+    }
+}
+
+/// `fsdax`, or `fsdax, tmpfs` where files are of several kinds.
+fn kinds(regions: &[RegionStatus]) -> String {
+    let mut kinds: Vec<&str> = regions.iter().filter_map(|r| r.memory).map(MemoryKind::word).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds.join(", ")
 }
 
 fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
@@ -233,6 +264,7 @@ mod tests {
     use super::super::*;
     use super::render;
     use crate::agent::status::sample::status;
+    use crate::agent::unusable::UNUSABLE;
 
     #[test]
     fn a_healthy_group_takes_three_lines() {
@@ -240,8 +272,8 @@ mod tests {
             render(&status()),
             "alpha  pmemha 0.1.0  up 1 h 2 min  power not watched  2026-01-01T00:00:00.000000Z\n\
              \n\
-             db  source  running  generation 3  1 region of 8.00 MiB\n\
-             \x20 beta  streaming  exposure 1.00 KiB  drains 120 MiB/s  (tcp, disk, encrypted)\n\
+             db  source  running  generation 3  1 region of 8.00 MiB (fsdax)\n\
+             \x20 beta  streaming  exposure 1.00 KiB  drains 120 MiB/s  (tcp, disk, encrypted, into file)\n\
              \x20     published 10000  received all  durable -1.00 KiB  applied -4.00 KiB\n"
         );
     }
@@ -250,6 +282,7 @@ mod tests {
     fn drains_that_returned_without_their_level_are_told_of() {
         let mut s = status();
         s.groups[0].log = Some(LogStatus {
+            memory: MemoryKind::Memfd,
             memory_bytes: 2 << 20,
             memory_limit_bytes: 9 << 20,
             ring_bytes: 64 << 20,
@@ -273,19 +306,53 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_could_not_be_opened_says_why_and_once_that_it_is_unprotected() {
+        let mut s = status();
+        let group = &mut s.groups[0];
+        (group.state, group.error) = (UNUSABLE.into(), Some("its state is damaged".into()));
+        group.destinations.clear();
+        let text = render(&s);
+        assert!(text.contains("  ! UNPROTECTED: it could not be opened: its state is damaged\n"), "{text}");
+        assert_eq!(text.matches("UNPROTECTED").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn kinds_of_memory_are_named_at_either_end_and_what_is_staged_is_said() {
+        let mut s = status();
+        let region = s.groups[0].regions[0].clone();
+        s.groups[0].regions.push(RegionStatus { memory: Some(MemoryKind::Devdax), ..region.clone() });
+        s.groups[0].regions.push(region);
+        let row = &mut s.groups[0].destinations[0];
+        (row.memory, row.staged) = (Some(MemoryKind::Fsdax), Some(true));
+        let text = render(&s);
+        assert!(text.contains("3 regions of 24.0 MiB (devdax, fsdax)\n"), "{text}");
+        assert!(text.contains(", into fsdax, staged)\n"), "{text}");
+        let row = &mut s.groups[0].destinations[0];
+        (row.memory, row.staged) = (None, None);
+        assert!(
+            render(&s).contains("(tcp, disk, encrypted)\n"),
+            "nothing is known while there is no connection"
+        );
+    }
+
+    #[test]
     fn trouble_is_marked() {
         let mut s = status();
         let row = &mut s.groups[0].destinations[0];
         row.state = DestinationState::Syncing;
         row.sync = Some(SyncStatus { done_bytes: 1 << 30, total_bytes: 4 << 30 });
-        s.groups[0].command_error = Some("starting /db: no such file".into());
+        s.groups[0].error = Some("cannot store it: no space left".into());
         let row = &mut s.groups[0].destinations[0];
         row.last_error = Some("connection \x1b[31mlost".into());
         let text = render(&s);
         assert!(text.contains("! UNPROTECTED"), "{text}");
-        assert!(text.contains("\n  ! the command does not run: starting /db: no such file\n"), "{text}");
+        assert!(text.contains("\n  ! nothing is decided: cannot store it: no space left\n"), "{text}");
         assert!(text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB"), "{text}");
         assert!(text.contains("! connection [31mlost"), "{text}");
+        s.groups[0].destinations.clear();
+        s.groups[0].error = Some("starting /db: no such file".into());
+        let text = render(&s);
+        assert!(text.contains("\n  ! the command does not run: starting /db: no such file\n"), "{text}");
     }
 
     #[test]
@@ -352,6 +419,8 @@ mod tests {
             "fabric",
             "durability",
             "encrypted",
+            "memory",
+            "staged",
             "unprotected_writes",
             "last_error",
             "as_of",

@@ -19,13 +19,16 @@ pub struct Init {
     /// Directory to make; a subdirectory for each node goes to that node as /etc/pmemha
     #[arg(default_value = "pmemha-init")]
     dir: PathBuf,
-    /// A node as NAME=HOST:PORT; give it once or twice
+    /// A node as NAME=HOST:PORT; once for each
     #[arg(long = "node", value_name = "NAME=HOST:PORT", default_values = ["alpha=127.0.0.1:7475", "beta=127.0.0.1:7476"])]
     nodes: Vec<String>,
     /// Where the nodes will have their configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/pmemha")]
     install: PathBuf,
 }
+
+/// Most nodes at a time: a source and as many destinations as a group may have.
+const MAX_NODES: usize = 17;
 
 /// File name of a node's configuration.
 const CONFIGURATION: &str = "pmemhad.conf";
@@ -38,19 +41,23 @@ struct Node {
 impl Init {
     pub fn execute(self) -> Result<(), Failure> {
         let nodes = self.nodes.iter().map(|n| parse_node(n)).collect::<Result<Vec<_>, _>>()?;
-        if nodes.len() > 2 {
-            return Err(Failure::new(USAGE, "at most two nodes: a source and its destination"));
+        if nodes.len() > MAX_NODES {
+            return Err(Failure::new(
+                USAGE,
+                format!("at most {MAX_NODES} nodes: a source and its destinations"),
+            ));
         }
-        if let [one, other] = nodes.as_slice()
-            && one.name == other.name
-        {
-            return Err(Failure::new(USAGE, format!("--node: both are called {}", one.name)));
+        let named_before =
+            |(i, node): &(usize, &Node)| nodes[..*i].iter().any(|before| before.name == node.name);
+        if let Some((_, node)) = nodes.iter().enumerate().find(named_before) {
+            return Err(Failure::new(USAGE, format!("--node: two are called {}", node.name)));
         }
         // Before anything is made: what is wrong with a name or an address, the configuration's own check says.
         let configurations = nodes
             .iter()
             .map(|node| {
-                let text = configuration(&self.install, node, nodes.iter().find(|n| n.name != node.name));
+                let others: Vec<&Node> = nodes.iter().filter(|other| other.name != node.name).collect();
+                let text = configuration(&self.install, node, &others);
                 let checked = Config::parse(&text, Path::new(CONFIGURATION));
                 checked.map(|_| text).map_err(|e| Failure::new(USAGE, e))
             })
@@ -82,7 +89,7 @@ impl Init {
             ))?;
         }
         print(&format!(
-            "{}: keep it off the nodes, it makes certificates for new ones\n\
+            "{}: keep it off the nodes: whoever has it can make a node\n\
              Then: edit [[group]] in pmemhad.conf, `pmemhad check`, and start pmemhad on each node.\n",
             self.dir.join("ca.key").display()
         ))
@@ -97,15 +104,15 @@ fn parse_node(text: &str) -> Result<Node, Failure> {
 }
 
 /// A configuration with every key that most nodes need, the others commented out.
-fn configuration(install: &Path, node: &Node, other: Option<&Node>) -> String {
+fn configuration(install: &Path, node: &Node, others: &[&Node]) -> String {
     let install = install.display();
     let name = &node.name;
     let listen = match node.address.parse::<SocketAddr>() {
-        Ok(address) => format!("listen = \"{address}\"      # where the other node reaches this one\n"),
+        Ok(address) => format!("listen = \"{address}\"      # where the other nodes reach this one\n"),
         Err(_) => {
             let (host, port) = node.address.rsplit_once(':').unwrap_or((&node.address, "7475"));
             format!(
-                "listen = \"0.0.0.0:{port}\"\nadvertise = \"{host}\"      # where the other node reaches this one\n"
+                "listen = \"0.0.0.0:{port}\"\nadvertise = \"{host}\"      # where the other nodes reach this one\n"
             )
         }
     };
@@ -126,34 +133,48 @@ fn configuration(install: &Path, node: &Node, other: Option<&Node>) -> String {
          # [metrics]\n\
          # listen = \"127.0.0.1:9475\"         # for Prometheus; whoever reaches it may read it\n"
     );
-    let Some(other) = other else {
+    if others.is_empty() {
         text.push_str(
             "\n[[group]]\nname = \"example\"\nprotect = [\"/mnt/pmem/example/*.pool\"]\n# destinations = [\"beta\"]\n",
         );
         return text;
+    }
+    for Node { name, address } in others {
+        text.push_str(&format!("\n[[peer]]\nname = \"{name}\"\naddress = \"{address}\"\n"));
+    }
+    let quoted = |nodes: Vec<&str>| nodes.iter().map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(", ");
+    let destinations = quoted(others.iter().map(|n| n.name.as_str()).collect());
+    let over = match others.len() {
+        1 => "",
+        _ => {
+            "# commit_over = \"quorum\"           # of how many destinations commit speaks: any, quorum, all\n"
+        }
     };
-    let (other, address) = (&other.name, &other.address);
     text.push_str(&format!(
-        "\n[[peer]]\n\
-         name = \"{other}\"\n\
-         address = \"{address}\"\n\n\
-         # The application that runs here, and where it is kept safe.\n\
+        "\n# The application that runs here, and where it is kept safe.\n\
          [[group]]\n\
          name = \"from-{name}\"\n\
          protect = [\"/mnt/pmem/{name}/*.pool\"]\n\
-         destinations = [\"{other}\"]\n\
+         destinations = [{destinations}]\n\
          # users = [\"postgres\"]             # who may attach besides root\n\
          # log_size = \"64MiB\"\n\
          # commit = \"received\"              # every drain waits: local, received, durable, applied\n\
+         {over}\
          # on_death = \"failover\"            # or restart, none\n\
-         # command = [\"/usr/bin/program\"]   # started and supervised by pmemhad\n\n\
-         # The other node's application, kept safe here.\n\
-         [[replica]]\n\
-         group = \"from-{other}\"\n\
-         from = [\"{other}\"]\n\
-         dir = \"/var/lib/pmemha-replica/from-{other}\"\n\
-         # paths = {{ \"/mnt/pmem/{other}\" = \"/mnt/pmem/{other}\" }}\n\
-         # start = [\"/usr/bin/program\"]     # after a promotion\n"
+         # command = [\"/usr/bin/program\"]   # started and supervised by pmemhad\n"
     ));
+    for Node { name: other, .. } in others {
+        let owners = others.iter().map(|n| n.name.as_str()).filter(|owner| owner != other);
+        let from = quoted([other.as_str()].into_iter().chain(owners).collect());
+        text.push_str(&format!(
+            "\n# The application of {other}, kept safe here.\n\
+             [[replica]]\n\
+             group = \"from-{other}\"\n\
+             from = [{from}]                   # every node that may own it one day\n\
+             dir = \"/var/lib/pmemha-replica/from-{other}\"\n\
+             # paths = {{ \"/mnt/pmem/{other}\" = \"/mnt/pmem/{other}\" }}\n\
+             # start = [\"/usr/bin/program\"]     # after a promotion\n"
+        ));
+    }
     text
 }

@@ -67,7 +67,7 @@ impl Story<'_> {
                 // A gasp may end without a word of its own, as when the agent has forgotten the events.
                 Err(SocketError::TimedOut) => match self.state()?.as_str() {
                     "handed_over" | "demoted" => Some(true),
-                    "freezing" | "saving" | "handing_over" | "refreezing" | "cancelling" => {
+                    state if GASPING.contains(&state) => {
                         idle = false;
                         None
                     }
@@ -107,7 +107,11 @@ impl Story<'_> {
             ("milestone", "gasp_called_off") => {
                 ("called off: the application runs on here".into(), Some(false))
             }
-            ("milestone", "ownership_returned") => ("the heir has given the group back".into(), Some(false)),
+            ("milestone", "ownership_returned") => {
+                // On battery it goes to another one next.
+                let goes_on = GASPING.contains(&&*self.state()?);
+                ("the heir has given the group back".into(), (!goes_on).then_some(false))
+            }
             ("milestone", "application_ended") => ("the application has ended".into(), None),
             ("alarm", _) => (format!("! {}", detail["message"].as_str().unwrap_or(what)), None),
             _ => return Ok(None),
@@ -133,6 +137,9 @@ impl Story<'_> {
         }
     }
 }
+
+/// States of a group between the beginning of a last gasp and its end.
+const GASPING: [&str; 5] = ["freezing", "saving", "handing_over", "refreezing", "cancelling"];
 
 /// How long nothing may happen before the group's state is looked at.
 const LOOK: Duration = Duration::from_secs(2);

@@ -10,6 +10,7 @@ use super::exchange::End;
 use super::frame::MAX_READ;
 use super::link::Link;
 use super::requests::{NewWrite, Requests};
+use super::transmit::Transmitter;
 use crate::fabric::connection::LIMIT;
 use crate::fabric::meeting::Payload;
 use crate::fabric::meeting::Wire;
@@ -160,5 +161,8 @@ impl Drop for TcpEndpoint {
     fn drop(&mut self) {
         self.link.signals.doom(End::Closed);
         self.link.registry.close();
+        // Whoever sends just now reads the caller's memory, which may be something else's from here on.
+        lock(self.link.exchange()).finish(End::Closed, &self.link.peer);
+        self.link.with_transmitter(Transmitter::abandon);
     }
 }

@@ -26,6 +26,8 @@ pub struct Transmitter {
     sent: usize,
     /// Follows `gathered`.
     bulk: Option<Payload>,
+    /// A frame was left unfinished: nothing may follow it.
+    broken: bool,
 }
 
 /// How a run ended.
@@ -79,6 +81,11 @@ impl Transmitter {
         }
     }
 
+    /// Lets go of the caller's memory, whatever is unfinished.
+    pub fn abandon(&mut self) {
+        self.broken = self.bulk.take().is_some();
+    }
+
     fn at_boundary(&self) -> bool {
         self.sent == self.gathered.len() && self.bulk.is_none()
     }
@@ -109,6 +116,9 @@ impl Transmitter {
     }
 
     fn send(&mut self, wire: &Wire) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let head = &self.gathered[self.sent..];
         let taken = wire.send(head, self.bulk.as_ref())?;
         let of_head = taken.min(head.len());

@@ -8,12 +8,45 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::VerbsError;
+use crate::file_id::FileId;
 
 /// Where the kernel lists its adapters.
 pub const SYSFS: &str = "/sys/class/infiniband";
+
+/// Where the kernel lists what programs open of its adapters.
+pub const SYSFS_VERBS: &str = "/sys/class/infiniband_verbs";
+
+/// An adapter's entry in the kernel's list of what programs may open, which is gone as soon as the adapter is being removed.
+///
+/// A kernel driver that can take an adapter from its users says so by an event. One that cannot, as Soft-RoCE's, lets them go on,
+/// tells them nothing, and has the removal wait until the last of them has closed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    path: PathBuf,
+    id: FileId,
+}
+
+impl Seat {
+    /// That of `device` in the list `verbs`; none if it is not there.
+    pub fn of(verbs: &Path, device: &str) -> Option<Seat> {
+        let mut entries = fs::read_dir(verbs).ok()?.flatten().map(|entry| entry.path());
+        let named =
+            |path: &PathBuf| fs::read_to_string(path.join("ibdev")).is_ok_and(|name| name.trim() == device);
+        let path = entries.find(named)?;
+        Some(Seat { id: FileId::at(&path).ok()?, path })
+    }
+
+    /// Whether the entry is gone, or another one's.
+    pub fn is_gone(&self) -> bool {
+        match FileId::at(&self.path) {
+            Ok(id) => id != self.id,
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
 
 /// What an operator may fix; the rule chooses the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -209,6 +242,24 @@ mod tests {
     fn chosen(gids: Vec<Gid>, local: Option<&str>) -> u8 {
         let local = local.map(|l| l.parse().unwrap());
         select(&[port("mlx5_0", gids)], &Choice::default(), local).unwrap().gid.index
+    }
+
+    #[test]
+    fn a_seat_is_gone_with_its_entry_and_also_where_another_adapter_has_taken_it() {
+        let verbs = tempfile::tempdir().unwrap();
+        let enter = |entry: &str, device: &str| {
+            fs::create_dir(verbs.path().join(entry)).unwrap();
+            fs::write(verbs.path().join(entry).join("ibdev"), format!("{device}\n")).unwrap();
+        };
+        enter("uverbs0", "mlx5_0");
+        enter("uverbs1", "mlx5_1");
+        assert_eq!(Seat::of(verbs.path(), "mlx5_2"), None);
+        let seat = Seat::of(verbs.path(), "mlx5_1").unwrap();
+        assert!(!seat.is_gone());
+        fs::rename(verbs.path().join("uverbs1"), verbs.path().join("away")).unwrap();
+        assert!(seat.is_gone());
+        enter("uverbs1", "mlx5_1");
+        assert!(seat.is_gone(), "the entry is another one's");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::ffi::ibv_mtu;
+
 /// Bytes of a [`Card`].
 pub const CARD: usize = size_of::<Card>();
 
@@ -13,7 +15,7 @@ const VERSION: u32 = 1;
 const MASK_24: u32 = (1 << 24) - 1;
 
 /// Highest code of a path's MTU: 5 stands for 4096 bytes.
-const MTU_MAX: u8 = 5;
+const MTU_MAX: u8 = ibv_mtu::IBV_MTU_4096 as u8;
 
 /// One end of a connection, as it introduces itself. Little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -30,12 +30,6 @@ const MAX_READS: i32 = 16;
 /// Longest piece of a request; adapters allow 2 GiB, and a shorter piece frees its place in the queue sooner.
 const MAX_MESSAGE: u32 = 1 << 30;
 
-/// `link_layer` of a port on Ethernet.
-const ETHERNET: u8 = 2;
-
-/// Flag of a port: packets need a global route header.
-const GRH_REQUIRED: u8 = 1;
-
 /// Which side of the control connection we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -105,12 +99,12 @@ fn open(selected: Selected) -> Result<Opened, FabricError> {
         qpn: pair.number(),
         psn: u32::from_le_bytes(random()?) >> 8,
         lid: port.lid,
-        ethernet: port.link_layer == ETHERNET,
+        ethernet: port.link_layer == ffi::IBV_LINK_LAYER_ETHERNET,
         v2: gid.kind == GidKind::V2,
         mtu: port.active_mtu as u8,
         reads_out: limits.max_qp_init_rd_atom.clamp(0, MAX_READS) as u8,
         reads_in: limits.max_qp_rd_atom.clamp(0, MAX_READS) as u8,
-        global: port.flags & GRH_REQUIRED != 0,
+        global: port.flags & ffi::IBV_QPF_GRH_REQUIRED != 0,
         gid: gid.address,
     };
     let max_message = port.max_msg_sz.min(MAX_MESSAGE) as usize;

@@ -4,19 +4,23 @@ use std::ffi::{CString, c_int};
 use std::io;
 use std::mem::{MaybeUninit, offset_of, zeroed};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use rdma_sys::ibv_event_type;
-
 use super::VerbsError;
-use super::ffi::{self, Library, ibv_async_event, ibv_context, ibv_device_attr, ibv_port_attr};
+use super::adapter::{SYSFS_VERBS, Seat};
+use super::ffi::{
+    self, Library, ibv_async_event, ibv_context, ibv_device_attr, ibv_event_type, ibv_port_attr,
+};
 
 /// An adapter, opened for one connection. Closed when the last thing made of it is gone.
 pub struct Context {
     library: &'static Library,
     raw: NonNull<ibv_context>,
     device: String,
+    /// None where the kernel does not show it.
+    seat: Option<Seat>,
 }
 
 // SAFETY: libibverbs may be called from any thread; what is not to be called at the same time is behind locks of ours.
@@ -41,6 +45,8 @@ impl Context {
         let library = ffi::library().map_err(|reason| VerbsError::Library { reason })?;
         let failed = |what: String| move |source| VerbsError::System { what, source };
         let name = CString::new(device).map_err(|_| VerbsError::NoDevice)?;
+        // Before it is opened: one that is removed from here on is seen to be gone.
+        let seat = Seat::of(Path::new(SYSFS_VERBS), device);
         let mut count: c_int = 0;
         // SAFETY: `count` is ours; the list is freed below.
         let list = unsafe { (library.ibv_get_device_list)(&mut count) };
@@ -66,7 +72,7 @@ impl Context {
                 "opening {device} (its provider is in the package ibverbs-providers; /dev/infiniband must be accessible)"
             ))(error)
         })?;
-        let context = Context { library, raw, device: device.to_owned() };
+        let context = Context { library, raw, device: device.to_owned(), seat };
         super::never_block(context.as_fd()).map_err(failed("making a descriptor non-blocking".to_owned()))?;
         Ok(Arc::new(context))
     }
@@ -74,6 +80,11 @@ impl Context {
     /// Its name.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Whether it is being removed, and waits for us to close it.
+    pub fn is_being_removed(&self) -> bool {
+        self.seat.as_ref().is_some_and(Seat::is_gone)
     }
 
     /// The library it was opened with.
@@ -180,10 +191,14 @@ mod tests {
             judged(ibv_event_type::IBV_EVENT_PORT_ERR),
             AsyncEvent::Fatal("rxe0 port 1 went down".into())
         );
-        assert_eq!(
-            judged(ibv_event_type::IBV_EVENT_DEVICE_FATAL),
-            AsyncEvent::Fatal("rxe0 reports: text".into())
-        );
+        let fatal = [
+            ibv_event_type::IBV_EVENT_DEVICE_FATAL,
+            ibv_event_type::IBV_EVENT_QP_FATAL,
+            ibv_event_type::IBV_EVENT_CQ_ERR,
+        ];
+        for event in fatal {
+            assert_eq!(judged(event), AsyncEvent::Fatal("rxe0 reports: text".into()));
+        }
         assert_eq!(judged(ibv_event_type::IBV_EVENT_GID_CHANGE), AsyncEvent::Note("text".into()));
         assert_eq!(judge(4_000, "unknown", "rxe0", 1), AsyncEvent::Note("unknown".into()));
     }

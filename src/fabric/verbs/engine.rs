@@ -2,7 +2,7 @@
 //! connection in an orderly way.
 //!
 //! It sleeps in `poll(2)` on four descriptors: the completion channel, the adapter's own events, the control connection,
-//! and a bell. An idle connection costs nothing.
+//! and a bell. Once a second it looks whether the adapter is being removed; otherwise an idle connection costs nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -20,12 +20,16 @@ use super::words::{WORD, Word};
 /// peer's word may come later than its adapter's.
 const WORD_WITHIN: Duration = Duration::from_millis(500);
 
+/// Time between two looks whether the adapter is being removed: not every adapter reports that.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How long the other side gets to read why its access ended.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Runs the connection until it ends.
 pub fn run(link: Arc<Link>) {
-    let mut engine = Engine { link, word: [0; WORD], have: 0, polls: 0, patience: None };
+    let mut engine =
+        Engine { link, word: [0; WORD], have: 0, polls: 0, patience: None, looked: Instant::now() };
     let end = engine.serve();
     let link = &engine.link;
     // From here on nothing lands, whatever comes.
@@ -48,6 +52,8 @@ struct Engine {
     polls: u64,
     /// Until when a failure waits for the peer's word.
     patience: Option<Instant>,
+    /// When it was last looked whether the adapter is being removed.
+    looked: Instant,
 }
 
 impl Engine {
@@ -92,8 +98,14 @@ impl Engine {
     }
 
     /// What the adapter reports by itself.
-    fn adapter(&self) -> Option<End> {
+    fn adapter(&mut self) -> Option<End> {
         let context = self.link.pair().domain().context();
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            if context.is_being_removed() {
+                return Some(End::Lost(format!("the adapter {} is being removed", context.device())));
+            }
+        }
         while let Some(event) = context.async_event() {
             match event {
                 AsyncEvent::PeerRefused => return Some(refused_to_peer()),
@@ -143,7 +155,8 @@ impl Engine {
     fn sleep(&mut self) -> io::Result<()> {
         let rest = self.link.rest(&mut self.polls);
         let word = self.patience.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout = rest.into_iter().chain(word).min().map(timespec);
+        let look = LOOK.saturating_sub(self.looked.elapsed());
+        let timeout = timespec(rest.into_iter().chain(word).fold(look, Duration::min));
         let link = &self.link;
         let (queue, adapter, bell) =
             (link.pair().queue(), link.pair().domain().context(), link.signals.bell());
@@ -153,7 +166,7 @@ impl Engine {
             PollFd::new(&link.wire, PollFlags::IN),
             PollFd::new(bell, PollFlags::IN),
         ];
-        match poll(&mut fds, timeout.as_ref()) {
+        match poll(&mut fds, Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             other => other?,
         };

@@ -3,24 +3,29 @@
 //! Nothing links against it: programs start on machines without rdma-core, and [`library`] says there why verbs is
 //! off. Types and the dispatchers that C has as inline functions (they go through the context's table of operations)
 //! come from `rdma-sys`; everything that libibverbs exports is looked up here, by the default version of its symbol.
-//! `tests/verbs_layout/` compares the layouts with what the C compiler makes of the installed headers.
+//! `tests/verbs_layout/` compares layouts and constants with what the C compiler makes of the installed headers.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 pub use rdma_sys::{
     ibv_access_flags, ibv_async_event, ibv_comp_channel, ibv_context, ibv_cq, ibv_device, ibv_device_attr,
-    ibv_gid, ibv_global_route, ibv_mr, ibv_pd, ibv_poll_cq, ibv_port_attr, ibv_post_recv, ibv_post_send,
-    ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_cap, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type,
-    ibv_recv_wr, ibv_req_notify_cq, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_opcode,
-    ibv_wc_status, ibv_wr_opcode,
+    ibv_event_type, ibv_gid, ibv_global_route, ibv_mr, ibv_mtu, ibv_pd, ibv_poll_cq, ibv_port_attr,
+    ibv_post_recv, ibv_post_send, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_cap, ibv_qp_init_attr,
+    ibv_qp_state, ibv_qp_type, ibv_recv_wr, ibv_req_notify_cq, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wc,
+    ibv_wc_opcode, ibv_wc_status, ibv_wr_opcode,
 };
 
 /// What libibverbs calls itself.
 const SONAME: &CStr = c"libibverbs.so.1";
 
-/// `ibv_is_fork_initialized`: fork is not safe yet. (1: it is; 2: the kernel sees to it.)
-pub const FORK_DISABLED: c_int = 0;
+// What the headers keep in nameless enumerations, by C's names: the test reads these lines.
+/// Of `ibv_is_fork_initialized`: fork is not safe yet. (1: it is; 2: the kernel sees to it.)
+const IBV_FORK_DISABLED: c_int = 0;
+/// `link_layer` of a port on Ethernet.
+pub const IBV_LINK_LAYER_ETHERNET: u8 = 2;
+/// Flag of a port: packets need a global route header.
+pub const IBV_QPF_GRH_REQUIRED: u8 = 1;
 
 macro_rules! library {
     ($($name:ident: fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
@@ -95,7 +100,7 @@ fn make_fork_safe(library: &Library) -> Result<(), String> {
     // SAFETY: both may be called at any time; nothing has been registered yet.
     let refused = unsafe {
         match (library.ibv_is_fork_initialized)() {
-            FORK_DISABLED => (library.ibv_fork_init)(),
+            IBV_FORK_DISABLED => (library.ibv_fork_init)(),
             _ => 0,
         }
     };

@@ -28,8 +28,9 @@ use super::queue::Queue;
 /// nothing, and spare it a pause where several fall together.
 pub const RECEIVES: usize = 256;
 
-/// Bytes that may travel inside a request, where the adapter has that: an acknowledgement cell and a small record.
-const INLINE: u32 = 256;
+/// Bytes that may travel inside a request, the most that the adapter has room for: an acknowledgement cell and a small record at
+/// best, a cell at least.
+const INLINE: [u32; 3] = [256, 128, 64];
 
 /// Unanswered packets are sent again after `4.096 us << TIMEOUT`, here 268 ms: far above what a loaded machine needs to
 /// answer, since an early repetition of bulk costs more than a late one.
@@ -99,8 +100,9 @@ impl Pair {
             let raw = unsafe { (domain.context().library().ibv_create_qp)(domain.raw(), &mut attr) };
             NonNull::new(raw).ok_or_else(io::Error::last_os_error).map(|raw| (raw, inline))
         };
-        // Adapters that have no room inside requests refuse to make some.
-        let (raw, inline) = with(INLINE).or_else(|_| with(0)).map_err(|source| VerbsError::System {
+        // Adapters refuse to make more room inside requests than they have.
+        let made = INLINE.into_iter().find_map(|inline| with(inline).ok()).map_or_else(|| with(0), Ok);
+        let (raw, inline) = made.map_err(|source| VerbsError::System {
             what: format!("{}: creating a queue pair", domain.context().device()),
             source,
         })?;

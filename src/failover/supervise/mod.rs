@@ -50,6 +50,16 @@ pub enum SuperviseError {
         /// The processes.
         pids: Vec<u32>,
     },
+    /// Processes of the application were not killed.
+    #[error(
+        "{name}: processes {pids:?} of it could not be taken in and were not killed: end them; until then it has not ended"
+    )]
+    Escaped {
+        /// The application.
+        name: String,
+        /// Its processes.
+        pids: Vec<u32>,
+    },
     /// Processes were left after killing.
     #[error("{name}: processes {pids:?} do not end although killed; they may wait for a device")]
     Undying {

@@ -45,6 +45,28 @@ impl Appender {
         file: BorrowedFd<'_>,
         stable: bool,
     ) -> Result<Lsn, AppendError> {
+        self.append_content(Kind::Data, (region, offset), len, file, stable)
+    }
+
+    /// Agent: as [`Appender::append_from_file`], as a part of a copy.
+    pub fn copy_from_file(
+        &self,
+        region: RegionId,
+        offset: u64,
+        len: usize,
+        file: BorrowedFd<'_>,
+    ) -> Result<Lsn, AppendError> {
+        self.append_content(Kind::CopyData, (region, offset), len, file, true)
+    }
+
+    fn append_content(
+        &self,
+        kind: Kind,
+        (region, offset): (RegionId, u64),
+        len: usize,
+        file: BorrowedFd<'_>,
+        stable: bool,
+    ) -> Result<Lsn, AppendError> {
         let content = Content::of(&file)?;
         let len = (len as u64).min(content.size().saturating_sub(offset)) as usize;
         let mut end = self.log.tail();
@@ -54,7 +76,7 @@ impl Appender {
             let n = (len - done).min(self.max_payload);
             let at = offset + done as u64;
             bring_to_memory(&content, at, n)?;
-            match self.append_piece((region, at), n, &content, stable) {
+            match self.append_piece(kind, (region, at), n, &content, stable) {
                 Ok(next) => {
                     end = next;
                     done += n;
@@ -128,9 +150,10 @@ impl Appender {
         super::FILLING.set(super::FILLING.get() - 1);
     }
 
-    /// One record of [`Appender::append_from_file`].
+    /// One record of content.
     fn append_piece(
         &self,
+        kind: Kind,
         (region, offset): (RegionId, u64),
         len: usize,
         content: &Content<'_>,
@@ -148,7 +171,7 @@ impl Appender {
             self.give_up(&slot);
             return Err(error.into());
         }
-        self.finish(&slot, header, Kind::Data, region, offset);
+        self.finish(&slot, header, kind, region, offset);
         self.await_lower(slot.lsn, slot.lsn + slot.span);
         Ok(Lsn(slot.lsn + slot.span))
     }

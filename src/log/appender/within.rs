@@ -16,7 +16,7 @@ use rustix::fs::{FileType, fstat};
 use super::{Ahead, AppendError, Appender};
 use crate::log::format::{Kind, MAX_REGION_BYTES, OFFSET_BITS, SHRINKS, cell};
 use crate::log::region::LogRegion;
-use crate::types::RegionId;
+use crate::types::{Lsn, RegionId};
 
 impl Appender {
     /// Appends a record of what `act` does, which runs while the record's place is held; if it says that it did nothing, the
@@ -32,16 +32,28 @@ impl Appender {
         payload: &[u8],
         act: impl FnOnce() -> bool,
     ) -> Result<(), Ahead> {
+        self.append_at(kind, region, offset, payload, |_| act())
+    }
+
+    /// As [`Appender::append_around`]; `act` is told where the record's place begins, if it has one.
+    pub fn append_at(
+        &self,
+        kind: Kind,
+        region: RegionId,
+        offset: u64,
+        payload: &[u8],
+        act: impl FnOnce(Option<Lsn>) -> bool,
+    ) -> Result<(), Ahead> {
         assert!(payload.len() <= self.max_payload, "payload of {} bytes", payload.len());
         assert!(offset >> OFFSET_BITS == 0, "offset {offset} is beyond the largest region");
         let slot = match self.reserve(payload.len()) {
             Ok(slot) => slot,
             Err(ahead) => {
-                act();
+                act(None);
                 return Err(ahead);
             }
         };
-        if !act() {
+        if !act(Some(Lsn(slot.lsn))) {
             self.give_up(&slot);
             return Ok(());
         }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::remedy;
 use crate::types::{Generation, GroupId, Lsn};
 
 pub use reader::{ArchivedRecord, SegmentReader};
@@ -28,7 +29,7 @@ const PREFIX: &str = "seg-";
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentError {
     /// The system refused.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     Io {
         /// What was attempted.
         what: &'static str,

@@ -129,16 +129,17 @@ fn fill(file: &mut impl Read, into: &mut [u8]) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::SegmentWriter;
     use super::*;
     use crate::log::format::{Kind, RecordHeader, SlotState};
     use crate::types::{Generation, RegionId};
     use zerocopy::IntoBytes;
 
-    const ID: SegmentId = SegmentId { group: GroupId([3; 16]), generation: Generation(2), first: Lsn(64) };
+    pub const ID: SegmentId =
+        SegmentId { group: GroupId([3; 16]), generation: Generation(2), first: Lsn(64) };
 
-    fn record(lsn: Lsn, payload: &[u8]) -> Vec<u8> {
+    pub fn record(lsn: Lsn, payload: &[u8]) -> Vec<u8> {
         let mut header = RecordHeader {
             lsn: lsn.0,
             len: payload.len() as u32,

@@ -1,6 +1,6 @@
 //! Writing a segment: batches one after the other, durable at [`SegmentWriter::sync`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::IoSlice;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ pub struct SegmentWriter {
     bytes: u64,
     end: Lsn,
     durable: Lsn,
+    /// Bytes of the file up to there.
+    durable_bytes: u64,
     /// A write failed: the file's end is unknown until it is opened again.
     broken: bool,
 }
@@ -29,16 +31,10 @@ impl SegmentWriter {
     /// A new segment in `dir`.
     pub fn create(dir: &Path, id: SegmentId, time_ns: u64) -> Result<SegmentWriter, SegmentError> {
         let path = dir.join(SegmentId::file_name(id.first));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
+        let file = create_with_header(dir, &path, FileHeader::new(id, time_ns).as_bytes())
             .map_err(SegmentError::io("create", &path))?;
-        let write = file.write_all(FileHeader::new(id, time_ns).as_bytes());
-        let done = write.and_then(|()| file.sync_all()).and_then(|()| File::open(dir)?.sync_all());
-        done.map_err(SegmentError::io("write", &path))?;
         let (bytes, end) = (FILE_HEADER as u64, id.first);
-        Ok(SegmentWriter { path, file, id, bytes, end, durable: end, broken: false })
+        Ok(SegmentWriter { path, file, id, bytes, end, durable: end, durable_bytes: bytes, broken: false })
     }
 
     /// Goes on with a segment: what a crash cut short at its end is cut off.
@@ -50,7 +46,8 @@ impl SegmentWriter {
         let seek = std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(bytes));
         let done = file.set_len(bytes).and(seek).and_then(|_| file.sync_all());
         done.map_err(SegmentError::io("cut", path))?;
-        Ok(SegmentWriter { path: path.to_owned(), file, id, bytes, end, durable: end, broken: false })
+        let (path, durable) = (path.to_owned(), end);
+        Ok(SegmentWriter { path, file, id, bytes, end, durable, durable_bytes: bytes, broken: false })
     }
 
     /// Appends a batch of sealed records, the first of which stands at [`SegmentWriter::end`].
@@ -62,6 +59,9 @@ impl SegmentWriter {
         let end = whole_records(records, self.id, lsn).ok_or(SegmentError::BadBatch { lsn })?;
         if self.broken {
             *self = SegmentWriter::open(&self.path, self.id.group)?;
+            if self.end != lsn {
+                return Err(SegmentError::BadBatch { lsn });
+            }
         }
         let header = BatchHeader::new(lsn, records.len() as u64, time_ns);
         self.broken = true;
@@ -73,11 +73,18 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Makes everything appended durable; returns its end.
+    /// Makes everything appended durable; returns its end. What could not be made durable is cut off: the kernel takes pages whose
+    /// writing failed for written, so whoever opens the file would find it, and sync it, in vain.
     pub fn sync(&mut self) -> Result<Lsn, SegmentError> {
         if self.durable < self.end {
-            self.file.sync_data().map_err(SegmentError::io("sync", &self.path))?;
-            self.durable = self.end;
+            if let Err(source) = self.file.sync_data() {
+                self.broken = true;
+                let cut = OpenOptions::new().write(true).open(&self.path);
+                cut.and_then(|file| file.set_len(self.durable_bytes))
+                    .map_err(SegmentError::io("cut what could not be made durable off", &self.path))?;
+                return Err(SegmentError::io("sync", &self.path)(source));
+            }
+            (self.durable, self.durable_bytes) = (self.end, self.bytes);
         }
         Ok(self.durable)
     }
@@ -108,6 +115,23 @@ impl SegmentWriter {
     }
 }
 
+/// A new file at `path` in `dir` with this header: it is there whole or not at all, also where the disk is full.
+fn create_with_header(dir: &Path, path: &Path, header: &[u8]) -> std::io::Result<File> {
+    if path.try_exists()? {
+        return Err(std::io::ErrorKind::AlreadyExists.into());
+    }
+    let beside = dir.join(BESIDE);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&beside)?;
+    file.write_all(header)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    File::open(dir)?.sync_all()?;
+    Ok(file)
+}
+
+/// Where a segment has its header written before it gets its name.
+const BESIDE: &str = "segment.new";
+
 /// The end of `records` if they are whole records from `lsn` on, nothing else, and not too many for a batch.
 fn whole_records(records: &[u8], id: SegmentId, lsn: Lsn) -> Option<Lsn> {
     let end = Lsn(lsn.0.checked_add(records.len() as u64)?);
@@ -128,4 +152,33 @@ fn write_both(file: &mut File, head: &[u8], body: &[u8]) -> std::io::Result<()> 
         file.write_all(&head[n..])?;
     }
     file.write_all(&body[n.saturating_sub(head.len())..])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::super::reader::tests::{ID, record};
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_made_durable_is_not_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = SegmentWriter::create(dir.path(), ID, 5).unwrap();
+        writer.append(&record(ID.first, b"one"), 10).unwrap();
+        let durable = writer.sync().unwrap();
+        writer.append(&record(durable, b"two"), 20).unwrap();
+        // Nothing can be synced through a pipe.
+        let (_read, pipe) = std::io::pipe().unwrap();
+        writer.file = OwnedFd::from(pipe).into();
+        writer.sync().unwrap_err();
+        assert!(matches!(
+            writer.append(&record(writer.end(), b"more"), 30),
+            Err(SegmentError::BadBatch { .. })
+        ));
+        let mut again = SegmentWriter::open(writer.path(), ID.group).unwrap();
+        assert_eq!((again.end(), again.durable()), (durable, durable));
+        again.append(&record(durable, b"two, again"), 40).unwrap();
+        assert!(again.sync().unwrap() > durable);
+    }
 }

@@ -1,7 +1,8 @@
 //! Written pages by the kernel's soft-dirty bits, for kernels before 6.7 that are built with them.
 //!
 //! The bits are read and cleared in two steps, for the whole process at once. A store of another thread between the two
-//! would be lost. So the bits are believed only while this process has one thread; otherwise digests decide.
+//! would be lost. So the bits are cleared and believed only while this process has one thread; otherwise digests decide. They
+//! decide also of a page without a table entry: reclaim takes the bit along with the entry.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,11 +21,15 @@ pub struct SoftDirty {
     watched: Ranges,
     /// Written pages of ranges that nobody asked for when the bits were cleared.
     pending: Ranges,
+    /// Pages that had no table entry then.
+    lost: Ranges,
     digests: Digests,
 }
 
-/// Of a pagemap entry.
+// Of a pagemap entry.
 const SOFT_DIRTY: u64 = 1 << 55;
+const SWAPPED: u64 = 1 << 62;
+const PRESENT: u64 = 1 << 63;
 
 /// Pagemap entries that are read at once.
 const ENTRIES: usize = 512;
@@ -39,6 +44,7 @@ impl SoftDirty {
             clear_refs,
             watched: Ranges::default(),
             pending: Ranges::default(),
+            lost: Ranges::default(),
             digests: Digests::new(),
         };
         soft.try_out()?;
@@ -55,10 +61,10 @@ impl SoftDirty {
             // SAFETY: the page is mapped and ours.
             unsafe { page.cast::<u8>().write_volatile(1) };
             self.clear()?;
-            let clean = self.written(at, at + PAGE)?.is_empty();
+            let clean = self.pages(at, at + PAGE, is_written)?.is_empty();
             // SAFETY: as above.
             unsafe { page.cast::<u8>().write_volatile(2) };
-            Ok::<_, io::Error>(clean && !self.written(at, at + PAGE)?.is_empty())
+            Ok::<_, io::Error>(clean && !self.pages(at, at + PAGE, is_written)?.is_empty())
         })();
         // SAFETY: mapped above.
         unsafe { munmap(page, PAGE)? };
@@ -70,9 +76,9 @@ impl SoftDirty {
         Ok(())
     }
 
-    /// The pages of `[start, end)` whose bit is set.
-    fn written(&self, start: usize, end: usize) -> io::Result<Vec<usize>> {
-        let mut pages = Vec::new();
+    /// Runs of pages of `[start, end)` whose entries are so.
+    fn pages(&self, start: usize, end: usize, are: fn(u64) -> bool) -> io::Result<Vec<(usize, usize)>> {
+        let mut runs: Vec<(usize, usize)> = Vec::new();
         let mut entries = [0u8; ENTRIES * 8];
         let mut at = start;
         while at < end {
@@ -83,21 +89,23 @@ impl SoftDirty {
             }
             for (i, entry) in entries[..got].chunks_exact(8).enumerate() {
                 let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
-                if entry & SOFT_DIRTY != 0 {
-                    pages.push(at + i * PAGE);
+                let page = at + i * PAGE;
+                match runs.last_mut() {
+                    _ if !are(entry) => {}
+                    Some((_, end)) if *end == page => *end += PAGE,
+                    _ => runs.push((page, page + PAGE)),
                 }
             }
             at += n * PAGE;
         }
-        Ok(pages)
+        Ok(runs)
     }
 
-    /// Moves all bits of watched ranges into `pending`.
+    /// Moves all bits of watched ranges into `pending`. For a process of one thread.
     fn collect(&mut self) -> io::Result<()> {
         for (s, e) in self.watched.0.clone() {
-            for page in self.written(s, e)? {
-                self.pending.add(page, page + PAGE);
-            }
+            self.pages(s, e, is_written)?.into_iter().for_each(|(s, e)| self.pending.add(s, e));
+            self.pages(s, e, is_lost)?.into_iter().for_each(|(s, e)| self.lost.add(s, e));
         }
         self.clear()
     }
@@ -114,8 +122,11 @@ impl DirtyTracker for SoftDirty {
     }
 
     fn watch(&mut self, start: usize, end: usize) -> io::Result<()> {
-        self.collect()?;
-        self.pending.remove(start, end);
+        // With more threads what the bits say from before is reported once more than need be.
+        if one_thread() {
+            self.collect()?;
+            self.pending.remove(start, end);
+        }
         self.watched.add(start, end);
         Ok(())
     }
@@ -123,6 +134,7 @@ impl DirtyTracker for SoftDirty {
     fn forget(&mut self, start: usize, end: usize) {
         self.watched.remove(start, end);
         self.pending.remove(start, end);
+        self.lost.remove(start, end);
         self.digests.forget(start, end);
     }
 
@@ -143,13 +155,26 @@ impl DirtyTracker for SoftDirty {
         // The digests of what is reported are out of date from here on.
         let written: Vec<_> = self.pending.parts(start, end).into_iter().filter(|p| p.2).collect();
         self.pending.remove(start, end);
+        let lost: Vec<_> = self.lost.parts(start, end).into_iter().filter(|p| p.2).collect();
+        self.lost.remove(start, end);
         let mut runs = Runs::new(report);
-        for (s, e, _) in written {
-            self.digests.forget(s, e);
-            (s..e).step_by(PAGE).for_each(|page| runs.page(page));
+        for (s, e, _) in &written {
+            self.digests.forget(*s, *e);
+            (*s..*e).step_by(PAGE).for_each(|page| runs.page(page));
         }
         runs.finish();
+        for (s, e, _) in lost {
+            self.digests.take(s, e, report);
+        }
     }
+}
+
+fn is_written(entry: u64) -> bool {
+    entry & SOFT_DIRTY != 0
+}
+
+fn is_lost(entry: u64) -> bool {
+    entry & (PRESENT | SWAPPED | SOFT_DIRTY) == 0
 }
 
 /// A process's task directory has a link for each thread besides its own two.

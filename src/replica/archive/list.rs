@@ -104,5 +104,9 @@ fn word(kind: Kind) -> &'static str {
         Kind::RegionUnlink => "unlink",
         Kind::SyncBegin => "sync_begin",
         Kind::SyncEnd => "sync_end",
+        Kind::CopyData => "copy_data",
+        Kind::CopyCreate => "copy_create",
+        Kind::CopyUnlink => "copy_unlink",
+        Kind::CopySame => "copy_same",
     }
 }

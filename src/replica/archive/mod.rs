@@ -18,6 +18,7 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::log::archive::{SegmentError, SegmentId};
+use crate::remedy;
 use crate::replica::image::ImageError;
 use crate::replica::image::set::ImageSet;
 use crate::replica::store::disk::DiskStore;
@@ -43,7 +44,7 @@ pub enum ArchiveError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The system refused.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     Io {
         /// What was attempted.
         what: &'static str,
@@ -120,6 +121,27 @@ struct Era {
 impl Era {
     /// The eras in `dir`, oldest first.
     fn all(dir: &Path) -> Result<Vec<Era>, ArchiveError> {
+        let mut made = Vec::new();
+        for era in Era::found(dir)? {
+            if era.is_made()? {
+                made.push(era);
+            }
+        }
+        Ok(made)
+    }
+
+    /// Whether all of the owner's mark is there: it is written last, and where the disk is full it is not.
+    fn is_made(&self) -> Result<bool, ArchiveError> {
+        let mark = self.dir.join(OWNER);
+        match fs::metadata(&mark) {
+            Ok(found) => Ok(found.len() == size_of::<GroupId>() as u64),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(ArchiveError::io("look at", &mark)(e)),
+        }
+    }
+
+    /// As [`Era::all`], with those that are not made yet, or never will be.
+    fn found(dir: &Path) -> Result<Vec<Era>, ArchiveError> {
         let fail = ArchiveError::io("list", dir);
         let mut eras: Vec<Era> = names(dir)
             .map_err(fail)?

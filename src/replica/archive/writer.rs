@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{ArchiveError, BASE, ERA, Era, OWNER, Place, lock_file};
 use crate::log::archive::{SegmentId, SegmentReader, SegmentWriter};
+use crate::replica::image::position::Stream;
 use crate::replica::store::Bytes;
 use crate::types::{Generation, GroupId, Lsn};
 
@@ -59,13 +60,16 @@ impl ArchiveWriter {
     pub fn open(config: ArchiveConfig) -> Result<ArchiveWriter, ArchiveError> {
         fs::create_dir_all(&config.dir).map_err(ArchiveError::io("create", &config.dir))?;
         let mut current = None;
-        for era in Era::all(&config.dir)? {
-            if !era.dir.join(OWNER).exists() {
-                // Its creation was cut short before it held anything.
-                fs::remove_dir_all(&era.dir).map_err(ArchiveError::io("remove", &era.dir))?;
+        for era in Era::found(&config.dir)? {
+            let mut segments = era.segments()?;
+            if !era.is_made()? {
+                // Its creation was cut short before it held anything. What holds something is nobody's to remove.
+                if segments.is_empty() {
+                    fs::remove_dir_all(&era.dir).map_err(ArchiveError::io("remove", &era.dir))?;
+                }
                 continue;
             }
-            let segment = era.segments()?.pop();
+            let segment = segments.pop();
             let writer = segment.map(|(_, path)| SegmentWriter::open(&path, config.group)).transpose()?;
             current = writer.map(|w| (era, w));
         }
@@ -94,12 +98,12 @@ impl ArchiveWriter {
         Ok(())
     }
 
-    /// The owner's mark is written last: without it the era does not count.
+    /// The owner's mark is written last: without all of it the era does not count.
     fn new_era(&self, generation: Generation, from: Lsn) -> Result<Era, ArchiveError> {
-        let number = 1 + Era::all(&self.config.dir)?.last().map_or(0, |era| era.number);
+        let number = 1 + Era::found(&self.config.dir)?.last().map_or(0, |era| era.number);
         let era = Era { number, dir: self.config.dir.join(format!("{ERA}{number}")) };
         fs::create_dir(&era.dir).map_err(ArchiveError::io("create", &era.dir))?;
-        era.open_base(self.config.group)?.restart(generation, from)?;
+        era.open_base(self.config.group)?.restart(generation, from, Stream::default())?;
         let owner = era.dir.join(OWNER);
         let written = fs::write(&owner, self.config.group.0)
             .and_then(|()| File::open(&owner)?.sync_all())

@@ -12,13 +12,14 @@ pub mod set;
 
 use std::path::{Path, PathBuf};
 
+use crate::remedy;
 use crate::types::{Generation, Lsn};
 
 /// Why an image could not be opened or a record not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The system refused; may be tried again once it is mended (disk full, permissions).
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy::of(source))]
     Io {
         /// What was attempted.
         what: &'static str,

@@ -94,6 +94,18 @@ impl Image {
         Ok(len)
     }
 
+    /// Bytes of a region, if it is here.
+    pub(super) fn size_of(&self, id: RegionId) -> Option<u64> {
+        Some(self.files.get(usize::from(id.0))?.as_ref()?.size)
+    }
+
+    /// Reads within the size of a region that is here.
+    pub(super) fn read(&mut self, id: RegionId, offset: u64, into: &mut [u8]) -> Result<(), ImageError> {
+        let Some(Some(region)) = self.files.get_mut(usize::from(id.0)) else { return Ok(()) };
+        let done = region.file.read(offset, into);
+        done.map_err(|e| self.region_error("read", id, e))
+    }
+
     /// A hint that a write there is to come.
     pub(super) fn expect(&self, id: RegionId, offset: u64) {
         if let Some(Some(region)) = self.files.get(usize::from(id.0)) {

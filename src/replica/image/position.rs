@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::ImageError;
 use crate::replica::store::{Bytes, RegionFile, Store};
-use crate::types::{Generation, Lsn};
+use crate::types::{Generation, LogId, Lsn};
 
 /// File name in the replica's directory.
 pub const FILE: &str = "position";
@@ -37,6 +37,17 @@ pub struct Position {
     pub redo_end: Lsn,
     /// Number of the newest image there was: without one at least as new, the directory is not whole. 0: none.
     pub image: u64,
+    /// The stream.
+    pub stream: Stream,
+}
+
+/// Which stream an image follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stream {
+    /// The log that it is of.
+    pub log: LogId,
+    /// Its number, as the source gave it, which a copy for it alone names.
+    pub number: u32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -49,7 +60,8 @@ struct Slot {
     digest: u64,
     redo_end: u64,
     image: u64,
-    reserved: [u8; 12],
+    stream: u32,
+    log: [u8; 8],
     crc: u32,
 }
 
@@ -86,6 +98,7 @@ impl PositionFile {
             at: Cursor { generation: Generation(s.generation), lsn: Lsn(s.lsn), digest: s.digest },
             redo_end: Lsn(s.redo_end),
             image: s.image,
+            stream: Stream { log: LogId(u64::from_le_bytes(s.log)), number: s.stream },
         });
         let seq = newest.map_or(0, |s| s.seq);
         if let Some(slot) = &newest {
@@ -113,7 +126,8 @@ impl PositionFile {
             digest: position.at.digest,
             redo_end: position.redo_end.0,
             image: position.image,
-            reserved: [0; 12],
+            stream: position.stream.number,
+            log: position.stream.log.0.to_le_bytes(),
             crc: 0,
         };
         let crc = crc32c::crc32c(&slot.as_bytes()[..SLOT - 4]);
@@ -144,6 +158,7 @@ mod tests {
             at: Cursor { generation: Generation(7), lsn: Lsn(lsn), digest: 9 },
             redo_end: Lsn(lsn + 32),
             image: 5,
+            stream: Stream { log: LogId(4), number: 3 },
         }
     }
 
@@ -175,7 +190,8 @@ mod tests {
         let mut golden =
             b"PHP\x01\x07\0\0\0\x01\0\0\0\0\0\0\0\x20\x10\0\0\0\0\0\0\x09\0\0\0\0\0\0\0".to_vec();
         golden.extend(b"\x40\x10\0\0\0\0\0\0\x05\0\0\0\0\0\0\0");
-        golden.extend([0; 12]);
+        golden.extend(b"\x03\0\0\0");
+        golden.extend(b"\x04\0\0\0\0\0\0\0");
         golden.extend(crc32c::crc32c(&golden).to_le_bytes());
         assert_eq!(&bytes[SLOT..], golden);
     }

@@ -1,9 +1,11 @@
 //! What a record asks of an image: decoded and bounds-checked, before anything is touched.
 
 use super::ImageError;
-use crate::log::format::{Kind, MAX_NAME, MAX_REGION_BYTES, RecordHeader, RegionPayload, region_name};
+use crate::log::format::{
+    CopyFor, Kind, MAX_NAME, MAX_REGION_BYTES, RecordHeader, RegionPayload, SamePayload, region_name,
+};
 use crate::replica::store::Bytes;
-use crate::types::{Lsn, RegionId};
+use crate::types::{Lsn, PAGE, RegionId};
 use zerocopy::FromBytes;
 
 /// One record's meaning.
@@ -23,19 +25,25 @@ pub(super) enum Change<'a> {
     /// The end of a region.
     Unlink(RegionId),
     /// A sync begins.
-    SyncBegin,
+    SyncBegin(CopyFor),
     /// A sync is complete.
     SyncEnd,
+    /// Pages from an offset on, by bits, are as in region `base` of the image before.
+    Same { id: RegionId, offset: u64, pages: u64, base: RegionId },
 }
 
-/// Reads `header` and its payload.
-pub(super) fn decode<'a>(header: &RecordHeader, payload: Bytes<'a>) -> Result<Change<'a>, ImageError> {
+/// Reads `header` and its payload; whether it is a part of a copy, too.
+pub(super) fn decode<'a>(
+    header: &RecordHeader,
+    payload: Bytes<'a>,
+) -> Result<(Change<'a>, bool), ImageError> {
     let impossible = |what| ImageError::Impossible { lsn: Lsn(header.lsn), what };
     let (id, offset) = header.place();
     if payload.len() as u64 != u64::from(header.len) {
         return Err(impossible("payload of another length"));
     }
-    Ok(match Kind::from_byte(header.kind).ok_or_else(|| impossible("unknown kind"))? {
+    let kind = Kind::from_byte(header.kind).ok_or_else(|| impossible("unknown kind"))?;
+    let change = match kind.copied().unwrap_or(kind) {
         Kind::Data => Change::Data(id, offset, payload),
         Kind::Zero => {
             if payload.len() != 8 {
@@ -68,9 +76,28 @@ pub(super) fn decode<'a>(header: &RecordHeader, payload: Bytes<'a>) -> Result<Ch
         Kind::RegionResize => Change::Resize(id, offset),
         Kind::RegionRename => Change::Rename(id, name(payload).ok_or_else(|| impossible("bad name"))?),
         Kind::RegionUnlink => Change::Unlink(id),
-        Kind::SyncBegin => Change::SyncBegin,
+        Kind::SyncBegin => {
+            let whom = CopyFor::of(header).ok_or_else(|| impossible("a copy for nobody that is known"))?;
+            Change::SyncBegin(whom)
+        }
         Kind::SyncEnd => Change::SyncEnd,
-    })
+        Kind::CopySame => {
+            if payload.len() != size_of::<SamePayload>() {
+                return Err(impossible("a part of the image before of another length"));
+            }
+            let mut same = [0; size_of::<SamePayload>()];
+            payload.copy_to(&mut same);
+            let SamePayload { pages, base, reserved } = zerocopy::transmute!(same);
+            if reserved != [0; 3] || offset % PAGE as u64 != 0 {
+                return Err(impossible("a part of the image before that is no pages"));
+            }
+            Change::Same { id, offset, pages, base: RegionId(base) }
+        }
+        Kind::CopyData | Kind::CopyCreate | Kind::CopyUnlink => {
+            unreachable!("what is copied is no copy")
+        }
+    };
+    Ok((change, kind.is_copied()))
 }
 
 fn name(bytes: Bytes<'_>) -> Option<String> {

@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::ImageError;
 use super::manifest::{ImageState, Manifest, RegionEntry};
 use super::one::Image;
-use super::position::{Cursor, Position, PositionFile};
+use super::position::{Cursor, Position, PositionFile, Stream};
 use super::record::{Change, decode};
 use crate::log::digest::chain;
 use crate::log::format::{Kind, RecordHeader};
 use crate::replica::store::{Bytes, Store};
-use crate::types::{Generation, GroupId, Lsn};
+use crate::types::{Generation, GroupId, Lsn, PAGE, RegionId};
 
 /// Name of an image's directory begins with this.
 pub const PREFIX: &str = "image-";
@@ -79,7 +79,7 @@ impl ImageSet {
             exact: true,
             sync_bytes: 0,
         };
-        set.open_images()?;
+        set.open_images(found.as_ref())?;
         if found.is_none() && (set.current.is_some() || set.building.is_some()) {
             let path = dir.join(super::position::FILE);
             return Err(ImageError::Damaged { path, what: "no valid slot although there are images".into() });
@@ -104,8 +104,9 @@ impl ImageSet {
         self.images().map(|image| image.manifest().image).max().unwrap_or(0)
     }
 
-    /// The newest complete image and a newer one being built are kept; the rest is left over from a crash.
-    fn open_images(&mut self) -> Result<(), ImageError> {
+    /// The newest complete image and a newer one being built are kept; the rest is left over from a crash. So is one being built that
+    /// a restart had taken leave of: the position does not name it and is past its beginning.
+    fn open_images(&mut self, position: Option<&Position>) -> Result<(), ImageError> {
         let mut found = Vec::new();
         for name in self.store.list(&self.dir).map_err(|e| ImageError::io("list", &self.dir, e))? {
             let Some(number) = name.strip_prefix(PREFIX).and_then(|n| n.parse::<u64>().ok()) else {
@@ -136,7 +137,7 @@ impl ImageSet {
         for (i, (dir, manifest)) in found.into_iter().enumerate() {
             if Some(i) == complete {
                 self.current = Some(Image::open(&*self.store, dir, manifest)?);
-            } else if Some(i) == building {
+            } else if Some(i) == building && !position.is_some_and(|p| is_abandoned(&manifest, p)) {
                 self.building = Some(Image::open(&*self.store, dir, manifest)?);
             } else {
                 self.remove_image(&dir)?;
@@ -156,8 +157,8 @@ impl ImageSet {
     }
 
     /// Prepares for a stream that does not continue the one so far: of a new generation, or past a gap. It goes on at
-    /// `from` with a sync. The image stays as it is until that is complete.
-    pub fn restart(&mut self, generation: Generation, from: Lsn) -> Result<(), ImageError> {
+    /// `from` with a sync, as this stream. The image stays as it is until that is complete.
+    pub fn restart(&mut self, generation: Generation, from: Lsn, stream: Stream) -> Result<(), ImageError> {
         let now = self.cursor;
         if (generation, from) < (now.generation, now.lsn) {
             return Err(ImageError::OutOfOrder {
@@ -172,7 +173,7 @@ impl ImageSet {
         let abandoned = self.building.take();
         let at = Cursor { generation, lsn: from, digest: 0 };
         // The position first: it must not name an image that is gone.
-        self.position.store(Position { at, redo_end: from, image: self.newest() })?;
+        self.position.store(Position { at, redo_end: from, image: self.newest(), stream })?;
         self.cursor = at;
         self.exact = true;
         match abandoned {
@@ -191,13 +192,14 @@ impl ImageSet {
 
     /// Applies the record at the cursor. Its checksum and generation have been checked.
     pub fn apply(&mut self, header: &RecordHeader, payload: Bytes<'_>) -> Result<(), ImageError> {
-        let (at, after) = (self.cursor, self.after(header)?);
-        let change = decode(header, payload)?;
+        let after = self.after(header)?;
         let was_exact = std::mem::replace(&mut self.exact, false);
-        let done = match change {
-            Change::SyncBegin => self.begin_sync(at, after),
-            Change::SyncEnd => self.end_sync(after),
-            change => self.change_target(change, after),
+        let done = match header.place() {
+            // Nearly every record, and it needs no decoding.
+            (id, offset) if header.kind == Kind::Data as u8 && payload.len() == header.len as usize => {
+                self.write(id, offset, payload)
+            }
+            _ => self.change(header, payload, after),
         };
         if let Err(e) = done {
             // A refused record has changed nothing; a failed one may have been done in part.
@@ -209,9 +211,24 @@ impl ImageSet {
         Ok(())
     }
 
+    fn change(&mut self, header: &RecordHeader, payload: Bytes<'_>, after: Cursor) -> Result<(), ImageError> {
+        let (change, of_copy) = decode(header, payload)?;
+        match change {
+            Change::SyncBegin(whom) if whom.is_for(self.stored().stream.number, self.follows()) => {
+                self.begin_sync(self.cursor, after)
+            }
+            Change::SyncBegin(_) if self.follows() => Ok(()),
+            Change::SyncBegin(_) => self.abandon_sync(),
+            Change::SyncEnd => self.end_sync(after),
+            _ if of_copy && !self.builds() => Ok(()),
+            Change::Same { id, offset, pages, base } => self.take_same(id, offset, pages, base),
+            change => self.change_target(change, after),
+        }
+    }
+
     /// A hint that this record is soon to be applied: its place in the image is fetched into the cache meanwhile.
     pub fn expect(&mut self, header: &RecordHeader) {
-        if header.kind == Kind::Data as u8
+        if Kind::from_byte(header.kind).is_some_and(Kind::is_content)
             && let Some(image) = self.target()
         {
             let (id, offset) = header.place();
@@ -232,17 +249,25 @@ impl ImageSet {
         Ok(Cursor { lsn: header.next(), digest: chain(at.digest, header), ..at })
     }
 
+    /// Content, as any record: see [`ImageSet::change_target`].
+    fn write(&mut self, id: RegionId, offset: u64, bytes: Bytes<'_>) -> Result<(), ImageError> {
+        if let Some(image) = target(&mut self.current, &mut self.building, self.cursor.generation) {
+            self.sync_bytes += image.write(id, offset, bytes)?;
+        }
+        Ok(())
+    }
+
     /// Records that come while no image follows the stream have no effect: the sync that is bound to come reads
     /// later content.
     fn change_target(&mut self, change: Change<'_>, after: Cursor) -> Result<(), ImageError> {
         let created = self.cursor.lsn;
-        let ImageSet { store, current, building, sync_bytes, .. } = self;
+        if let Change::Data(id, offset, bytes) = change {
+            return self.write(id, offset, bytes);
+        }
+        let ImageSet { store, current, building, .. } = self;
         let Some(image) = target(current, building, after.generation) else { return Ok(()) };
         let store = &**store;
         match change {
-            Change::Data(id, offset, bytes) => {
-                *sync_bytes += image.write(id, offset, bytes)?;
-            }
             Change::Zero(id, offset, len) => image.zero(id, offset, len)?,
             Change::Create { id, name, size, mode } => {
                 let entry = RegionEntry { id, name, size, mode, created };
@@ -251,13 +276,32 @@ impl ImageSet {
             Change::Resize(id, size) => image.resize_region(store, id, size, after)?,
             Change::Rename(id, name) => image.rename_region(store, id, name, after)?,
             Change::Unlink(id) => image.unlink_region(store, id, after)?,
-            Change::Filler | Change::SyncBegin | Change::SyncEnd => {}
+            Change::Filler
+            | Change::Data(..)
+            | Change::SyncBegin(_)
+            | Change::SyncEnd
+            | Change::Same { .. } => {}
         }
         Ok(())
     }
 
     fn target(&mut self) -> Option<&mut Image> {
         target(&mut self.current, &mut self.building, self.cursor.generation)
+    }
+
+    /// Whether a complete image follows the stream.
+    fn follows(&self) -> bool {
+        let live = |i: &Image| i.manifest().state == ImageState::Live && self.is_of_stream(i);
+        !self.builds() && self.current.as_ref().is_some_and(live)
+    }
+
+    /// Whether one is being built from the stream.
+    fn builds(&self) -> bool {
+        self.building.as_ref().is_some_and(|i| self.is_of_stream(i))
+    }
+
+    fn is_of_stream(&self, image: &Image) -> bool {
+        image.manifest().generation == self.cursor.generation
     }
 
     fn begin_sync(&mut self, at: Cursor, after: Cursor) -> Result<(), ImageError> {
@@ -268,6 +312,37 @@ impl ImageSet {
         self.sync_bytes = 0;
         if let Some(abandoned) = self.building.replace(image) {
             self.remove_image(abandoned.dir())?;
+        }
+        Ok(())
+    }
+
+    /// The copy that was being built ends here: the one that begins is another's.
+    fn abandon_sync(&mut self) -> Result<(), ImageError> {
+        let Some(abandoned) = self.building.take_if(|i| i.manifest().generation == self.cursor.generation)
+        else {
+            return Ok(());
+        };
+        // The position first: it must not name an image that is gone.
+        self.position.store(Position { image: self.newest(), ..self.position.now() })?;
+        self.remove_image(abandoned.dir())
+    }
+
+    /// Takes pages from the image before, which stays as it is until the new one is complete.
+    fn take_same(&mut self, id: RegionId, offset: u64, pages: u64, base: RegionId) -> Result<(), ImageError> {
+        let (at, frozen) = (self.cursor.lsn, |i: &&mut Image| i.manifest().state == ImageState::Frozen);
+        let impossible = || ImageError::Impossible { lsn: at, what: "a part of an image that is not here" };
+        let ImageSet { current, building, sync_bytes, .. } = self;
+        let before = current.as_mut().filter(frozen).ok_or_else(impossible)?;
+        let size = before.size_of(base).ok_or_else(impossible)?;
+        let Some(image) = building else { return Ok(()) };
+        for number in (0..u64::from(u64::BITS)).filter(|number| pages >> number & 1 == 1) {
+            let from = offset + number * PAGE as u64;
+            // Behind the end of the region there it is zero, and an earlier record may have left something here.
+            let (mut page, len) = ([0; PAGE], size.saturating_sub(from).min(PAGE as u64) as usize);
+            if len > 0 {
+                before.read(base, from, &mut page[..len])?;
+                *sync_bytes += image.write(id, from, Bytes::Slice(&page))?;
+            }
         }
         Ok(())
     }
@@ -300,9 +375,10 @@ impl ImageSet {
         if let Some(image) = self.target() {
             image.sync()?;
         }
-        let redo_end = self.position.now().redo_end.max(at.lsn);
-        let position = Position { at, redo_end, image: self.newest() };
-        if self.position.now() == position {
+        let now = self.position.now();
+        let redo_end = now.redo_end.max(at.lsn);
+        let position = Position { at, redo_end, image: self.newest(), ..now };
+        if now == position {
             return Ok(());
         }
         self.position.store(position)
@@ -318,7 +394,7 @@ impl ImageSet {
         if let Some(image) = self.target() {
             image.sync()?;
         }
-        self.position.store(Position { at, redo_end: at.lsn, image: self.newest() })
+        self.position.store(Position { at, redo_end: at.lsn, image: self.newest(), ..self.position.now() })
     }
 
     /// Whether everything that may have been applied in part has been applied whole.
@@ -386,6 +462,13 @@ fn target<'a>(
     let mine = |image: &&mut Image| image.manifest().generation == generation;
     let live = current.as_mut().filter(|i| i.manifest().state == ImageState::Live);
     building.as_mut().filter(mine).or(live.filter(mine))
+}
+
+/// Whether [`ImageSet::restart`] stored `position` without `building`: a sync that begins stores none, so that its image lies behind
+/// the one stored.
+fn is_abandoned(building: &Manifest, position: &Position) -> bool {
+    let (at, begun) = (position.at, at_manifest(building));
+    building.image > position.image && (at.generation != begun.generation || at.lsn >= begun.lsn)
 }
 
 fn at_manifest(m: &Manifest) -> Cursor {

@@ -127,6 +127,15 @@ impl RegionFile for MappedRegion {
         let end = offset + bytes.len() as u64;
         assert!(end <= self.size, "bytes up to {end} in a region of {}", self.size);
         self.dirty = self.sync_needed;
+        let page = offset / PAGE;
+        if let Some(map) = &self.map
+            && end <= (page + 1) * PAGE
+            && self.present.get(page)
+        {
+            // Nearly every record is of a few lines in a page that is there.
+            bytes.copy_into(map, offset as usize);
+            return Ok(());
+        }
         let mut at = offset;
         while at < end {
             let (run, present) = self.next_run(at, end);

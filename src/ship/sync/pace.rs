@@ -6,16 +6,14 @@ use super::Shared;
 use crate::log::Pace;
 use crate::types::Lsn;
 
-/// Beside a copy, programs that take no more of the ring than this part of it are not held, however slow the copy is: the
-/// copy takes up to half, so as much is left for it.
-const UNHINDERED: u64 = 4;
-
 impl Shared {
     /// The copy has just put `copied` bytes into the log: so may the programs, before it goes on. Link and ring are shared
-    /// half and half, and however fast the programs are it comes to its end.
+    /// half and half, and however fast the programs are it comes to its end; also where others count, who would be without this one
+    /// for as long as the programs are busy. Programs that take no more than half of what the copy may are not held, however slow
+    /// it is.
     pub(super) fn keep_beside(&self, copied: u64) {
         let log = self.log();
-        let unhindered = log.free().advance(log.spec().ring_bytes / UNHINDERED);
+        let unhindered = log.free().advance(log.spec().ring_bytes / self.share() / 2);
         self.let_reach(Pace::Upto(unhindered.max(log.tail().advance(copied))));
     }
 

@@ -1,6 +1,8 @@
+use super::stretches::{extent, runs};
 use super::*;
 use crate::log::format::MIN_RING;
 use crate::log::{Consumer, LogSpec};
+use crate::types::PAGE;
 use zerocopy::IntoBytes;
 
 #[test]
@@ -17,6 +19,7 @@ type Listing = Vec<(u16, &'static str, u64)>;
 struct Script {
     appender: Appender,
     listings: Mutex<Vec<Listing>>,
+    still: AtomicBool,
 }
 
 impl SyncSource for Script {
@@ -36,9 +39,28 @@ impl SyncSource for Script {
             file.set_len(len)?;
             let mut creation = RegionPayload { size: len, mode: 0o600, reserved: 0 }.as_bytes().to_vec();
             creation.extend(name.as_bytes());
-            Ok(SyncRegion { id: RegionId(id), creation, len, file: file.into(), held: Arc::new(()) })
+            Ok(SyncRegion {
+                id: RegionId(id),
+                creation,
+                len,
+                file: file.into(),
+                changed: false,
+                held: Arc::new(()),
+            })
         };
         now.into_iter().map(region).collect()
+    }
+
+    fn is_still(&self) -> bool {
+        self.still.load(SeqCst)
+    }
+
+    fn destinations(&self) -> usize {
+        1
+    }
+
+    fn reader(&self, _stream: u32) -> Option<bool> {
+        Some(true)
     }
 }
 
@@ -47,7 +69,7 @@ fn scripted(listings: Vec<Listing>) -> (OwnedFd, Arc<LogRegion>, Arc<Script>) {
     let spec = LogSpec { ring_bytes: MIN_RING, ..LogSpec::default() };
     let (fd, log) = LogRegion::create(&spec).unwrap();
     let appender = Appender::for_agent(log.clone(), 1).unwrap();
-    (fd, log, Arc::new(Script { appender, listings: Mutex::new(listings) }))
+    (fd, log, Arc::new(Script { appender, listings: Mutex::new(listings), still: AtomicBool::new(false) }))
 }
 
 impl Script {
@@ -116,7 +138,7 @@ fn what_changes_while_regions_are_created_is_created_as_it_is() {
         vec![(1, "d", 8192), (9, "a", 4096), (3, "c", 4096), (10, "e", 4096)],
     ];
     let appender = Appender::for_agent(log.clone(), 1).unwrap();
-    let source = Arc::new(Script { appender, listings: Mutex::new(listings) });
+    let source = Arc::new(Script { appender, listings: Mutex::new(listings), still: AtomicBool::new(false) });
     let syncer = Syncer::start("test", source).unwrap();
     syncer.set_flowing(true);
     syncer.request();
@@ -128,9 +150,9 @@ fn what_changes_while_regions_are_created_is_created_as_it_is() {
             None => thread::yield_now(),
         }
     }
-    let create = |id| (Kind::RegionCreate as u8, id);
+    let create = |id| (Kind::CopyCreate as u8, id);
     let begin = (Kind::SyncBegin as u8, 0);
-    let (unlink, end) = ((Kind::RegionUnlink as u8, 2), (Kind::SyncEnd as u8, 0));
+    let (unlink, end) = ((Kind::CopyUnlink as u8, 2), (Kind::SyncEnd as u8, 0));
     assert_eq!(seen, [begin, create(1), create(2), create(3), unlink, create(1), create(9), end]);
 }
 
@@ -140,8 +162,11 @@ fn a_program_whose_files_never_rest_is_told_of_and_copied_once_they_do() {
     let names = ["a", "b"].into_iter().cycle().take(MAX_LOOKS as usize + 1);
     let listings = names.map(|name| vec![(1, name, 4096)]).collect();
     let appender = Appender::for_agent(log.clone(), 1).unwrap();
-    let syncer =
-        Syncer::start("test", Arc::new(Script { appender, listings: Mutex::new(listings) })).unwrap();
+    let syncer = Syncer::start(
+        "test",
+        Arc::new(Script { appender, listings: Mutex::new(listings), still: AtomicBool::new(false) }),
+    )
+    .unwrap();
     syncer.request();
     until(|| syncer.view().error.is_some_and(|error| error.contains("faster than they are looked at")));
     until(|| !syncer.is_active());
@@ -159,7 +184,7 @@ fn a_file_that_is_truncated_under_the_copy_is_copied_as_far_as_it_goes() {
     until(|| !syncer.is_active());
     let mut consumer = Consumer::new(log.clone(), log.spec().first_lsn);
     let batch = consumer.next_batch(1 << 20).unwrap().unwrap();
-    let data = |h: &&crate::log::format::RecordHeader| h.kind == Kind::Data as u8;
+    let data = |h: &&crate::log::format::RecordHeader| h.kind == Kind::CopyData as u8;
     assert_eq!(batch.headers.iter().filter(data).map(|h| h.len as usize).sum::<usize>(), PAGE);
     assert_eq!(batch.headers.last().unwrap().kind, Kind::SyncEnd as u8);
     assert_eq!(syncer.view().error, None);
@@ -182,7 +207,15 @@ impl SyncSource for Shrinking {
         creation.extend(b"a");
         let file = self.file.try_clone()?.into();
         self.file.set_len(PAGE as u64)?;
-        Ok(vec![SyncRegion { id: RegionId(1), creation, len, file, held: Arc::new(()) }])
+        Ok(vec![SyncRegion { id: RegionId(1), creation, len, file, changed: false, held: Arc::new(()) }])
+    }
+
+    fn is_still(&self) -> bool {
+        false
+    }
+
+    fn destinations(&self) -> usize {
+        1
     }
 }
 
@@ -196,4 +229,57 @@ fn extents_skip_holes_and_cover_data() {
     let (start, end) = extent(&fd, 0, 10 << 20).unwrap().unwrap();
     assert!(start <= (5 << 20) + 17 && end > (5 << 20) + 17 && start.is_multiple_of(PAGE as u64));
     assert_eq!(extent(&fd, end, 10 << 20).unwrap(), None);
+}
+
+/// The records in the log from its beginning on.
+fn records(log: &Arc<LogRegion>) -> Vec<crate::log::format::RecordHeader> {
+    let batch = Consumer::new(log.clone(), log.spec().first_lsn).next_batch(1 << 20).unwrap();
+    batch.map(|batch| batch.headers).unwrap_or_default()
+}
+
+#[test]
+fn a_copy_for_newcomers_says_so_and_waits_while_the_log_is_held_still() {
+    let (_fd, log, source) = scripted(vec![vec![(1, "a", 4096)]]);
+    source.still.store(true, SeqCst);
+    let syncer = Syncer::start("test", source.clone()).unwrap();
+    syncer.request_for_newcomer(false);
+    thread::sleep(5 * LOOK);
+    assert!(records(&log).is_empty() && syncer.is_active() && !syncer.is_active_for_all());
+    source.still.store(false, SeqCst);
+    until(|| !syncer.is_active());
+    let begin = records(&log)[0];
+    assert_eq!((begin.kind, CopyFor::of(&begin)), (Kind::SyncBegin as u8, Some(CopyFor::Newcomers)));
+    assert!(!log.owes(Debt::Newcomer) && !log.owes(Debt::Copy));
+}
+
+#[test]
+fn a_copy_for_all_serves_newcomers_and_does_not_wait() {
+    let (_fd, log, source) = scripted(vec![vec![(1, "a", 4096)]]);
+    source.still.store(true, SeqCst);
+    let syncer = Syncer::start("test", source).unwrap();
+    syncer.request_for_newcomer(false);
+    assert!(!syncer.is_active_for_all());
+    syncer.request();
+    assert!(syncer.is_active_for_all());
+    until(|| !syncer.is_active());
+    assert!(
+        records(&log).iter().all(|h| h.kind != Kind::SyncBegin as u8 || CopyFor::of(h) == Some(CopyFor::All))
+    );
+    assert!(!log.owes(Debt::Newcomer) && !log.owes(Debt::Copy));
+}
+
+#[test]
+fn whoever_joins_during_a_copy_gets_another_one_and_does_not_cut_it() {
+    let (_fd, log, source) = scripted(vec![vec![(1, "a", 4096)]]);
+    // The copy begins, and waits for what the group has to say of its regions.
+    let gate = lock(&source.listings);
+    let syncer = Syncer::start("test", source.clone()).unwrap();
+    syncer.request_for_newcomer(false);
+    until(|| log.tail() > log.spec().first_lsn);
+    syncer.request_for_newcomer(false);
+    drop(gate);
+    until(|| !syncer.is_active());
+    let kinds = records(&log).into_iter().map(|h| h.kind).filter(|k| *k != Kind::CopyCreate as u8);
+    let copy = [Kind::SyncBegin as u8, Kind::SyncEnd as u8];
+    assert_eq!(kinds.collect::<Vec<_>>(), [copy, copy].concat());
 }

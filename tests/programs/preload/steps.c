@@ -102,6 +102,38 @@ static void noflush(void)
 	_exit(0);
 }
 
+/* Copied and flushed in every way, and drained in none. */
+static void undrained(void)
+{
+	static char from[PAGE];
+	char *p = map_pmem();
+	memset(from, 2, sizeof(from));
+	pmem_memset_persist(p, 1, 64);
+	pmem_memcpy(p + PAGE, from, 64, PMEM_F_MEM_NODRAIN);
+	pmem_memcpy(p + 2 * PAGE, from, PAGE, PMEM_F_MEM_NODRAIN);
+	pmem_memmove(p + 3 * PAGE, from, PAGE, PMEM_F_MEM_NODRAIN | PMEM_F_MEM_TEMPORAL);
+	pmem_memset(p + 4 * PAGE, 2, PAGE, PMEM_F_MEM_NODRAIN);
+	pmem_memcpy_nodrain(p + 5 * PAGE, from, PAGE);
+	memset(p + 6 * PAGE, 2, PAGE);
+	pmem_flush(p + 6 * PAGE, PAGE);
+	kill(getpid(), SIGKILL);
+}
+
+/* Flush i puts its number into one to five lines, which flushes before and after it number as well. */
+static void in_order(void)
+{
+	char *p = map_pmem();
+	for (uint64_t i = 1; i <= 500; i++) {
+		char *at = p + i * 7 % 16 * 64;
+		size_t lines = 1 + i % 5;
+		for (size_t line = 0; line < lines; line++)
+			memcpy(at + 64 * line, &i, sizeof(i));
+		pmem_flush(at, 64 * lines);
+		if (i % 10 == 0)
+			pmem_drain();
+	}
+}
+
 static void private_mapping(void)
 {
 	int fd = create(SIZE);
@@ -162,17 +194,24 @@ static void lookup(void)
 	CHECK(at(fd, "written", 7, 3 * PAGE) == 7 && fsync(fd) == 0);
 }
 
-static void libpmem2(void)
+static char *map_pmem2(struct pmem2_map **map2)
 {
 	struct pmem2_config *cfg;
 	struct pmem2_source *src;
-	struct pmem2_map *map2;
-	static char from[2 * PAGE];
 	int fd = create(SIZE);
 	CHECK(pmem2_config_new(&cfg) == 0 && pmem2_source_from_fd(&src, fd) == 0);
 	CHECK(pmem2_config_set_required_store_granularity(cfg, PMEM2_GRANULARITY_PAGE) == 0);
-	CHECK(pmem2_map_new(&map2, cfg, src) == 0);
-	char *p = pmem2_map_get_address(map2);
+	CHECK(pmem2_map_new(map2, cfg, src) == 0);
+	pmem2_source_delete(&src);
+	pmem2_config_delete(&cfg);
+	return pmem2_map_get_address(*map2);
+}
+
+static void libpmem2(void)
+{
+	struct pmem2_map *map2;
+	static char from[2 * PAGE];
+	char *p = map_pmem2(&map2);
 	fill(from, sizeof(from), 9);
 	fill(p, 1000, 4);
 	pmem2_get_persist_fn(map2)(p, 1000);
@@ -185,8 +224,40 @@ static void libpmem2(void)
 	fill(p + 12 * PAGE, 100, 6);
 	CHECK(pmem2_deep_flush(map2, p + 12 * PAGE, 100) == 0);
 	CHECK(pmem2_map_delete(&map2) == 0);
-	pmem2_source_delete(&src);
-	pmem2_config_delete(&cfg);
+}
+
+/* What a future of libpmem2 begins with. Debian has the functions, and no header of libminiasync, by which libpmem2's declares them. */
+struct pending {
+	unsigned (*step)(void *context, void *notifier);
+	void *property;
+	struct {
+		size_t sizes[2];
+		unsigned state;
+		char rest[1024];
+	} context;
+};
+struct pending pmem2_memcpy_async(struct pmem2_map *, void *, const void *, size_t, unsigned);
+struct pending pmem2_memmove_async(struct pmem2_map *, void *, const void *, size_t, unsigned);
+struct pending pmem2_memset_async(struct pmem2_map *, void *, int, size_t, unsigned);
+
+static void finish(struct pending pending)
+{
+	const unsigned complete = 1;
+	while (pending.context.state != complete)
+		pending.context.state = pending.step(&pending.context, NULL);
+}
+
+static void async(void)
+{
+	struct pmem2_map *map2;
+	static char from[2 * PAGE];
+	char *p = map_pmem2(&map2);
+	fill(from, sizeof(from), 9);
+	finish(pmem2_memcpy_async(map2, p + 9, from, sizeof(from), 0));
+	finish(pmem2_memmove_async(map2, p + 3 * PAGE, p + 100, 3000, 0));
+	finish(pmem2_memset_async(map2, p + 8 * PAGE, 3, 5000, 0));
+	/* What nobody recorded by now is not, whatever the end of the program may record. */
+	kill(getpid(), SIGKILL);
 }
 
 static void msyncs(void)
@@ -216,6 +287,17 @@ static void dsync(void)
 	CHECK(fd >= 0);
 	memset(from, 8, sizeof(from));
 	CHECK(pwrite(fd, from, sizeof(from), 0) == sizeof(from));
+	kill(getpid(), SIGKILL);
+}
+
+/* Written, and never synced. */
+static void unsynced(void)
+{
+	char from[300];
+	int fd = open(path, O_RDWR | O_CREAT, 0600);
+	CHECK(fd >= 0);
+	memset(from, 8, sizeof(from));
+	CHECK(write(fd, from, 100) == 100 && pwrite(fd, from, 200, 100) == 200);
 	kill(getpid(), SIGKILL);
 }
 
@@ -770,7 +852,8 @@ int main(int argc, char **argv)
 		{ "replace", replace }, { "fork", forks }, { "signals", signals }, { "threads", threads },
 		{ "exit", left_at_exit }, { "inherited", inherited }, { "exec", execs },
 		{ "vforked", execs_beside_us },
-		{ "dsync", dsync },
+		{ "dsync", dsync }, { "unsynced", unsynced }, { "undrained", undrained }, { "in_order", in_order },
+		{ "async", async },
 		{ "execl", execs_list }, { "execlp", execs_list_in_path }, { "execle", execs_list_with_environment },
 		{ "quick_exit", left_at_quick_exit }, { "covered", covered }, { "straddle", straddle },
 		{ "lookup", lookup }, { "freopen", reopened }, { "refused", refused }, { "outgrown", outgrown }, { "interrupted", interrupted }, { "locked", locked },

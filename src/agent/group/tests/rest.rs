@@ -85,6 +85,29 @@ fn pages_and_size_of_a_file_are_recorded_late_only_at_rest() {
 }
 
 #[test]
+fn a_copy_in_a_last_gasp_takes_a_file_at_rest_as_it_is_and_its_size_is_still_to_be_recorded() {
+    let bench = Bench::new();
+    let (group, _notices) = bench.open(1);
+    let file = bench.file("a.pool", 4096);
+    let id = group.enters(process(10));
+    let (region, _) = group.protect(file.as_fd(), 0, false).unwrap();
+    group.detached(id);
+    group.come_to_rest();
+    group.hold_still();
+    file.set_len(8192).unwrap();
+    let recorded = || {
+        group.appender().drain();
+        records(&group)
+    };
+    let before = recorded();
+    assert_eq!(group.follow_files(|_, len| len).unwrap(), [8192]);
+    assert_eq!(recorded(), before, "behind the end that the heir is told");
+    group.go_on();
+    assert_eq!(group.follow_files(|_, len| len).unwrap(), [8192]);
+    assert_eq!(recorded().last(), Some(&(Kind::RegionResize, region.id())));
+}
+
+#[test]
 fn files_are_followed_to_names_and_sizes_that_no_record_told_of() {
     let bench = Bench::new();
     let (group, _notices) = bench.open(1);
@@ -105,7 +128,7 @@ fn files_are_followed_to_names_and_sizes_that_no_record_told_of() {
     assert_eq!(named(&group).len(), 3, "the first file is still there");
     drop(bench.file("b.pool", 12288));
     std::fs::remove_file(&c).unwrap();
-    group.follow_files(|_| ()).unwrap();
+    group.follow_files(|_, _| ()).unwrap();
     let expected = [(1, bench.path("d.pool"), 4096), (2, b.clone(), 12288)];
     assert_eq!(named(&group), expected);
     drop(group);
