@@ -98,7 +98,7 @@ impl ShipStatus {
         *lock(&self.digest) = (at, digest);
     }
 
-    pub(super) fn set(&self, view: ShipView) {
+    pub(crate) fn set(&self, view: ShipView) {
         self.shipped.store(view.shipped.0, Relaxed);
         self.received.store(view.received.0, Relaxed);
         self.durable.store(view.durable.0, Relaxed);

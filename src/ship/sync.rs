@@ -22,7 +22,7 @@ use crate::locks::lock;
 use crate::log::format::{CopyFor, Kind, RECORD_HEADER, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
 use crate::types::{Lsn, RegionId};
-use base::{Backlog, Base, Before};
+use base::{Base, Before};
 
 pub mod base;
 mod pace;
@@ -282,7 +282,9 @@ impl Drop for Syncer {
 
 impl Shared {
     fn run(&self) {
+        let mut attempts = 0;
         while let Some((mut errand, ones)) = self.next() {
+            attempts += 1;
             let made = self.close_gap(errand).and_then(|gap| {
                 if gap.is_some() {
                     // The application may have gone ahead just now.
@@ -291,7 +293,12 @@ impl Shared {
                 self.copy(gap, &mut errand, ones)
             });
             match made {
-                Ok(made) => self.settle(errand.whom, &made),
+                Ok(made) => {
+                    self.settle(errand.whom, &made);
+                    let (Made { sent, referred, .. }, whom) = (&made, errand.whom);
+                    tracing::info!(?whom, sent, referred, attempts, "regions copied");
+                    attempts = 0;
+                }
                 // It is still owed.
                 Err(Cut::Superseded | Cut::Ahead(_)) => {}
                 Err(error) => {
@@ -400,7 +407,7 @@ impl Shared {
         let regions = self.create_regions(errand)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
-        let mut before = Before { base: self.source.base(errand.whom, begin), backlog: Backlog::default() };
+        let mut before = Before::new(self.source.base(errand.whom, begin));
         for region in &regions {
             self.copy_region(region, errand, &mut before)?;
         }
@@ -408,7 +415,7 @@ impl Shared {
         let end = appender.append(Kind::SyncEnd, RegionId(0), 0, &[])?;
         self.push();
         drop(may);
-        Ok(Made { end, asked: errand.asked, ones })
+        Ok(Made { end, asked: errand.asked, ones, sent: before.sent, referred: before.referred })
     }
 
     /// Creates every region in the new image, as it is by then. After SyncBegin: what is added later is told of by a record

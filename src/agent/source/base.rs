@@ -14,7 +14,7 @@ use crate::fabric::tls::TlsIdentity;
 use crate::ship::sync::base::{Base, Found};
 use crate::types::{Lsn, RegionId};
 
-/// How long a copy may take to begin at a destination that has been sent its beginning.
+/// How long a destination that has been sent the beginning of a copy may make no progress before the copy begins there.
 const BEGUN_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a destination may take to say what some megabytes of its image hold. The ring fills meanwhile.
@@ -31,8 +31,8 @@ pub(super) struct RemoteBase {
     pub(super) identity: Arc<TlsIdentity>,
     /// Where the `SyncBegin` of the copy ends.
     pub(super) begin: Lsn,
-    /// Since when it is waited for the copy to begin there.
-    pub(super) waits_since: Option<Instant>,
+    /// Since when it is waited for the copy to begin there, and how far it had come then.
+    pub(super) waits_since: Option<(Instant, Lsn)>,
     /// What the asks of this copy took so far, and how many bytes they were about.
     pub(super) asked: (Duration, u64),
     pub(super) client: Option<Client>,
@@ -59,10 +59,10 @@ impl Base for RemoteBase {
         let bytes = block as u64 * count as u64;
         self.asked = (self.asked.0 + began.elapsed(), self.asked.1 + bytes);
         if self.asked.0 > SLOW_AFTER && (self.asked.1 as f64) < self.asked.0.as_secs_f64() * SLOWEST {
-            self.to.ask_no_more();
-            return Err(io::Error::other(format!("{} takes long to say what it holds", self.to.peer.name)));
+            let text = format!("{} takes long to say what it holds", self.to.peer.name);
+            return Err(self.give_up(io::Error::other(text)));
         }
-        match answer.inspect_err(|_| self.to.ask_no_more())? {
+        match answer.map_err(|error| self.give_up(error))? {
             Answer::Base { begun: false, .. } => self.not_begun(),
             Answer::Base { region: None, .. } => Ok(Found::Nothing),
             Answer::Base { region: Some(region), digests, .. } => Ok(Found::Digests(region, digests)),
@@ -100,12 +100,24 @@ impl Base for EveryBase {
 impl RemoteBase {
     /// The others must not be kept from counting by one whose disk is full, say.
     fn not_begun(&mut self) -> io::Result<Found> {
-        if self.waits_since.get_or_insert_with(Instant::now).elapsed() < BEGUN_WITHIN {
-            return Ok(Found::NotBegun);
+        let applied = self.to.ship.view().applied;
+        match &mut self.waits_since {
+            Some((since, before)) if *before == applied => {
+                if since.elapsed() >= BEGUN_WITHIN {
+                    let text = format!("{} makes no progress and has not begun the copy", self.to.peer.name);
+                    return Err(self.give_up(io::Error::new(io::ErrorKind::TimedOut, text)));
+                }
+            }
+            waits => *waits = Some((Instant::now(), applied)),
         }
-        self.to.ask_no_more();
-        let text = format!("{} has not begun the copy after {BEGUN_WITHIN:?}", self.to.peer.name);
-        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        Ok(Found::NotBegun)
+    }
+
+    /// The copy goes on without what the destination has.
+    fn give_up(&self, error: io::Error) -> io::Error {
+        tracing::info!(group = self.group.name(), %error, "not asked again before it has all of a copy");
+        self.to.ask_no_more(self.begin);
+        error
     }
 
     fn client(&mut self) -> io::Result<&mut Client> {

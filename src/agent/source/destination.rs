@@ -17,8 +17,8 @@ pub(super) struct Destination {
     pub(super) ship: Arc<ShipStatus>,
     /// The number of its stream; none once that cannot go on.
     number: Mutex<Option<u32>>,
-    /// That of the last stream in which it did not say in time what its image holds.
-    mute: Mutex<Option<u32>>,
+    /// The last copy whose reader did not say in time what its image holds: number of the stream, and where its `SyncBegin` ends.
+    mute: Mutex<Option<(u32, Lsn)>>,
     link: Mutex<LinkInfo>,
     stream: Mutex<Stream>,
 }
@@ -120,12 +120,15 @@ impl Destination {
 
     /// Whether a copy may ask what its image holds.
     pub(super) fn says_what_it_holds(&self) -> bool {
-        lock(&self.mute).is_none_or(|mute| Some(mute) != self.stream_number())
+        let Some((stream, begin)) = *lock(&self.mute) else { return true };
+        let ship = self.ship.view();
+        self.stream_number() != Some(stream) || (ship.counts && ship.counts_from >= begin)
     }
 
-    /// It did not say so in time, and is not asked again in its present stream.
-    pub(super) fn ask_no_more(&self) {
-        *lock(&self.mute) = self.stream_number();
+    /// It did not say so in time for the copy that `begin`s there, and is not asked again in its present stream before it has all
+    /// of a copy.
+    pub(super) fn ask_no_more(&self, begin: Lsn) {
+        *lock(&self.mute) = self.stream_number().map(|stream| (stream, begin));
     }
 
     pub(super) fn link(&self) -> MutexGuard<'_, LinkInfo> {
@@ -154,6 +157,26 @@ impl Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ship::status::ShipView;
+
+    #[test]
+    fn one_that_was_silent_is_asked_again_once_it_has_all_of_a_copy_or_begins_anew() {
+        let peer = config::Peer { name: "beta".into(), address: "localhost:1".into() };
+        let to = Destination::new(peer, 0);
+        to.set_stream_number(Some(7));
+        assert!(to.says_what_it_holds());
+        to.ask_no_more(Lsn(64));
+        // Of an earlier copy.
+        let view = ShipView { counts: true, counts_from: Lsn(32), ..ShipView::default() };
+        to.ship.set(view);
+        assert!(!to.says_what_it_holds());
+        to.ship.set(ShipView { counts_from: Lsn(96), ..view });
+        assert!(to.says_what_it_holds());
+        to.ask_no_more(Lsn(128));
+        assert!(!to.says_what_it_holds());
+        to.set_stream_number(Some(8));
+        assert!(to.says_what_it_holds());
+    }
 
     #[test]
     fn an_agent_that_ends_waits_for_all_that_count_and_then_says_what_is_nowhere() {

@@ -29,14 +29,15 @@ impl Shared {
         let (link, ship, sync) = (to.link().clone(), to.ship.view(), self.syncer.view());
         let group = &self.setup.group;
         let published = group.log().published();
+        let log = group.log();
+        // After the end of what was published: a gap that opens later lies behind that.
+        let whole = log.is_whole();
         let state = match link.connected {
-            true if ship.counts => DestinationState::Streaming,
+            true if ship.counts && whole && !sync.for_all => DestinationState::Streaming,
             true => DestinationState::Syncing,
             false if link.refused => DestinationState::Refused,
             false => DestinationState::Connecting,
         };
-        let log = group.log();
-        let whole = log.is_whole();
         let regions: u64 = group.regions().iter().map(|r| r.len()).sum();
         // One that is away keeps what it has; one that refuses may have lost it, and a copy that is owed is missing there.
         let away = ship.holds && !link.connected && !link.refused && ship.durable >= sync.end_for_all;

@@ -308,9 +308,10 @@ pub enum DestinationState {
     Connecting,
     /// It answered, and said no: see `last_error`. The group is unprotected until an operator acts.
     Refused,
-    /// A full copy is under way; nothing counts until it is complete. The group is unprotected.
+    /// A copy is under way or to come: its first one, or one of what the application did while it was ahead of the log. Nothing of that
+    /// counts until the copy is complete.
     Syncing,
-    /// Records flow and count.
+    /// Records flow and count, and tell everything.
     Streaming,
     /// Everything has been handed over: the destination has durably accepted the group.
     HandedOver,

@@ -25,7 +25,7 @@ impl Shared {
         errand: Errand,
         images: &mut Before,
     ) -> Result<(), Cut> {
-        let Before { base, backlog } = images;
+        let Before { base, backlog, referred, sent } = images;
         let before = self.done.load(Relaxed);
         let read = |e: io::Error| Cut::Read(region.id, e);
         let mut at = 0;
@@ -50,10 +50,11 @@ impl Shared {
                         0
                     }
                 };
+                *referred += u64::from(same.count_ones()) * PAGE as u64;
                 while at < part.1 {
                     let len = chunk.min((part.1 - at) as usize);
                     let same = same >> ((at - unit * UNIT) / PAGE as u64);
-                    self.copy_chunk(region, &content, at, &mut buf[..len], same, errand)?;
+                    *sent += self.copy_chunk(region, &content, at, &mut buf[..len], same, errand)?;
                     at += len as u64;
                     self.done.store(before + at, Relaxed);
                 }
@@ -154,7 +155,7 @@ impl Shared {
         Ok(pages.map(|(i, page)| u64::from(page.iter().any(|b| *b != 0)) << (first + i)).sum())
     }
 
-    /// Appends the runs of pages that are not zero, but for those that have a bit in `same`. A page that is zero now and is stored to
+    /// Appends the runs of pages that are not zero, and says how many bytes; but for those that have a bit in `same`. A page that is zero now and is stored to
     /// later is in the log by that store's own record, or was never flushed.
     fn copy_chunk(
         &self,
@@ -164,7 +165,7 @@ impl Shared {
         buf: &mut [u8],
         same: u64,
         errand: Errand,
-    ) -> Result<(), Cut> {
+    ) -> Result<u64, Cut> {
         let read = |e: io::Error| Cut::Read(region.id, e);
         let got = content.read_at(buf, at).map_err(read)?;
         let pages = buf[..got].chunks(PAGE).enumerate();
@@ -184,6 +185,6 @@ impl Shared {
         }
         self.keep_beside(copied);
         self.push();
-        Ok(())
+        Ok(copied)
     }
 }

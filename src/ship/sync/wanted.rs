@@ -92,6 +92,10 @@ pub(super) struct Made {
     /// Whoever had asked by its beginning has it, if it is for them.
     pub(super) asked: Asked,
     pub(super) ones: BTreeSet<u32>,
+    /// Bytes whose content is in it.
+    pub(super) sent: u64,
+    /// Bytes that it refers to in the readers' images from before.
+    pub(super) referred: u64,
 }
 
 impl Shared {
