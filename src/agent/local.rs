@@ -166,9 +166,13 @@ impl Controller for Local {
 
     fn power(&self, _online: bool) {}
 
-    fn finish(&self, _deadline: Instant) -> Option<String> {
+    fn finish(&self, deadline: Instant) -> Option<String> {
+        let left = match &*lock(&self.tender) {
+            Some(Tender::Source(source)) => source.finish(deadline),
+            _ => None,
+        };
         self.halt();
-        None
+        left.map(|why| format!("group `{}`: {why}", self.name()))
     }
 }
 

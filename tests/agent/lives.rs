@@ -4,9 +4,11 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Child;
+use std::time::Duration;
 
 use pmemha::agent::holder::{FdKeeper, Holder};
 use pmemha::session::wire::{Reply, Request};
+use pmemha_testkit::wait;
 
 use crate::bench::Bench;
 
@@ -112,6 +114,21 @@ fn a_group_that_cannot_be_opened_costs_the_others_nothing_and_says_why() {
     assert!(web["error"].as_str().unwrap().contains("state/groups/web"), "{web}");
     let (code, said) = agent.terminate();
     assert!(code == Some(0) && said.contains("left undone: group `web`"), "{said}");
+}
+
+#[test]
+fn an_archive_that_cannot_be_written_is_said_at_the_end() {
+    let dir = Path::new("/dev/null/archive");
+    let bench = Bench::with(&format!("archive = {{ dir = \"{}\" }}", dir.display()));
+    let agent = bench.start();
+    assert!(matches!(bench.connect().hello("db"), Reply::Welcome { .. }));
+    wait::eventually("the archive to fail", Duration::from_secs(10), || {
+        bench.connect().status()["groups"][0]["archive"]["last_error"].is_string()
+    });
+    let (code, said) = agent.terminate();
+    let told = said.contains("left undone: group `db`: nothing is archived:")
+        && said.contains(dir.to_str().unwrap());
+    assert!(code == Some(0) && told, "{said}");
 }
 
 #[test]

@@ -157,8 +157,17 @@ impl Source {
 
     /// Waits until everything published is durable at each destination that counts; what is missing everywhere at the deadline, as
     /// a sentence. Where none counts, a link that is down is waited for while it may be made: until the destination refuses, or
-    /// an attempt that began meanwhile fails.
+    /// an attempt that began meanwhile fails. An archive that cannot be written is named, too; one that can takes what is
+    /// published when it is dropped.
     pub fn finish(&self, deadline: Instant) -> Option<String> {
+        let left = self.finish_shipping(deadline);
+        let archive = self.archiver.as_ref().map(Archiver::view).filter(|view| view.durable.is_none());
+        let fault = archive.and_then(|view| view.last_error).map(|why| format!("nothing is archived: {why}"));
+        let all: Vec<_> = left.into_iter().chain(fault).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    fn finish_shipping(&self, deadline: Instant) -> Option<String> {
         let all = &self.shared.destinations;
         let published = self.shared.setup.group.log().published();
         let failures: Vec<u64> = all.iter().map(|to| to.link().failures).collect();
