@@ -51,14 +51,16 @@ pub fn run(options: &Options) -> Outcome<()> {
             bench.round(bytes as usize, options.count, &mut seen);
         }
         let row = |what, times: &Times| Row::new(what, Some(bytes.into()), "us", Series::of_times(times));
-        for (what, ours) in [("append", &seen.append), ("append and drain", &seen.drained)] {
+        for (what, ours, aim) in
+            [("append", &seen.append, aim(bytes)), ("append and drain", &seen.drained, None)]
+        {
             for (name, peer) in [(MEMCPY, &seen.memcpy), (MEMCPY_CLWB, &seen.flushed)] {
-                report.push(row(what, ours).beside(name, Series::of_times(peer)));
+                report.push(row(what, ours).beside(name, Series::of_times(peer)).aiming(aim));
             }
         }
         report.push(row("reading the clock", &seen.clock));
         let mean = Row::new("append, mean of many", Some(bytes.into()), "us", seen.mean.into());
-        report.push(mean.beside(MEMCPY, seen.memcpy_mean.into()).aiming(aim(bytes)));
+        report.push(mean.beside(MEMCPY, seen.memcpy_mean.into()));
     }
     report.note(
         "Operations follow each other at once. Every time but a mean includes one reading of the clock, which does not wait for \

@@ -16,15 +16,17 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::locks::lock;
 use crate::log::format::{CopyFor, Kind, RECORD_HEADER, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
 use crate::types::{Lsn, RegionId};
-use base::{Base, Before};
+use base::Base;
+use region::Copying;
 
 pub mod base;
+mod limit;
 mod pace;
 mod region;
 mod stretches;
@@ -48,6 +50,9 @@ const PAUSE: Duration = Duration::from_micros(200);
 /// Times that the regions are looked at before a copy begins: a look is short, and hardly a program changes names or sizes in each.
 const MAX_LOOKS: u32 = 1000;
 
+/// From then on it is said how fast a copy is.
+const TELLS: Duration = Duration::from_millis(500);
+
 /// Pause after a copy failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -61,6 +66,10 @@ pub trait SyncSource: Send + Sync {
     fn is_still(&self) -> bool;
     /// How many destinations there are.
     fn destinations(&self) -> usize;
+    /// Bytes a second that a copy may send at most: no limit, unless said.
+    fn limit(&self) -> Option<u64> {
+        None
+    }
     /// Whether the destination whose stream has this number is connected, if there is one: nobody, unless said.
     fn reader(&self, _stream: u32) -> Option<bool> {
         None
@@ -106,6 +115,8 @@ pub struct SyncView {
     pub done: u64,
     /// Bytes of regions to be looked at.
     pub total: u64,
+    /// Bytes of regions looked at in a second, since it began; 0 while that says nothing.
+    pub bytes_per_s: u64,
     /// Whether one is under way or wanted, for whomever.
     pub active: bool,
     /// Whether one for all is.
@@ -140,6 +151,8 @@ struct Shared {
     busy: AtomicBool,
     done: AtomicU64,
     total: AtomicU64,
+    /// Since when regions are looked at.
+    began: Mutex<Option<Instant>>,
     end: AtomicU64,
     end_for_all: AtomicU64,
     error: Mutex<Option<String>>,
@@ -187,6 +200,7 @@ impl Syncer {
             busy: AtomicBool::new(owed),
             done: AtomicU64::new(0),
             total: AtomicU64::new(0),
+            began: Mutex::default(),
             end: AtomicU64::new(0),
             end_for_all: AtomicU64::new(0),
             error: Mutex::default(),
@@ -261,6 +275,7 @@ impl Syncer {
         SyncView {
             done: self.shared.done.load(Relaxed),
             total: self.shared.total.load(Relaxed),
+            bytes_per_s: self.shared.bytes_per_s(),
             active: self.is_active(),
             for_all: self.is_active_for_all(),
             end: Lsn(self.shared.end.load(Relaxed)),
@@ -407,15 +422,17 @@ impl Shared {
         let regions = self.create_regions(errand)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
-        let mut before = Before::new(self.source.base(errand.whom, begin));
+        *lock(&self.began) = Some(Instant::now());
+        let mut copying = Copying::new(self.source.base(errand.whom, begin), self.source.limit());
         for region in &regions {
-            self.copy_region(region, errand, &mut before)?;
+            self.copy_region(region, errand, &mut copying)?;
         }
         let may = self.room(errand)?;
         let end = appender.append(Kind::SyncEnd, RegionId(0), 0, &[])?;
         self.push();
         drop(may);
-        Ok(Made { end, asked: errand.asked, ones, sent: before.sent, referred: before.referred })
+        let Copying { sent, referred, .. } = copying;
+        Ok(Made { end, asked: errand.asked, ones, sent, referred })
     }
 
     /// Creates every region in the new image, as it is by then. After SyncBegin: what is added later is told of by a record
@@ -513,6 +530,11 @@ impl Shared {
     /// Whether newcomers have to wait.
     fn puts_off(&self) -> bool {
         self.source.is_still() && !self.needed.load(SeqCst)
+    }
+
+    fn bytes_per_s(&self) -> u64 {
+        let took = lock(&self.began).map(|began| began.elapsed()).filter(|took| *took >= TELLS);
+        took.map_or(0, |took| (self.done.load(Relaxed) as f64 / took.as_secs_f64()) as u64)
     }
 
     fn pause(&self, time: Duration) {

@@ -56,7 +56,12 @@ impl Bench {
 
     /// Starts the agent and waits until it serves.
     pub fn start(&self) -> Agent {
-        let agent = Agent { child: self.spawn() };
+        self.start_as(&mut self.agent())
+    }
+
+    /// Starts this command of an agent and waits until it serves.
+    pub fn start_as(&self, command: &mut Command) -> Agent {
+        let agent = Agent { child: command.spawn().unwrap() };
         let deadline = Instant::now() + LONG;
         while Connection::connect(&self.socket(), deadline).is_err() {
             assert!(Instant::now() < deadline, "the agent does not serve");
@@ -67,7 +72,13 @@ impl Bench {
 
     /// Starts the agent's process; its diagnostics can be read from standard error.
     pub fn spawn(&self) -> Child {
-        Command::new(PMEMHAD).arg("--config").arg(self.path("conf")).stderr(Stdio::piped()).spawn().unwrap()
+        self.agent().spawn().unwrap()
+    }
+
+    pub fn agent(&self) -> Command {
+        let mut command = Command::new(PMEMHAD);
+        command.arg("--config").arg(self.path("conf")).stderr(Stdio::piped());
+        command
     }
 
     pub fn connect(&self) -> Client {

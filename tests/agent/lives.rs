@@ -117,6 +117,22 @@ fn a_group_that_cannot_be_opened_costs_the_others_nothing_and_says_why() {
 }
 
 #[test]
+fn an_agent_that_finds_no_libibverbs_serves_and_says_why_verbs_is_off() {
+    let bench = Bench::new();
+    // Found before that of the system, if there is one.
+    let libraries = bench.path("libraries");
+    std::fs::create_dir(&libraries).unwrap();
+    std::fs::write(libraries.join("libibverbs.so.1"), "no library").unwrap();
+    let agent = bench.start_as(bench.agent().env("LD_LIBRARY_PATH", &libraries));
+    assert!(matches!(bench.connect().hello("db"), Reply::Welcome { .. }));
+    let rdma = bench.connect().status()["node"]["rdma"].take();
+    let off = rdma["off"].as_str().unwrap_or_default();
+    let told = off.contains("libibverbs.so.1") && off.contains("install the packages libibverbs1");
+    assert!(told && rdma["device"].is_null(), "{rdma}");
+    assert_eq!(agent.terminate().0, Some(0));
+}
+
+#[test]
 fn an_archive_that_cannot_be_written_is_said_at_the_end() {
     let dir = Path::new("/dev/null/archive");
     let bench = Bench::with(&format!("archive = {{ dir = \"{}\" }}", dir.display()));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::image::Copy;
@@ -200,4 +200,29 @@ fn a_gap_is_closed_at_both_with_what_changed() {
     let Trio { alpha, mut beta, mut gamma } = trio;
     assert_same(&alpha, &mut beta);
     assert_same(&alpha, &mut gamma);
+}
+
+#[test]
+fn a_copy_keeps_to_the_limit_of_its_operator_and_says_how_long_it_takes() {
+    let options = PairOptions {
+        group: "log_size = \"1MiB\"\nsync_rate = \"32MiB/s\"\n".into(),
+        ..PairOptions::default()
+    };
+    let mut pair = Pair::start(BINARIES, &options);
+    await_all(&pair.alpha);
+    pair.beta.kill();
+    std::fs::remove_dir_all(pair.beta.replica()).expect("its image");
+    let content: Vec<u8> = (0..BYTES).map(|i| (i / PAGE % 255 + 1) as u8).collect();
+    std::fs::write(pair.alpha.files().join("large"), content).expect("an own directory");
+    let began = Instant::now();
+    pair.beta.start();
+    let (rate, eta) = pair.alpha.await_group("progress", |group| {
+        let sync = &group["destinations"][0]["sync"];
+        Some((sync["bytes_per_s"].as_u64()?, sync["eta_s"].as_u64()?))
+    });
+    assert!(rate <= 40 << 20 && eta <= BYTES / rate + 1, "{rate} bytes a second, {eta} s left");
+    await_all(&pair.alpha);
+    // All but what may be outstanding.
+    assert!(began.elapsed() >= Duration::from_millis(1900), "64 MiB in {:?}", began.elapsed());
+    assert_same(&pair.alpha, &mut pair.beta);
 }

@@ -137,6 +137,9 @@ pub struct Group {
     /// Names of the nodes that receive the group; the first is preferred as the heir.
     #[serde(default)]
     pub destinations: Vec<String>,
+    /// Bytes a second that a copy of the regions may bring at most; no limit if absent.
+    #[serde(default, deserialize_with = "units::some_rate")]
+    pub sync_rate: Option<u64>,
     /// A local archive for point-in-time restore.
     pub archive: Option<Archive>,
     /// What follows an application's death.

@@ -45,6 +45,7 @@ block_limit = "250ms"
 commit = "durable"
 commit_timeout = "5s"
 destinations = ["beta"]
+sync_rate = "100MiB/s"
 archive = { dir = "/srv/archive/db", keep_bytes = "10GiB", keep_age = "7d" }
 on_death = "failover"
 trigger = "saved"
@@ -91,6 +92,7 @@ fn every_documented_key_is_read() {
     assert_eq!((g.block_limit, g.commit_timeout), (Duration::from_millis(250), Duration::from_secs(5)));
     assert_eq!(g.users, [UserRef::Name("postgres".into()), UserRef::Id(1000)]);
     assert_eq!(g.archive.as_ref().unwrap().keep_age, Some(Duration::from_secs(7 * 86400)));
+    assert_eq!(g.sync_rate, Some(100 << 20));
     assert!(!c.replicas[0].encrypted());
     assert_eq!(c.replicas[0].fabric, FabricKind::Tcp);
     assert_eq!(c.rdma, Rdma { device: Some("mlx5_0".into()), port: Some(1), gid_index: Some(3) });
@@ -115,6 +117,8 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("commit_timeout = \"5s\"", "commit_timeout = \"48h\"", "group[0].commit_timeout", "shorter"),
         ("port = 1", "port = 0", "rdma.port", "counted from 1"),
         ("fabric = \"tcp\"", "fabric = \"vebrs\"", "replica[0].fabric", "did you mean `verbs`?"),
+        ("sync_rate = \"100MiB/s\"", "sync_rate = \"100MiB\"", "group[0].sync_rate", "MiB/s"),
+        ("sync_rate = \"100MiB/s\"", "sync_rate = \"0B/s\"", "group[0].sync_rate", "above 0"),
         ("block_limit = \"250ms\"", "block_limit = \"forever\"", "group[0].block_limit", "no duration"),
         (
             "destinations = [\"beta\"]",

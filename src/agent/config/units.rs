@@ -68,6 +68,18 @@ pub(super) fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     parse_bytes(&String::deserialize(d)?).map_err(de::Error::custom)
 }
 
+/// Bytes a second, as a size with `/s` behind it.
+pub(super) fn some_rate<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    parse_rate(&String::deserialize(d)?).map(Some).map_err(de::Error::custom)
+}
+
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let size = text.trim().strip_suffix("/s").and_then(|size| quantity(size, &BYTE_UNITS));
+    size.filter(|bytes| *bytes > 0).ok_or_else(|| {
+        format!("`{text}` is no rate: write a whole number above 0 with B/s, KiB/s, MiB/s or GiB/s, such as \"100MiB/s\"")
+    })
+}
+
 pub(super) fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     parse_duration(&String::deserialize(d)?).map_err(de::Error::custom)
 }

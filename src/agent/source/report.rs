@@ -62,8 +62,11 @@ impl Shared {
             resumed: link.resumed,
             unprotected_writes: self.sampler.found(),
             unprotected_writes_recorded: self.sampler.recorded(),
-            sync: (sync.for_all || sync.active && !ship.counts)
-                .then_some(SyncStatus { done_bytes: sync.done, total_bytes: sync.total }),
+            sync: (sync.for_all || sync.active && !ship.counts).then_some(SyncStatus::at(
+                sync.done,
+                sync.total,
+                sync.bytes_per_s,
+            )),
             last_error: link
                 .fault
                 .map(|why| format!("{} cannot keep what it is sent: {why}", to.peer.name))

@@ -106,6 +106,10 @@ impl SyncSource for GroupRegions {
         self.destinations.len()
     }
 
+    fn limit(&self) -> Option<u64> {
+        self.group.config().sync_rate
+    }
+
     fn reader(&self, stream: u32) -> Option<bool> {
         let mut all = self.destinations.iter();
         all.find(|to| to.stream_number() == Some(stream)).map(|to| to.link().connected)

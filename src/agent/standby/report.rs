@@ -43,7 +43,7 @@ impl Standby {
             sync: status
                 .as_ref()
                 .and_then(|s| s.sync_progress)
-                .map(|(done_bytes, total_bytes)| SyncStatus { done_bytes, total_bytes }),
+                .map(|(done, total)| SyncStatus::at(done, total, 0)),
             last_error: status
                 .as_ref()
                 .and_then(|s| s.faulted.clone().or_else(|| s.set_aside.clone()))

@@ -195,7 +195,7 @@ const LOG_COUNTERS: [Reading<LogStatus, f64>; 6] = [
     ("log_blocked_seconds", "Time that a full ring held processes back", |l| l.blocked_ms as f64 / 1e3),
 ];
 
-const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 10] = [
+const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 11] = [
     ("lsn_published_bytes", "End of what the application published", |d| Some(d.lsn_published.0 as f64)),
     ("lsn_received_bytes", "End of what has landed at the destination", |d| Some(d.lsn_received.0 as f64)),
     ("lsn_durable_bytes", "End of what survives the loss of the source", |d| Some(d.lsn_durable.0 as f64)),
@@ -211,6 +211,9 @@ const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 10] = [
         d.sync.map(|s| s.done_bytes as f64)
     }),
     ("sync_total_bytes", "Of a copy that is under way, all", |d| d.sync.map(|s| s.total_bytes as f64)),
+    ("sync_eta_seconds", "Of a copy that is under way, how long the rest takes at the rate so far", |d| {
+        d.sync.and_then(|s| s.eta_s).map(|s| s as f64)
+    }),
     ("as_of_timestamp_seconds", "When the destination's row was true", |d| seconds(&d.as_of)),
 ];
 
@@ -235,7 +238,7 @@ mod tests {
             as_of: s.as_of.clone(),
         });
         let group = &mut s.groups[0];
-        group.destinations[0].sync = Some(SyncStatus { done_bytes: 1, total_bytes: 4 });
+        group.destinations[0].sync = Some(SyncStatus::at(1, 4, 2));
         group.archive = Some(ArchiveStatus {
             dir: "/srv/archive".into(),
             lsn_durable: Some(Lsn(4096)),

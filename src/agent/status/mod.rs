@@ -343,4 +343,17 @@ pub struct SyncStatus {
     pub done_bytes: u64,
     /// Bytes in all.
     pub total_bytes: u64,
+    /// Bytes looked at in a second, since it began; none before that can be said, and at a destination.
+    pub bytes_per_s: Option<u64>,
+    /// Seconds that the rest takes at that rate.
+    pub eta_s: Option<u64>,
+}
+
+impl SyncStatus {
+    /// So much is done of so much, at this rate; 0: it is not known.
+    pub fn at(done_bytes: u64, total_bytes: u64, bytes_per_s: u64) -> SyncStatus {
+        let rate = Some(bytes_per_s).filter(|rate| *rate > 0);
+        let eta_s = rate.map(|rate| total_bytes.saturating_sub(done_bytes).div_ceil(rate));
+        SyncStatus { done_bytes, total_bytes, bytes_per_s: rate, eta_s }
+    }
 }

@@ -236,6 +236,9 @@ fn bar(sync: &SyncStatus) -> String {
         format_bytes(sync.done_bytes),
         format_bytes(sync.total_bytes)
     );
+    if let (Some(rate), Some(eta)) = (sync.bytes_per_s, sync.eta_s) {
+        let _ = write!(text, ", {}/s, {} left", format_bytes(rate), duration(eta));
+    }
     text
 }
 
@@ -340,14 +343,17 @@ mod tests {
         let mut s = status();
         let row = &mut s.groups[0].destinations[0];
         row.state = DestinationState::Syncing;
-        row.sync = Some(SyncStatus { done_bytes: 1 << 30, total_bytes: 4 << 30 });
+        row.sync = Some(SyncStatus::at(1 << 30, 4 << 30, 64 << 20));
         s.groups[0].error = Some("cannot store it: no space left".into());
         let row = &mut s.groups[0].destinations[0];
         row.last_error = Some("connection \x1b[31mlost".into());
         let text = render(&s);
         assert!(text.contains("! UNPROTECTED"), "{text}");
         assert!(text.contains("\n  ! nothing is decided: cannot store it: no space left\n"), "{text}");
-        assert!(text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB"), "{text}");
+        assert!(
+            text.contains("[#####...............] 25 %  1.00 GiB of 4.00 GiB, 64.0 MiB/s, 48 s left"),
+            "{text}"
+        );
         assert!(text.contains("! connection [31mlost"), "{text}");
         s.groups[0].destinations.clear();
         s.groups[0].error = Some("starting /db: no such file".into());

@@ -55,22 +55,6 @@ pub(super) struct Comparison<'a> {
     window: Option<Window>,
 }
 
-/// The images from before a copy, and what was found to be in them.
-pub(super) struct Before {
-    pub(super) base: Option<Box<dyn Base>>,
-    pub(super) backlog: Backlog,
-    /// Bytes referred to.
-    pub(super) referred: u64,
-    /// Bytes copied by content.
-    pub(super) sent: u64,
-}
-
-impl Before {
-    pub(super) fn new(base: Option<Box<dyn Base>>) -> Before {
-        Before { base, backlog: Backlog::default(), referred: 0, sent: 0 }
-    }
-}
-
 /// What readers have yet to take from their images before: a record of some bytes stands for much work there.
 #[derive(Default)]
 pub(super) struct Backlog {

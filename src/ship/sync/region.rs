@@ -6,14 +6,35 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::base::{Backlog, Before, Compared, Comparison, UNIT};
+use super::base::{Backlog, Base, Compared, Comparison, UNIT};
+use super::limit::Limit;
 use super::stretches::{extent, runs};
-use super::{CHUNK, Cut, Errand, PAUSE, RING_SHARE, Shared, SyncRegion};
+use super::{CHUNK, Cut, Errand, LOOK, PAUSE, RING_SHARE, Shared, SyncRegion};
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, SamePayload};
 use crate::region::content::Content;
 use crate::types::PAGE;
 use zerocopy::IntoBytes;
+
+/// One copy, as it comes along.
+pub(super) struct Copying {
+    /// The images of its readers from before.
+    base: Option<Box<dyn Base>>,
+    backlog: Backlog,
+    limit: Option<Limit>,
+    /// Bytes whose content is in it.
+    pub(super) sent: u64,
+    /// Bytes that it refers to in the images from before.
+    pub(super) referred: u64,
+}
+
+impl Copying {
+    /// One that may refer to `base`, and may take so many bytes a second.
+    pub(super) fn new(base: Option<Box<dyn Base>>, limit: Option<u64>) -> Copying {
+        let limit = limit.map(|bytes_per_s| Limit::new(bytes_per_s, Instant::now()));
+        Copying { base, backlog: Backlog::default(), limit, sent: 0, referred: 0 }
+    }
+}
 
 /// A reader that takes nothing for so long is not waited for.
 const HANGS: Duration = Duration::from_secs(5);
@@ -23,9 +44,9 @@ impl Shared {
         &self,
         region: &SyncRegion,
         errand: Errand,
-        images: &mut Before,
+        copying: &mut Copying,
     ) -> Result<(), Cut> {
-        let Before { base, backlog, referred, sent } = images;
+        let Copying { base, backlog, limit, sent, referred } = copying;
         let before = self.done.load(Relaxed);
         let read = |e: io::Error| Cut::Read(region.id, e);
         let mut at = 0;
@@ -54,7 +75,9 @@ impl Shared {
                 while at < part.1 {
                     let len = chunk.min((part.1 - at) as usize);
                     let same = same >> ((at - unit * UNIT) / PAGE as u64);
-                    *sent += self.copy_chunk(region, &content, at, &mut buf[..len], same, errand)?;
+                    let copied = self.copy_chunk(region, &content, at, &mut buf[..len], same, errand)?;
+                    *sent += copied;
+                    self.await_limit(limit.as_mut(), copied, errand)?;
                     at += len as u64;
                     self.done.store(before + at, Relaxed);
                 }
@@ -139,6 +162,20 @@ impl Shared {
             thread::sleep(PAUSE);
         }
         Ok(())
+    }
+
+    /// Waits until the next piece is due, `sent` bytes having been sent. A last gasp keeps to no limit.
+    fn await_limit(&self, limit: Option<&mut Limit>, sent: u64, errand: Errand) -> Result<(), Cut> {
+        let Some(limit) = limit.filter(|_| sent > 0) else { return Ok(()) };
+        let due = limit.sent(sent, Instant::now());
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.source.is_still() {
+                return Ok(());
+            }
+            self.check(errand)?;
+            thread::sleep(left.min(LOOK));
+        }
     }
 
     /// A bit for each page of a part of one unit that is not zero.
