@@ -73,6 +73,10 @@ pub enum Kind {
     ArchiveFailed,
     /// It ended for good.
     ArchiveEnded,
+    /// An operator has paused a destination: nothing is shipped there any more.
+    DestinationPaused,
+    /// An operator has it go on.
+    DestinationResumed,
     /// At a destination: the image is complete and counts.
     Synced,
     /// At the source: the last gasp has brought everything to the heir.

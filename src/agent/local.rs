@@ -164,6 +164,10 @@ impl Controller for Local {
         Err(format!("group `{}` has no destination, so no handover is under way", self.name()))
     }
 
+    fn pause(&self, node: &str, _paused: bool) -> Result<(), String> {
+        Err(format!("group `{}` has no destination `{node}`", self.name()))
+    }
+
     fn power(&self, _online: bool) {}
 
     fn finish(&self, deadline: Instant) -> Option<String> {

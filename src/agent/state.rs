@@ -4,6 +4,7 @@
 //! first. A file is either the old or the new one at any instant, also after a power cut; a full disk leaves the
 //! old one and is reported.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -51,6 +52,9 @@ pub struct GroupState {
     /// Users that processes have attached to this generation as.
     #[serde(default)]
     pub users: Vec<u32>,
+    /// Destinations that an operator has paused.
+    #[serde(default)]
+    pub paused: BTreeSet<String>,
     /// The files that this generation protects.
     pub regions: Vec<RegionState>,
 }
@@ -229,6 +233,7 @@ mod tests {
             next_region: 2,
             next_session: 1,
             users: vec![1000],
+            paused: BTreeSet::from(["beta".into()]),
             regions: vec![RegionState {
                 region: RegionId(1),
                 path: "/mnt/pmem/a".into(),

@@ -72,6 +72,10 @@ impl Controller for Unusable {
         Err(self.refusal())
     }
 
+    fn pause(&self, _node: &str, _paused: bool) -> Result<(), String> {
+        Err(self.refusal())
+    }
+
     fn power(&self, _online: bool) {}
 
     fn finish(&self, _deadline: Instant) -> Option<String> {

@@ -91,6 +91,15 @@ pub enum Request {
         /// Group.
         group: String,
     },
+    /// Operator: ship nothing to a destination any more, or again.
+    Pause {
+        /// Group.
+        group: String,
+        /// The destination's node.
+        node: String,
+        /// Whether it is to be paused; false: it is to go on.
+        paused: bool,
+    },
     /// Operator: finish and exit, as SIGTERM does.
     Shutdown {},
 }

@@ -181,3 +181,56 @@ fn one_that_was_never_there_holds_up_neither_copy_nor_gap() {
     drop(program);
     check(&trio.beta, done);
 }
+
+/// Has an operator pause or resume a destination of the group; what the command says if it fails.
+fn operate(source: &Node, what: &str, node: &str) -> Result<(), String> {
+    let said = source.cli().args([what, "app", node]).output().expect("the command starts");
+    if said.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&said.stderr).into_owned()) }
+}
+
+#[test]
+fn one_that_is_paused_keeps_what_it_has_also_under_another_agent_and_is_brought_the_rest() {
+    let mut trio = Trio::start(BINARIES, "log_size = \"256KiB\"\ncommit = \"durable\"");
+    let program = Load::paced(&trio.alpha, "tx", 200);
+    program.files.await_progress("meanwhile", 50);
+    await_both(&trio.alpha);
+    let refused = operate(&trio.alpha, "pause", "delta").unwrap_err();
+    assert!(refused.contains("no destination `delta`") && refused.contains("beta, gamma"), "{refused}");
+    operate(&trio.alpha, "pause", "gamma").unwrap();
+    operate(&trio.alpha, "pause", "gamma").unwrap();
+    assert_eq!(trio.alpha.await_event("destination_paused")["node"], "gamma");
+    let paused = || {
+        trio.alpha.await_group("gamma to be paused", |g| {
+            let row = &g["destinations"][GAMMA];
+            (row["state"] == "paused").then(|| row.clone())
+        })
+    };
+    let before = paused()["lsn_durable"].clone();
+    // More than the ring holds: the program keeps its log all the same, and beta counts.
+    let ahead = |node: &Node| node.status().expect("it answers")["groups"][0]["log"]["times_ahead"].clone();
+    let times = ahead(&trio.alpha);
+    let published = row(&trio.alpha, BETA)["lsn_published"].as_u64().unwrap();
+    wait::until("several rings of records", 2 * SOON, || {
+        let beta = row(&trio.alpha, BETA);
+        assert_eq!(beta["state"], "streaming", "{beta:#}");
+        (beta["lsn_published"].as_u64().unwrap() > published + (1 << 20)).then_some(())
+    });
+    assert_eq!(ahead(&trio.alpha), times, "the application lost its log");
+    assert_eq!(paused()["lsn_durable"], before);
+    assert_eq!(trio.gamma.status().expect("it answers")["groups"][0]["destinations"][0]["state"], "waiting");
+    trio.alpha.kill();
+    trio.alpha.start();
+    trio.alpha.await_streaming_to(BETA);
+    trio.alpha.await_group("gamma to be paused still", |g| {
+        assert_ne!(g["destinations"][GAMMA]["state"], "streaming");
+        (g["destinations"][GAMMA]["state"] == "paused").then_some(())
+    });
+    operate(&trio.alpha, "resume", "gamma").unwrap();
+    await_both(&trio.alpha);
+    let done = program.files.done();
+    trio.beta.kill();
+    trio.alpha.set_power(false);
+    await_owner(&trio.gamma);
+    drop(program);
+    check(&trio.gamma, done);
+}

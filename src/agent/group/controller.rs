@@ -38,6 +38,9 @@ pub trait Controller: Send + Sync {
     /// runs on at once, afterwards only when the heir has durably given the group back.
     fn cancel(&self) -> Result<(), String>;
 
+    /// Operator: nothing is shipped to the destination of this name any more, or again. Of no effect if it is so already.
+    fn pause(&self, node: &str, paused: bool) -> Result<(), String>;
+
     /// External power came or went.
     fn power(&self, online: bool);
 

@@ -110,6 +110,8 @@ struct Inner {
     next_session: u32,
     /// Session numbers below are this agent's to give out: the state on disk says so.
     reserved_sessions: u32,
+    /// Destinations that an operator has paused.
+    paused: BTreeSet<String>,
     /// See [`Group::close`].
     closed: bool,
 }
@@ -378,6 +380,22 @@ impl Group {
         self.save(inner)
     }
 
+    /// Whether an operator has paused the destination of this name.
+    pub fn is_paused(&self, node: &str) -> bool {
+        self.lock().paused.contains(node)
+    }
+
+    /// An operator pauses a destination, or has it go on; an agent after this one knows.
+    pub fn set_paused(&self, node: &str, paused: bool) -> Result<(), GroupError> {
+        let mut inner = self.lock();
+        let before = inner.paused.clone();
+        match paused {
+            true => _ = inner.paused.insert(node.to_owned()),
+            false => _ = inner.paused.remove(node),
+        }
+        self.save(&inner).inspect_err(|_| inner.paused = before)
+    }
+
     fn save(&self, inner: &Inner) -> Result<(), GroupError> {
         let regions = inner.regions.values().map(|r| r.state()).collect::<Vec<RegionState>>();
         let state = GroupState {
@@ -387,6 +405,7 @@ impl Group {
             next_region: inner.numbers.next(),
             next_session: inner.reserved_sessions,
             users: self.roster.users(),
+            paused: inner.paused.clone(),
             regions,
         };
         Ok(self.states.save(self.name(), STATE_FILE, &state)?)

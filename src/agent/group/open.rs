@@ -218,6 +218,7 @@ impl Group {
                 found: BTreeSet::new(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,
+                paused: state.paused.clone(),
                 closed: false,
             }),
         })
@@ -382,6 +383,7 @@ fn make_log(
         next_region: 1,
         next_session: AGENT_SESSION + 1,
         users: Vec::new(),
+        paused: BTreeSet::new(),
         regions: Vec::new(),
     };
     // The generation is used up before the log exists: two logs never share one.

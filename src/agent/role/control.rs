@@ -140,6 +140,13 @@ impl Controller for Arc<Role> {
         }
     }
 
+    fn pause(&self, node: &str, paused: bool) -> Result<(), String> {
+        self.admitting()?;
+        let source =
+            self.source().ok_or_else(|| format!("group `{}` is not shipped from this node", self.name))?;
+        source.pause(node, paused)
+    }
+
     fn power(&self, online: bool) {
         self.teller.tell(if online { Event::PowerBack } else { Event::PowerLost });
     }

@@ -227,14 +227,9 @@ impl Session<'_> {
                     Err(e) => error(format!("the status cannot be written as JSON: {e}")),
                 }
             }),
-            Request::Promote { group, force } => self.operator(|s| {
-                let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
-                done(found.ok_or_else(|| no_such(&group)).and_then(|c| c.promote(force)))
-            }),
-            Request::Cancel { group } => self.operator(|s| {
-                let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
-                done(found.ok_or_else(|| no_such(&group)).and_then(|c| c.cancel()))
-            }),
+            Request::Promote { group, force } => self.operate(&group, |c| c.promote(force)),
+            Request::Cancel { group } => self.operate(&group, |c| c.cancel()),
+            Request::Pause { group, node, paused } => self.operate(&group, |c| c.pause(&node, paused)),
             Request::Shutdown {} => self.operator(|s| {
                 s.shared.node.shutdown();
                 Reply::Ok {}
@@ -316,6 +311,14 @@ impl Session<'_> {
         let permitted = self.is_operator() || own.is_some_and(|c| c.name() == name);
         let found = self.shared.node.controllers().iter().find(|c| c.name() == name && permitted);
         found.ok_or_else(|| no_such(name))?.last_gasp()
+    }
+
+    /// What an operator wants done with a group.
+    fn operate(&self, group: &str, act: impl FnOnce(&dyn Controller) -> Result<(), String>) -> Reply {
+        self.operator(|s| {
+            let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
+            done(found.ok_or_else(|| no_such(group)).and_then(|c| act(&**c)))
+        })
     }
 
     fn operator(&self, act: impl FnOnce(&Self) -> Reply) -> Reply {

@@ -1,6 +1,6 @@
 //! One destination of a group, as its source knows it.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::agent::config;
@@ -21,6 +21,8 @@ pub(super) struct Destination {
     mute: Mutex<Option<(u32, Lsn)>>,
     link: Mutex<LinkInfo>,
     stream: Mutex<Stream>,
+    /// An operator wants nothing shipped to it.
+    paused: AtomicBool,
 }
 
 /// Whether the ring is read for a destination.
@@ -97,7 +99,7 @@ pub(super) fn verdict(left: &[Left], over: bool) -> Option<Option<String>> {
 }
 
 impl Destination {
-    pub(super) fn new(peer: config::Peer, index: usize) -> Destination {
+    pub(super) fn new(peer: config::Peer, index: usize, paused: bool) -> Destination {
         Destination {
             peer,
             index,
@@ -106,6 +108,7 @@ impl Destination {
             mute: Mutex::default(),
             link: Mutex::default(),
             stream: Mutex::default(),
+            paused: AtomicBool::new(paused),
         }
     }
 
@@ -131,6 +134,18 @@ impl Destination {
         *lock(&self.mute) = self.stream_number().map(|stream| (stream, begin));
     }
 
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Ends its link if it has one and is to be paused.
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+        if let (true, Stream::Reads { stop, .. }) = (paused, &*self.stream()) {
+            stop.store(true, Ordering::Release);
+        }
+    }
+
     pub(super) fn link(&self) -> MutexGuard<'_, LinkInfo> {
         lock(&self.link)
     }
@@ -143,7 +158,7 @@ impl Destination {
             true if ship.counts => Left::Bytes(published.since(ship.durable)),
             true => Left::Copy,
             // The first of the failures may be that of an attempt which had begun before.
-            false if link.refused || link.failures >= failures + 2 => Left::Everything,
+            false if link.refused || self.is_paused() || link.failures >= failures + 2 => Left::Everything,
             false => Left::Hope,
         }
     }
@@ -162,7 +177,7 @@ mod tests {
     #[test]
     fn one_that_was_silent_is_asked_again_once_it_has_all_of_a_copy_or_begins_anew() {
         let peer = config::Peer { name: "beta".into(), address: "localhost:1".into() };
-        let to = Destination::new(peer, 0);
+        let to = Destination::new(peer, 0, false);
         to.set_stream_number(Some(7));
         assert!(to.says_what_it_holds());
         to.ask_no_more(Lsn(64));

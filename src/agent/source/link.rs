@@ -39,6 +39,8 @@ enum LinkError {
          node is slower than the application writes: make it faster, or enlarge `log_size`"
     )]
     Shed,
+    #[error("an operator has paused it: `pmemha resume` has it go on")]
+    Paused,
     #[error("a thread could not be started: {0}")]
     Thread(io::Error),
 }
@@ -47,6 +49,10 @@ impl Shared {
     pub(super) fn keep_link(self: &Arc<Self>, to: &Destination) {
         let mut backoff = Backoff::default();
         while !self.stops() {
+            if to.is_paused() {
+                self.sleep(PAUSED_LOOK);
+                continue;
+            }
             let (began, before) = (Instant::now(), to.ship.view().applied);
             let error = self.run_link(to);
             to.ship.disconnected();
@@ -54,6 +60,9 @@ impl Shared {
             self.tell_flow();
             if self.stops() {
                 return;
+            }
+            if to.is_paused() {
+                continue;
             }
             // A link that got something done was a good one, however soon it ended.
             if began.elapsed() > CONNECT_WITHIN || to.ship.view().applied > before {
@@ -317,6 +326,7 @@ impl Shared {
         let (running, ended) = mpsc::channel::<()>();
         match &mut *to.stream() {
             Stream::Joins { shed: true } => return LinkError::Shed,
+            _ if to.is_paused() => return LinkError::Paused,
             stream => {
                 self.space.set_present(to.index, true);
                 *stream = Stream::Reads { stop: stop.clone(), shed: false };
@@ -335,7 +345,7 @@ impl Shared {
             Err(error) => return LinkError::Thread(error),
         };
         let mut lost = None;
-        while lost.is_none() && !self.stops() {
+        while lost.is_none() && !self.stops() && !to.is_paused() {
             if let Err(RecvTimeoutError::Disconnected) = ended.recv_timeout(PING) {
                 break;
             }
@@ -356,6 +366,7 @@ impl Shared {
         let error = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match lost {
             Some(lost) => lost.into(),
+            None if to.is_paused() => LinkError::Paused,
             None => error.into(),
         }
     }
@@ -372,6 +383,9 @@ pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// An ask must be answered within this time; `open_group` may have to apply what had landed first.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether a paused destination is to go on.
+const PAUSED_LOOK: Duration = Duration::from_millis(50);
 
 /// Time between pings.
 const PING: Duration = Duration::from_secs(1);

@@ -24,6 +24,8 @@ use super::control::message::Refusal;
 use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Group, Stuck};
+use serde_json::json;
+
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::NodeName;
 use crate::locks::lock;
@@ -95,6 +97,8 @@ struct Shared {
     sampler: Arc<Sampler>,
     table: Arc<Table>,
     flow: Mutex<()>,
+    /// Held while a destination is paused or goes on.
+    pausing: Mutex<()>,
     stop: Mutex<bool>,
     stopped: Condvar,
 }
@@ -104,8 +108,11 @@ impl Source {
     pub fn start(setup: SourceSetup) -> io::Result<Source> {
         let (group, name) = (setup.group.clone(), setup.group.name().to_owned());
         let peers = setup.destinations.iter().cloned().enumerate();
-        let destinations: Vec<_> =
-            peers.map(|(index, peer)| Arc::new(Destination::new(peer, index))).collect();
+        let destination = |(index, peer): (usize, config::Peer)| {
+            let paused = group.is_paused(&peer.name);
+            Arc::new(Destination::new(peer, index, paused))
+        };
+        let destinations: Vec<_> = peers.map(destination).collect();
         let over = group.config().commit_over;
         let waits = group.config().commit > Level::Local;
         let enough = if waits { over.of(destinations.len()) } else { 0 };
@@ -129,6 +136,7 @@ impl Source {
             sampler: Arc::default(),
             table: Arc::new(Table::new(group.clone())),
             flow: Mutex::new(()),
+            pausing: Mutex::new(()),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
             setup,
@@ -153,6 +161,31 @@ impl Source {
     /// For whoever learns of regions with content: only a copy that begins then protects them.
     pub fn copies(&self) -> Requester {
         self.shared.syncer.requester()
+    }
+
+    /// Ships nothing to the destination of this name any more, or again: what it has it keeps, and it is brought up to date as one that
+    /// was away.
+    pub fn pause(&self, node: &str, paused: bool) -> Result<(), String> {
+        let shared = &self.shared;
+        let group = &shared.setup.group;
+        let Some(to) = shared.destinations.iter().find(|to| to.peer.name == node) else {
+            let known: Vec<_> = shared.destinations.iter().map(|to| to.peer.name.as_str()).collect();
+            return Err(format!(
+                "group `{}` has no destination `{node}`; known: {}",
+                group.name(),
+                known.join(", ")
+            ));
+        };
+        let _one_at_a_time = lock(&shared.pausing);
+        if to.is_paused() == paused {
+            return Ok(());
+        }
+        group.set_paused(node, paused).map_err(|error| error.to_string())?;
+        to.set_paused(paused);
+        group.log().wake_agent(SleepDepth::Nap);
+        let kind = if paused { Kind::DestinationPaused } else { Kind::DestinationResumed };
+        (shared.setup.event)(kind, json!({ "node": node }));
+        Ok(())
     }
 
     /// Waits until everything published is durable at each destination that counts; what is missing everywhere at the deadline, as

@@ -35,6 +35,7 @@ impl Shared {
         let state = match link.connected {
             true if ship.counts && whole && !sync.for_all => DestinationState::Streaming,
             true => DestinationState::Syncing,
+            false if to.is_paused() => DestinationState::Paused,
             false if link.refused => DestinationState::Refused,
             false => DestinationState::Connecting,
         };

@@ -308,6 +308,8 @@ pub enum DestinationState {
     Connecting,
     /// It answered, and said no: see `last_error`. The group is unprotected until an operator acts.
     Refused,
+    /// An operator wants nothing shipped there: it keeps what it has.
+    Paused,
     /// A copy is under way or to come: its first one, or one of what the application did while it was ahead of the log. Nothing of that
     /// counts until the copy is complete.
     Syncing,
@@ -327,6 +329,7 @@ impl DestinationState {
         match self {
             DestinationState::Connecting => "connecting",
             DestinationState::Refused => "refused",
+            DestinationState::Paused => "paused",
             DestinationState::Syncing => "syncing",
             DestinationState::Streaming => "streaming",
             DestinationState::HandedOver => "handed_over",

@@ -49,6 +49,10 @@ enum Command {
     Cancel(operate::Cancel),
     /// Make this node the owner of a group
     Promote(operate::Promote),
+    /// Ship nothing to a destination until `resume`: it keeps what it has, and is brought up to date then
+    Pause(operate::Pause),
+    /// Have a paused destination go on
+    Resume(operate::Pause),
     /// See a PMDK program outlive its machine, on this one
     Demo(demo::Demo),
     /// Say what this machine offers pmemha, what it lacks, and what to do
@@ -71,6 +75,8 @@ fn main() -> ExitCode {
         Command::LastGasp(gasp) => gasp.execute(&agent),
         Command::Cancel(cancel) => cancel.execute(&agent).map(|()| 0),
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
+        Command::Pause(pause) => pause.execute(&agent, true).map(|()| 0),
+        Command::Resume(pause) => pause.execute(&agent, false).map(|()| 0),
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Log(log) => log.execute().map(|()| 0),

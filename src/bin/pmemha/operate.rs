@@ -36,6 +36,22 @@ impl Promote {
     }
 }
 
+/// `pmemha pause`, `pmemha resume`
+#[derive(Args)]
+pub struct Pause {
+    /// The group
+    group: String,
+    /// The destination's node
+    node: String,
+}
+
+impl Pause {
+    /// Pauses the destination, or has it go on.
+    pub fn execute(self, agent: &Agent, paused: bool) -> Result<(), Failure> {
+        done(agent.ask(&Request::Pause { group: self.group, node: self.node, paused })?)
+    }
+}
+
 fn done(reply: Reply) -> Result<(), Failure> {
     match reply {
         Reply::Ok {} => Ok(()),
