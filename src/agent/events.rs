@@ -77,6 +77,8 @@ pub enum Kind {
     DestinationPaused,
     /// An operator has it go on.
     DestinationResumed,
+    /// A comparison with a destination's image is over.
+    Verified,
     /// At a destination: the image is complete and counts.
     Synced,
     /// At the source: the last gasp has brought everything to the heir.

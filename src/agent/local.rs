@@ -18,7 +18,7 @@ use super::context::Context;
 use super::events::Kind;
 use super::group::{Controller, Crowd, Ending, Group, GroupError, Notice, OpenGroup, Stuck};
 use super::restarts::Restarts;
-use super::source::{Source, SourceSetup};
+use super::source::{Source, SourceSetup, Wish};
 use super::status::{GroupStatus, Role};
 use super::users;
 use crate::failover::{Alarm, Event, OnDeath};
@@ -166,6 +166,10 @@ impl Controller for Local {
 
     fn pause(&self, node: &str, _paused: bool) -> Result<(), String> {
         Err(format!("group `{}` has no destination `{node}`", self.name()))
+    }
+
+    fn verify(&self, _wish: &Wish) -> Result<(String, u64), String> {
+        Err(format!("group `{}` has no destination to compare with", self.name()))
     }
 
     fn power(&self, _online: bool) {}

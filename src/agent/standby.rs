@@ -301,6 +301,12 @@ impl Standby {
         peek::digests(&store, &self.config.dir, status.generation, region, pages).unwrap_or_default()
     }
 
+    /// See [`peek::blocks`]; empty if there is no live image of this generation or of the region.
+    pub fn blocks(&self, generation: Generation, region: RegionId, asked: (usize, u64, usize)) -> Vec<u64> {
+        let store = DiskStore::new(self.durability);
+        peek::blocks(&store, &self.config.dir, generation, region, asked).unwrap_or_default()
+    }
+
     /// See [`peek::base`].
     pub fn base(&self, query: BaseQuery<'_>) -> Option<peek::Base> {
         peek::base(&DiskStore::new(self.durability), &self.config.dir, query)

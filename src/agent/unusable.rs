@@ -1,5 +1,6 @@
 //! A group that this agent could not open: the others go on without it, and whoever asks for it is told why.
 
+use crate::agent::source::Wish;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -73,6 +74,10 @@ impl Controller for Unusable {
     }
 
     fn pause(&self, _node: &str, _paused: bool) -> Result<(), String> {
+        Err(self.refusal())
+    }
+
+    fn verify(&self, _wish: &Wish) -> Result<(String, u64), String> {
         Err(self.refusal())
     }
 

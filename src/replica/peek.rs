@@ -24,10 +24,25 @@ pub fn digests(
     region: RegionId,
     pages: &[u64],
 ) -> Option<Vec<u64>> {
+    sampling::digests(live(store, dir, generation, region)?.as_fd(), pages).ok()
+}
+
+/// Digests of `count` blocks of `block` bytes, from number `first` on, as [`digests`].
+pub fn blocks(
+    store: &dyn Store,
+    dir: &Path,
+    generation: Generation,
+    region: RegionId,
+    (block, first, count): (usize, u64, usize),
+) -> Option<Vec<u64>> {
+    let file = live(store, dir, generation, region)?;
+    sampling::block_digests(&Content::of(&file).ok()?, block, first, count).ok()
+}
+
+fn live(store: &dyn Store, dir: &Path, generation: Generation, region: RegionId) -> Option<File> {
     let follows = |m: &Manifest| m.state == ImageState::Live && m.generation == generation;
     let (image, manifest) = images(store, dir).into_iter().find(|(_, manifest)| follows(manifest))?;
-    let file = File::open(image.join(manifest.region(region)?.file_name())).ok()?;
-    sampling::digests(file.as_fd(), pages).ok()
+    File::open(image.join(manifest.region(region)?.file_name())).ok()
 }
 
 /// What the asker of [`base`] wants to know.

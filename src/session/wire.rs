@@ -100,6 +100,17 @@ pub enum Request {
         /// Whether it is to be paused; false: it is to go on.
         paused: bool,
     },
+    /// Operator: compare a group's regions with a destination's image.
+    Verify {
+        /// Group.
+        group: String,
+        /// The destination's node; the first one that counts if none.
+        node: Option<String>,
+        /// Bytes a second at most.
+        rate: Option<u64>,
+        /// Bring the destination what differs.
+        repair: bool,
+    },
     /// Operator: finish and exit, as SIGTERM does.
     Shutdown {},
 }
@@ -150,6 +161,13 @@ pub enum Reply {
     Error {
         /// For a person.
         message: String,
+    },
+    /// Answer to Verify: it has begun.
+    Verifying {
+        /// The destination's node.
+        node: String,
+        /// Number of the comparison.
+        run: u64,
     },
     /// Answer to Status: the document that `pmemha status --json` prints.
     Status {

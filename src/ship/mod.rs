@@ -24,6 +24,7 @@ pub mod begun;
 pub mod commits;
 pub mod follower;
 pub mod gasp;
+pub(crate) mod limit;
 pub mod proof;
 pub mod rate;
 pub mod shipper;

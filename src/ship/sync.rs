@@ -26,7 +26,6 @@ use base::Base;
 use region::Copying;
 
 pub mod base;
-mod limit;
 mod pace;
 mod region;
 mod stretches;

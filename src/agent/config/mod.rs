@@ -20,7 +20,7 @@ pub use model::{
     Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, Power, PowerKind, Rdma,
     Replica, Tls, UserRef,
 };
-pub use units::{format_bytes, parse_bytes, parse_duration};
+pub use units::{format_bytes, parse_bytes, parse_duration, parse_rate};
 
 /// Where the agent looks for its configuration when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pmemha/pmemhad.conf";

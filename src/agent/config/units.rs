@@ -73,7 +73,8 @@ pub(super) fn some_rate<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, 
     parse_rate(&String::deserialize(d)?).map(Some).map_err(de::Error::custom)
 }
 
-fn parse_rate(text: &str) -> Result<u64, String> {
+/// Bytes a second that `text` stands for: a size with `/s` behind it, above 0.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
     let size = text.trim().strip_suffix("/s").and_then(|size| quantity(size, &BYTE_UNITS));
     size.filter(|bytes| *bytes > 0).ok_or_else(|| {
         format!("`{text}` is no rate: write a whole number above 0 with B/s, KiB/s, MiB/s or GiB/s, such as \"100MiB/s\"")

@@ -6,7 +6,7 @@
 pub const MAGIC: [u8; 4] = *b"PMHC";
 
 /// Version of frames and messages; a peer of another version is refused.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Bytes of a frame's head.
 pub const HEAD: usize = 12;

@@ -28,6 +28,9 @@ pub const MAX_BLOCKS: usize = 1024;
 /// Smallest and largest block.
 const BLOCKS: (u32, u32) = (4 << 10, 1 << 20);
 
+/// Smallest block of a live image: a cache line.
+const LINES: u32 = 64;
+
 /// Most bytes that an asker has the destination read at once.
 const MAX_ASKED: u32 = 16 << 20;
 
@@ -82,6 +85,23 @@ pub enum Ask {
         /// How many, at most [`MAX_BLOCKS`] and at most 16 MiB.
         count: u32,
     },
+    /// What does the live image hold? To compare all of it; on any channel after Hello.
+    Image {
+        /// The group's name.
+        group: String,
+        /// Its identity.
+        id: GroupId,
+        /// Its generation at the source.
+        generation: Generation,
+        /// Of which region.
+        region: RegionId,
+        /// Bytes of a block: a power of two from 64 B to 1 MiB.
+        block: u32,
+        /// Number of the first block.
+        first: u64,
+        /// How many, at most [`MAX_BLOCKS`] and at most 16 MiB.
+        count: u32,
+    },
     /// Who owns the group; on any channel after Hello.
     Ownership {
         /// The group's name.
@@ -128,6 +148,11 @@ pub enum Answer {
         /// The region of the image before, if it has one of that name.
         region: Option<RegionId>,
         /// XXH3 of each block, zeros behind the region's end included.
+        digests: Vec<u64>,
+    },
+    /// To Image.
+    Image {
+        /// XXH3 of each block, zeros behind the region's end included; empty if there is no live image of the region.
         digests: Vec<u64>,
     },
     /// To Ownership; what it promises is durable.
@@ -292,12 +317,11 @@ impl Message for Ask {
             Ask::Base { group, name, block, count, .. } => {
                 bounded("the name of a group", group, MAX_NAME)?;
                 bounded("the name of a region", name, crate::log::format::MAX_NAME)?;
-                let whole = block.is_power_of_two() && (BLOCKS.0..=BLOCKS.1).contains(block);
-                let limit = if whole { MAX_BLOCKS.min((MAX_ASKED / block) as usize) } else { 0 };
-                match *count as usize {
-                    len if len <= limit => Ok(()),
-                    len => Err(MessageError::Bounds { what: "the blocks asked for", len, limit }),
-                }
+                blocks(*block, BLOCKS.0, *count)
+            }
+            Ask::Image { group, block, count, .. } => {
+                bounded("the name of a group", group, MAX_NAME)?;
+                blocks(*block, LINES, *count)
             }
             Ask::Attach { .. } | Ask::Ping {} => Ok(()),
         }
@@ -316,10 +340,10 @@ impl Message for Answer {
             Answer::Refused { message, .. } => bounded("the text of a refusal", message, MAX_TEXT),
             Answer::Pong { fault: Some(fault) } => bounded("the text of a fault", fault, MAX_TEXT),
             Answer::Digests { digests } => many("the digests", digests),
-            Answer::Base { digests, .. } if digests.len() > MAX_BLOCKS => {
+            Answer::Base { digests, .. } | Answer::Image { digests } if digests.len() > MAX_BLOCKS => {
                 Err(MessageError::Bounds { what: "the digests", len: digests.len(), limit: MAX_BLOCKS })
             }
-            Answer::Base { .. } => Ok(()),
+            Answer::Base { .. } | Answer::Image { .. } => Ok(()),
             Answer::GroupOpened(_)
             | Answer::Attached { .. }
             | Answer::Pong { fault: None }
@@ -364,6 +388,16 @@ fn bounded(what: &'static str, text: &str, limit: usize) -> Result<(), MessageEr
     match text.len() {
         len if (1..=limit).contains(&len) => Ok(()),
         len => Err(MessageError::Bounds { what, len, limit }),
+    }
+}
+
+/// So many blocks of so many bytes may be asked for, the smallest block being `least`.
+fn blocks(block: u32, least: u32, count: u32) -> Result<(), MessageError> {
+    let whole = block.is_power_of_two() && (least..=BLOCKS.1).contains(&block);
+    let limit = if whole { MAX_BLOCKS.min((MAX_ASKED / block) as usize) } else { 0 };
+    match count as usize {
+        len if len <= limit => Ok(()),
+        len => Err(MessageError::Bounds { what: "the blocks asked for", len, limit }),
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Group, Region};
 use crate::agent::events::Kind;
+use crate::agent::source::Wish;
 use crate::agent::status::GroupStatus;
 
 /// Controls one group on this node, in whichever role (`agent::role`, `agent::local`). Called by sessions
@@ -40,6 +41,10 @@ pub trait Controller: Send + Sync {
 
     /// Operator: nothing is shipped to the destination of this name any more, or again. Of no effect if it is so already.
     fn pause(&self, node: &str, paused: bool) -> Result<(), String>;
+
+    /// Operator: the group's regions are to be compared with a destination's image; with whose, and the number of the comparison. Returns
+    /// once it has begun.
+    fn verify(&self, wish: &Wish) -> Result<(String, u64), String>;
 
     /// External power came or went.
     fn power(&self, online: bool);

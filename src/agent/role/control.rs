@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Role;
 use crate::agent::group::{Controller, Group};
 use crate::agent::ownership::Ownership;
+use crate::agent::source::{Source, Wish};
 use crate::agent::status::{DestinationState, DestinationStatus, GroupStatus, Role as Part};
 use crate::failover::{Event, Phase, Standing, State};
 use crate::types::Generation;
@@ -141,10 +142,11 @@ impl Controller for Arc<Role> {
     }
 
     fn pause(&self, node: &str, paused: bool) -> Result<(), String> {
-        self.admitting()?;
-        let source =
-            self.source().ok_or_else(|| format!("group `{}` is not shipped from this node", self.name))?;
-        source.pause(node, paused)
+        self.shipping()?.pause(node, paused)
+    }
+
+    fn verify(&self, wish: &Wish) -> Result<(String, u64), String> {
+        self.shipping()?.verify(wish)
     }
 
     fn power(&self, online: bool) {
@@ -166,6 +168,12 @@ impl Controller for Arc<Role> {
 }
 
 impl Role {
+    /// What ships the group from here, unless it is about to be handed over.
+    fn shipping(&self) -> Result<Arc<Source>, String> {
+        self.admitting()?;
+        self.source().ok_or_else(|| format!("group `{}` is not shipped from this node", self.name))
+    }
+
     /// Where the group stands, or that it is too early to say.
     /// The machine's state, once it has heard what was found of an earlier agent: before that it says nothing of the group.
     fn known_state(&self) -> Result<State, String> {

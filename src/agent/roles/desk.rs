@@ -74,17 +74,25 @@ impl PeerSession for Visitor {
                 None => out_of_order("no group is open on this channel"),
             },
             Ask::Base { group, id, generation, begin, name, block, first, count } => {
-                let Some(role) = self.role(&group) else { return self.unknown(&group) };
-                let admits = |s: &&Standby| s.config().from.contains(&self.peer);
-                let Some(standby) = role.standby.as_ref().filter(admits) else { return self.unknown(&group) };
-                if let Some(no) = another_group(&role, id) {
-                    return no;
-                }
+                let role = match self.kept_for_peer(&group, id) {
+                    Ok(role) => role,
+                    Err(no) => return no,
+                };
+                let Some(standby) = &role.standby else { return self.unknown(&group) };
                 let (block, count) = (block as usize, count as usize);
                 let base = standby.base(BaseQuery { generation, begin, name: &name, block, first, count });
                 let begun = base.is_some();
                 let (region, digests) = base.flatten().map_or((None, Vec::new()), |(r, d)| (Some(r), d));
                 Answer::Base { begun, region, digests }
+            }
+            Ask::Image { group, id, generation, region, block, first, count } => {
+                let role = match self.kept_for_peer(&group, id) {
+                    Ok(role) => role,
+                    Err(no) => return no,
+                };
+                let Some(standby) = &role.standby else { return self.unknown(&group) };
+                let asked = (block as usize, first, count as usize);
+                Answer::Image { digests: standby.blocks(generation, region, asked) }
             }
             Ask::Ownership { group, id, request } => {
                 let Some(role) = self.role(&group) else { return self.unknown(&group) };
@@ -104,6 +112,15 @@ impl PeerSession for Visitor {
 impl Visitor {
     fn role(&self, group: &str) -> Option<Arc<Role>> {
         self.roles.iter().find(|r| r.name == group).cloned()
+    }
+
+    /// The role of a group of this identity that is kept here, if the peer may ship it.
+    fn kept_for_peer(&self, group: &str, id: GroupId) -> Result<Arc<Role>, Answer> {
+        let admits = |role: &Arc<Role>| {
+            role.standby.as_ref().is_some_and(|standby| standby.config().from.contains(&self.peer))
+        };
+        let role = self.role(group).filter(admits).ok_or_else(|| self.unknown(group))?;
+        another_group(&role, id).map_or(Ok(role), Err)
     }
 
     fn unknown(&self, group: &str) -> Answer {

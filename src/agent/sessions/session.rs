@@ -11,6 +11,7 @@ use super::{ANSWER_WITHIN, LAUNCHER, Shared, events};
 use crate::agent::config;
 use crate::agent::events::Kind;
 use crate::agent::group::{Controller, Ending, Group, Indoors, Process, ProcessId, ProtectError, Reader};
+use crate::agent::source::Wish;
 use crate::log::mapped::lives;
 use crate::log::stat_field;
 use crate::session::peer::Peer;
@@ -230,6 +231,12 @@ impl Session<'_> {
             Request::Promote { group, force } => self.operate(&group, |c| c.promote(force)),
             Request::Cancel { group } => self.operate(&group, |c| c.cancel()),
             Request::Pause { group, node, paused } => self.operate(&group, |c| c.pause(&node, paused)),
+            Request::Verify { group, node, rate, repair } => {
+                let wish = Wish { node, rate: rate.filter(|rate| *rate > 0), repair };
+                self.ask_controller(&group, |c| {
+                    c.verify(&wish).map_or_else(error, |(node, run)| Reply::Verifying { node, run })
+                })
+            }
             Request::Shutdown {} => self.operator(|s| {
                 s.shared.node.shutdown();
                 Reply::Ok {}
@@ -315,9 +322,13 @@ impl Session<'_> {
 
     /// What an operator wants done with a group.
     fn operate(&self, group: &str, act: impl FnOnce(&dyn Controller) -> Result<(), String>) -> Reply {
+        self.ask_controller(group, |c| done(act(c)))
+    }
+
+    fn ask_controller(&self, group: &str, ask: impl FnOnce(&dyn Controller) -> Reply) -> Reply {
         self.operator(|s| {
             let found = s.shared.node.controllers().iter().find(|c| c.name() == group);
-            done(found.ok_or_else(|| no_such(group)).and_then(|c| act(&**c)))
+            found.map_or_else(|| error(no_such(group)), |c| ask(&**c))
         })
     }
 

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::suspects::Suspects;
+use super::verifier::Verified;
 use crate::agent::config;
 use crate::locks::lock;
 use crate::region::kind::MemoryKind;
@@ -23,6 +25,11 @@ pub(super) struct Destination {
     stream: Mutex<Stream>,
     /// An operator wants nothing shipped to it.
     paused: AtomicBool,
+    /// An operator wants its image repaired.
+    repairs: AtomicBool,
+    /// Pages that a comparison with its image looks at.
+    pub(super) suspects: Suspects,
+    pub(super) verified: Verified,
 }
 
 /// Whether the ring is read for a destination.
@@ -109,6 +116,9 @@ impl Destination {
             link: Mutex::default(),
             stream: Mutex::default(),
             paused: AtomicBool::new(paused),
+            repairs: AtomicBool::new(false),
+            suspects: Suspects::default(),
+            verified: Verified::default(),
         }
     }
 
@@ -132,6 +142,16 @@ impl Destination {
     /// of a copy.
     pub(super) fn ask_no_more(&self, begin: Lsn) {
         *lock(&self.mute) = self.stream_number().map(|stream| (stream, begin));
+    }
+
+    /// It is about to be brought what differs.
+    pub(super) fn repair(&self) {
+        self.repairs.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it was, and this is the end of its link for that.
+    pub(super) fn repairs(&self) -> bool {
+        self.repairs.swap(false, Ordering::SeqCst)
     }
 
     pub(super) fn is_paused(&self) -> bool {

@@ -39,6 +39,8 @@ enum LinkError {
          node is slower than the application writes: make it faster, or enlarge `log_size`"
     )]
     Shed,
+    #[error("an operator wants its image repaired: it is brought what differs")]
+    Repair,
     #[error("an operator has paused it: `pmemha resume` has it go on")]
     Paused,
     #[error("a thread could not be started: {0}")]
@@ -110,7 +112,11 @@ impl Shared {
             Ok((client, shipper, stop)) => self.serve(to, client, shipper, &stop),
             Err(error) => error,
         };
-        if self.ring_is_left(to) { LinkError::Shed } else { error }
+        match self.ring_is_left(to) {
+            true if to.repairs() => LinkError::Repair,
+            true => LinkError::Shed,
+            false => error,
+        }
     }
 
     /// Nothing reads the ring for this destination any more; whether it had to let it go.
@@ -215,6 +221,7 @@ impl Shared {
         tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
         let me = Arc::downgrade(self);
         let (table, shipped, sampler) = (self.table.clone(), group.clone(), self.sampler.clone());
+        let reader = self.destinations[to.index].clone();
         let shipment = Shipment {
             consumer: begin.consumer,
             digest: begin.digest,
@@ -229,6 +236,7 @@ impl Shared {
             stop: stop.clone(),
             observe: Box::new(move |header| {
                 sampler.observe(header);
+                reader.suspects.observe(header);
                 table.observe(header);
             }),
         };
@@ -267,7 +275,7 @@ impl Shared {
     }
 
     /// How destinations are reached.
-    fn way(&self) -> &Way {
+    pub(super) fn way(&self) -> &Way {
         self.setup.way.as_ref().expect("whoever has destinations has a way to them")
     }
 

@@ -11,7 +11,10 @@ mod destination;
 mod link;
 mod report;
 mod sampler;
+mod suspects;
 mod table;
+mod verifier;
+mod verify;
 
 use std::io;
 use std::sync::atomic::AtomicBool;
@@ -19,13 +22,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::config;
 use super::control::message::Refusal;
 use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Group, Stuck};
-use serde_json::json;
-
 use crate::fabric::tls::TlsIdentity;
 use crate::failover::NodeName;
 use crate::locks::lock;
@@ -40,6 +43,8 @@ use crate::types::{Generation, Level};
 use destination::{Destination, Left, verdict};
 use sampler::Sampler;
 use table::{GroupRegions, Table};
+use verifier::Verifier;
+pub use verifier::Wish;
 
 /// How often [`Source::finish`] looks.
 const FINISH_LOOK: Duration = Duration::from_millis(2);
@@ -99,6 +104,7 @@ struct Shared {
     flow: Mutex<()>,
     /// Held while a destination is paused or goes on.
     pausing: Mutex<()>,
+    verifier: Verifier,
     stop: Mutex<bool>,
     stopped: Condvar,
 }
@@ -137,6 +143,7 @@ impl Source {
             table: Arc::new(Table::new(group.clone())),
             flow: Mutex::new(()),
             pausing: Mutex::new(()),
+            verifier: Verifier::default(),
             stop: Mutex::new(false),
             stopped: Condvar::new(),
             setup,
@@ -168,14 +175,8 @@ impl Source {
     pub fn pause(&self, node: &str, paused: bool) -> Result<(), String> {
         let shared = &self.shared;
         let group = &shared.setup.group;
-        let Some(to) = shared.destinations.iter().find(|to| to.peer.name == node) else {
-            let known: Vec<_> = shared.destinations.iter().map(|to| to.peer.name.as_str()).collect();
-            return Err(format!(
-                "group `{}` has no destination `{node}`; known: {}",
-                group.name(),
-                known.join(", ")
-            ));
-        };
+        let found = shared.destinations.iter().find(|to| to.peer.name == node);
+        let to = found.ok_or_else(|| shared.no_destination(Some(node)))?;
         let _one_at_a_time = lock(&shared.pausing);
         if to.is_paused() == paused {
             return Ok(());
@@ -186,6 +187,12 @@ impl Source {
         let kind = if paused { Kind::DestinationPaused } else { Kind::DestinationResumed };
         (shared.setup.event)(kind, json!({ "node": node }));
         Ok(())
+    }
+
+    /// Begins to compare the group's regions with a destination's image, while the program runs; with whose, and the number of the
+    /// comparison. The destination's row of the status tells the rest.
+    pub fn verify(&self, wish: &Wish) -> Result<(String, u64), String> {
+        self.shared.verifier.begin(&self.shared, wish)
     }
 
     /// Waits until everything published is durable at each destination that counts; what is missing everywhere at the deadline, as
@@ -249,6 +256,7 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
+        self.shared.verifier.end();
         drop(self.archiver.take());
         *lock(&self.shared.stop) = true;
         self.shared.stopped.notify_all();
@@ -305,6 +313,14 @@ impl Shared {
             false if any(|to| to.link().connected) => LinkState::Syncing,
             false => LinkState::Down,
         }
+    }
+
+    /// That there is no destination of this name, or none at all.
+    fn no_destination(&self, node: Option<&str>) -> String {
+        let known: Vec<_> = self.destinations.iter().map(|to| to.peer.name.as_str()).collect();
+        let (group, node) =
+            (self.setup.group.name(), node.map_or(String::new(), |node| format!(" `{node}`")));
+        format!("group `{group}` has no destination{node}; known: {}", known.join(", "))
     }
 
     fn anyone_counts(&self) -> bool {

@@ -15,15 +15,16 @@ use std::io;
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::fstat;
 
+use super::suspects::Suspects;
 use crate::agent::control::message::MAX_PAGES;
 use crate::agent::group::{Group, Region, Rest};
-use crate::log::format::{Kind, RecordHeader};
+use crate::log::format::RecordHeader;
 use crate::region::sampling::{self, Look, Motive, Samples};
 use crate::types::{Lsn, PAGE, RegionId};
 
@@ -33,19 +34,10 @@ pub(super) type AskDigests<'a, E> = dyn FnMut(RegionId, Vec<u64>) -> Result<Vec<
 /// One group's. Records come in on the shipper's thread, ticks on the link's.
 #[derive(Default)]
 pub(super) struct Sampler {
-    records: Records,
+    records: Suspects,
     eyes: Mutex<Eyes>,
     found: AtomicU64,
     recorded: AtomicU64,
-}
-
-/// What the log says of the pages under suspicion.
-#[derive(Default)]
-struct Records {
-    /// Whether `touched` holds anything: most of the time it does not, and nobody takes the lock.
-    suspicious: AtomicBool,
-    /// Pages under suspicion, and where the last record that touched each began.
-    touched: Mutex<BTreeMap<(RegionId, u64), Lsn>>,
 }
 
 /// What the ticks remember.
@@ -165,7 +157,7 @@ impl Sampler {
 
 impl Eyes {
     /// Looks at every file's time of modification. Returns the files that were written to.
-    fn glimpse(&mut self, group: &Group, records: &Records) -> Vec<Arc<Region>> {
+    fn glimpse(&mut self, group: &Group, records: &Suspects) -> Vec<Arc<Region>> {
         let regions: Vec<_> = group.regions().into_iter().filter(|r| may_compare(r)).collect();
         let ids: BTreeSet<_> = regions.iter().map(|r| r.id()).collect();
         self.motives.retain(|id, _| ids.contains(id));
@@ -197,7 +189,7 @@ impl Eyes {
         may_compare(region) && watched.is_some_and(|watched| watched.rest == reason_to_compare(region))
     }
 
-    fn forget(&mut self, id: RegionId, records: &Records) {
+    fn forget(&mut self, id: RegionId, records: &Suspects) {
         self.motives.remove(&id);
         self.searches.remove(&id);
         self.samples.remove(&id);
@@ -222,7 +214,7 @@ impl Eyes {
     }
 
     /// Files at rest in which nothing is left to be found are at rest as they are now.
-    fn settle(&mut self, group: &Group, records: &Records) {
+    fn settle(&mut self, group: &Group, records: &Suspects) {
         let within = |id: RegionId| (id, 0)..=(id, u64::MAX);
         let suspected = |id| records.lock().range(within(id)).next().is_some();
         for (&id, watched) in &mut self.motives {
@@ -241,7 +233,7 @@ impl Eyes {
     }
 
     /// Reads the pages under suspicion, and some more of what is being searched.
-    fn read(&mut self, group: &Group, records: &Records) -> Option<Reading> {
+    fn read(&mut self, group: &Group, records: &Suspects) -> Option<Reading> {
         let mut wanted: BTreeMap<RegionId, Vec<(u64, Option<Lsn>)>> = BTreeMap::new();
         for (&(id, page), &touched) in records.lock().iter() {
             // The others' turn comes when these have been decided.
@@ -302,7 +294,7 @@ impl Eyes {
     }
 
     /// Compares pages with the image's; how many were found for the first time.
-    fn compare(&mut self, id: RegionId, pages: &[Page], image: &[u64], records: &Records) -> u64 {
+    fn compare(&mut self, id: RegionId, pages: &[Page], image: &[u64], records: &Suspects) -> u64 {
         let mut suspects = records.lock();
         let mut new = 0;
         for (page, &image) in pages.iter().zip(image) {
@@ -329,7 +321,7 @@ impl Eyes {
                 }
             }
         }
-        records.suspicious.store(!suspects.is_empty(), Relaxed);
+        records.noted(&suspects);
         new
     }
 }
@@ -354,39 +346,6 @@ fn reason_to_compare(region: &Region) -> Option<Rest> {
 /// Whether a file's content may be compared with the image.
 fn may_compare(region: &Region) -> bool {
     !region.is_mapped() || region.at_rest().is_some()
-}
-
-impl Records {
-    fn observe(&self, header: &RecordHeader) {
-        // A page that comes under suspicion meanwhile is looked at twice more: missing it here once is harmless.
-        if !self.suspicious.load(Relaxed) {
-            return;
-        }
-        let (id, offset) = header.place();
-        let end = match Kind::from_byte(header.kind) {
-            Some(Kind::Data) => offset + u64::from(header.len),
-            Some(Kind::Zero) => u64::MAX,
-            _ => return,
-        };
-        let pages = (id, offset / PAGE as u64)..(id, end.div_ceil(PAGE as u64));
-        self.lock().range_mut(pages).for_each(|(_, touched)| *touched = (*touched).max(Lsn(header.lsn)));
-    }
-
-    /// Forgets the suspicions of a region.
-    fn acquit(&self, id: RegionId) {
-        let mut suspects = self.lock();
-        suspects.retain(|place, _| place.0 != id);
-        self.suspicious.store(!suspects.is_empty(), Relaxed);
-    }
-
-    fn clear(&self) {
-        self.lock().clear();
-        self.suspicious.store(false, Relaxed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(RegionId, u64), Lsn>> {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Files that are looked at: a tick must stay short.

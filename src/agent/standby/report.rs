@@ -44,6 +44,8 @@ impl Standby {
                 .as_ref()
                 .and_then(|s| s.sync_progress)
                 .map(|(done, total)| SyncStatus::at(done, total, 0)),
+            verified_lsn: None,
+            verify: None,
             last_error: status
                 .as_ref()
                 .and_then(|s| s.faulted.clone().or_else(|| s.set_aside.clone()))

@@ -195,7 +195,7 @@ const LOG_COUNTERS: [Reading<LogStatus, f64>; 6] = [
     ("log_blocked_seconds", "Time that a full ring held processes back", |l| l.blocked_ms as f64 / 1e3),
 ];
 
-const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 11] = [
+const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 13] = [
     ("lsn_published_bytes", "End of what the application published", |d| Some(d.lsn_published.0 as f64)),
     ("lsn_received_bytes", "End of what has landed at the destination", |d| Some(d.lsn_received.0 as f64)),
     ("lsn_durable_bytes", "End of what survives the loss of the source", |d| Some(d.lsn_durable.0 as f64)),
@@ -213,6 +213,14 @@ const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 11] = [
     ("sync_total_bytes", "Of a copy that is under way, all", |d| d.sync.map(|s| s.total_bytes as f64)),
     ("sync_eta_seconds", "Of a copy that is under way, how long the rest takes at the rate so far", |d| {
         d.sync.and_then(|s| s.eta_s).map(|s| s as f64)
+    }),
+    (
+        "verified_lsn_bytes",
+        "Up to where a comparison of everything found nothing that no record tells of",
+        |d| d.verified_lsn.map(|lsn| lsn.0 as f64),
+    ),
+    ("verify_differing_bytes", "What the last comparison found that no record tells of", |d| {
+        d.verify.as_ref().filter(|v| v.ended.is_some()).map(|v| v.differing_bytes as f64)
     }),
     ("as_of_timestamp_seconds", "When the destination's row was true", |d| seconds(&d.as_of)),
 ];

@@ -294,6 +294,10 @@ pub struct DestinationStatus {
     pub unprotected_writes_recorded: u64,
     /// A first sync or resync that is under way.
     pub sync: Option<SyncStatus>,
+    /// Up to where a comparison of all regions with the image found nothing that no record tells of; none since the agent started.
+    pub verified_lsn: Option<Lsn>,
+    /// The last such comparison, under way or over.
+    pub verify: Option<VerifyStatus>,
     /// The last thing that went wrong, with its time in front.
     pub last_error: Option<String>,
     /// When these numbers were true, RFC 3339.
@@ -339,7 +343,51 @@ impl DestinationState {
     }
 }
 
-/// Progress of a full copy.
+/// A comparison of all regions with a destination's image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// Its number since the agent started.
+    pub run: u64,
+    /// What was published when it began.
+    pub lsn: Lsn,
+    /// How far it is; none once it is over.
+    pub progress: Option<SyncStatus>,
+    /// When it was over, RFC 3339.
+    pub ended: Option<String>,
+    /// Bytes compared.
+    pub compared_bytes: u64,
+    /// Of these, bytes in cache lines that differ and that no record tells of.
+    pub differing_bytes: u64,
+    /// And in cache lines of files that were ever mapped: what was stored there need not have been flushed.
+    pub unflushed_bytes: u64,
+    /// Pages of 4 KiB that were stored to whenever they were looked at.
+    pub undecided_pages: u64,
+    /// The first of what was found.
+    pub ranges: Vec<RangeStatus>,
+    /// How many more ranges there are.
+    pub ranges_more: u64,
+    /// Whether the destination is brought what differs.
+    pub repairs: bool,
+    /// Why it ended early.
+    pub error: Option<String>,
+}
+
+/// A range that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RangeStatus {
+    /// The region.
+    pub region: RegionId,
+    /// Its path.
+    pub path: String,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+    /// Whether a program may have stored and not flushed it; otherwise no record tells of it.
+    pub unflushed: bool,
+}
+
+/// Progress of a copy or a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncStatus {
     /// Bytes looked at.

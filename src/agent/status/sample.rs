@@ -23,6 +23,8 @@ pub fn status() -> Status {
         unprotected_writes: 0,
         unprotected_writes_recorded: 0,
         sync: None,
+        verified_lsn: None,
+        verify: None,
         last_error: None,
         as_of: "2026-01-01T00:00:00.000000Z".into(),
     };

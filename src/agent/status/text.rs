@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     DestinationState, DestinationStatus, GroupStatus, LogStatus, RdmaStatus, RegionStatus, Role, Status,
-    SyncStatus,
+    SyncStatus, VerifyStatus,
 };
 use crate::agent::config::format_bytes;
 use crate::agent::unusable::UNUSABLE;
@@ -167,6 +167,9 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
     if let Some(sync) = &d.sync {
         push(out, format_args!("      sync {}", bar(sync)));
     }
+    if let Some(verify) = &d.verify {
+        render_verify(out, d, verify);
+    }
     if d.unprotected_writes > 0 {
         let left = d.unprotected_writes.saturating_sub(d.unprotected_writes_recorded);
         let outcome = match (left, d.unprotected_writes_recorded) {
@@ -184,6 +187,19 @@ fn render_destination(out: &mut String, d: &DestinationStatus) {
     }
     if let Some(error) = &d.last_error {
         push(out, format_args!("    ! {error}"));
+    }
+}
+
+fn render_verify(out: &mut String, d: &DestinationStatus, verify: &VerifyStatus) {
+    if let Some(progress) = &verify.progress {
+        push(out, format_args!("      verify {}", bar(progress)));
+    } else if let Some(error) = &verify.error {
+        push(out, format_args!("    ! the last comparison ended early: {error}"));
+    } else if verify.differing_bytes > 0 {
+        let differing = format_bytes(verify.differing_bytes);
+        push(out, format_args!("    ! {differing} differ there without a record (`pmemha verify`)"));
+    } else if let Some(lsn) = d.verified_lsn {
+        push(out, format_args!("      verified up to {lsn}"));
     }
 }
 

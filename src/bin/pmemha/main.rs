@@ -13,6 +13,7 @@ mod operate;
 mod output;
 mod private;
 mod run;
+mod verify;
 mod watch;
 
 use std::path::PathBuf;
@@ -53,6 +54,10 @@ enum Command {
     Pause(operate::Pause),
     /// Have a paused destination go on
     Resume(operate::Pause),
+    /// Compare a group's files with a destination's copy, while the program runs
+    Verify(verify::Verify),
+    /// List what the program stored in its files and never flushed
+    Scrub(verify::Scrub),
     /// See a PMDK program outlive its machine, on this one
     Demo(demo::Demo),
     /// Say what this machine offers pmemha, what it lacks, and what to do
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
         Command::Promote(promote) => promote.execute(&agent).map(|()| 0),
         Command::Pause(pause) => pause.execute(&agent, true).map(|()| 0),
         Command::Resume(pause) => pause.execute(&agent, false).map(|()| 0),
+        Command::Verify(verify) => verify.execute(&agent),
+        Command::Scrub(scrub) => scrub.execute(&agent),
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Log(log) => log.execute().map(|()| 0),

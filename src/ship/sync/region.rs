@@ -7,12 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::base::{Backlog, Base, Compared, Comparison, UNIT};
-use super::limit::Limit;
 use super::stretches::{extent, runs};
 use super::{CHUNK, Cut, Errand, LOOK, PAUSE, RING_SHARE, Shared, SyncRegion};
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, SamePayload};
 use crate::region::content::Content;
+use crate::ship::limit::Limit;
 use crate::types::PAGE;
 use zerocopy::IntoBytes;
 

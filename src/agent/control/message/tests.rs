@@ -103,6 +103,7 @@ fn an_answer_with_a_path_a_command_or_a_user_is_refused() {
         Answer::Attached { landing: key },
         Answer::Pong { fault: Some("full".into()) },
         Answer::Digests { digests: vec![1] },
+        Answer::Image { digests: vec![1] },
         Answer::Base { begun: true, region: Some(RegionId(1)), digests: vec![1] },
         Answer::Ownership { reply: failover::Answer::Noted { round } },
         refused(Refusal::Failed, Generation(1), "no"),
@@ -169,6 +170,17 @@ fn asks() -> impl Strategy<Value = Ask> {
                 begin: Lsn(32),
                 name: "/pool".into(),
                 block: BLOCKS.0,
+                first,
+                count,
+            }
+        ),
+        ("[a-z]{1,255}", any::<[u8; 16]>(), any::<u64>(), 0..=MAX_BLOCKS as u32).prop_map(
+            |(group, id, first, count)| Ask::Image {
+                group,
+                id: GroupId(id),
+                generation: Generation(2),
+                region: RegionId(1),
+                block: LINES,
                 first,
                 count,
             }

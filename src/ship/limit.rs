@@ -1,4 +1,4 @@
-//! How fast a copy may be, where its operator limits that. Pure; the clock comes from the caller.
+//! How fast bulk work may be, a copy or a comparison, where its operator limits that. Pure; the clock comes from the caller.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ const SLACK: Duration = Duration::from_millis(20);
 
 /// Bytes a second, kept to over many pieces.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     bytes_per_s: u64,
     /// When the next piece is due.
     due: Instant,
@@ -15,12 +15,12 @@ pub(super) struct Limit {
 
 impl Limit {
     /// A limit of so many bytes a second, more than 0, from `now` on.
-    pub(super) fn new(bytes_per_s: u64, now: Instant) -> Limit {
+    pub(crate) fn new(bytes_per_s: u64, now: Instant) -> Limit {
         Limit { bytes_per_s, due: now }
     }
 
     /// A piece of so many bytes was sent by `now`; when the next one is due.
-    pub(super) fn sent(&mut self, bytes: u64, now: Instant) -> Instant {
+    pub(crate) fn sent(&mut self, bytes: u64, now: Instant) -> Instant {
         let begun = now.checked_sub(SLACK).map_or(self.due, |earliest| self.due.max(earliest));
         self.due = begun + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
         self.due
