@@ -234,3 +234,42 @@ fn one_that_is_paused_keeps_what_it_has_also_under_another_agent_and_is_brought_
     drop(program);
     check(&trio.gamma, done);
 }
+
+#[test]
+fn destinations_are_added_and_removed_while_the_program_runs() {
+    let mut trio = Trio::prepare(BINARIES, "log_size = \"1MiB\"\ncommit = \"durable\"");
+    let ship_to = |node: &Node, names: &str| {
+        let text = std::fs::read_to_string(node.config()).expect("configured");
+        let line = |line: &str| match line.starts_with("destinations") {
+            true => format!("destinations = [{names}]\n"),
+            false => format!("{line}\n"),
+        };
+        std::fs::write(node.config(), text.lines().map(line).collect::<String>()).expect("own directory");
+    };
+    ship_to(&trio.alpha, "\"beta\"");
+    trio.beta.start();
+    trio.gamma.start();
+    trio.alpha.start();
+    let program = Load::paced(&trio.alpha, "tx", 200);
+    program.files.await_progress("at first", 100);
+    trio.alpha.await_streaming_to(0);
+    ship_to(&trio.alpha, "\"beta\", \"gamma\"");
+    trio.alpha.kill();
+    trio.alpha.start();
+    await_both(&trio.alpha);
+    assert_eq!(row(&trio.alpha, BETA)["resumed"], true, "it needs no copy");
+    program.files.await_progress("with both", 50);
+    ship_to(&trio.alpha, "\"gamma\"");
+    trio.alpha.kill();
+    trio.alpha.start();
+    trio.alpha.await_streaming_to(0);
+    let group = trio.alpha.status().expect("it answers")["groups"][0].take();
+    let rows = group["destinations"].as_array().expect("rows");
+    assert!(rows.len() == 1 && rows[0]["node"] == "gamma" && rows[0]["resumed"] == true, "{group:#}");
+    program.files.await_progress("with the other one", 50);
+    trio.alpha.set_power(false);
+    await_owner(&trio.gamma);
+    let done = program.files.done();
+    drop(program);
+    check(&trio.gamma, done);
+}
