@@ -26,10 +26,12 @@ demo: build
 	@target/release/pmemha demo
 
 test: as-root setup
+	@scripts/pynvm
 	@soft-roce/setup
 	@scripts/test
 
 soak: as-root setup
+	@scripts/pynvm
 	@soft-roce/setup
 	@scripts/soak $(HOURS) $(ONLY)
 

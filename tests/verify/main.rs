@@ -201,3 +201,44 @@ fn a_comparison_can_be_slow_and_is_refused_where_there_is_nothing_to_compare() {
     let row = pair.alpha.status().expect("it answers")["groups"][0]["destinations"][0].take();
     assert!(row["verify"]["error"].is_string() && row["verified_lsn"].is_null(), "{row:#}");
 }
+
+/// pynvm's dictionary, filled; then it waits.
+const DICTIONARY: &str = "
+import sys
+import nvm.pmemobj as pmemobj
+pool = pmemobj.PersistentObjectPool(sys.argv[1], flag='c', pool_size=16 << 20)
+pool.root = pool.new(pmemobj.PersistentDict)
+print('made', flush=True)
+sys.stdin.readline()
+for i in range(200):
+    pool.root[i] = 'v' * i
+print('filled', flush=True)
+sys.stdin.read()
+";
+
+/// A program that many use and that forgets flushes: found again and again, where nothing is stored any more.
+#[test]
+fn pynvm_forgets_to_flush_what_its_dictionary_stored() {
+    let pair = pair();
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/pynvm/bin/python");
+    assert!(python.exists(), "{}: `scripts/pynvm` makes it", python.display());
+    let mut program = pair.alpha.preloaded(&python);
+    program.args(["-c", DICTIONARY]).arg(pair.alpha.files().join("pool")).env("PMEM_IS_PMEM_FORCE", "1");
+    let mut program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a python");
+    let (mut told, said) = (program.stdin.take().expect("piped"), program.stdout.take().expect("piped"));
+    let mut said = BufReader::new(said).lines();
+    let mut hear = |word| assert_eq!(said.next().and_then(Result::ok).as_deref(), Some(word));
+    hear("made");
+    // A copy of the file takes what lies in it, flushed or not.
+    settled(&pair.alpha);
+    told.write_all(b"\n").expect("it lives");
+    hear("filled");
+    settled(&pair.alpha);
+    let [first, second] = [0, 1].map(|_| run(&pair.alpha, &["scrub", "app"]));
+    let _ = program.kill();
+    let _ = program.wait();
+    println!("{} bytes in {} ranges were never flushed", first.0["unflushed_bytes"], ranges(&first.0).len());
+    assert_eq!(first.1, Some(1), "{:#}", first.0);
+    assert_eq!(ranges(&first.0), ranges(&second.0));
+    assert!(ranges(&first.0).iter().all(|(_, _, unflushed)| *unflushed), "{:#}", first.0);
+}
