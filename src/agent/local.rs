@@ -164,7 +164,7 @@ impl Controller for Local {
         Err(format!("group `{}` has no destination, so no handover is under way", self.name()))
     }
 
-    fn pause(&self, node: &str, _paused: bool) -> Result<(), String> {
+    fn set_paused(&self, node: &str, _paused: bool) -> Result<(), String> {
         Err(format!("group `{}` has no destination `{node}`", self.name()))
     }
 

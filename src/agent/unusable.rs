@@ -73,7 +73,7 @@ impl Controller for Unusable {
         Err(self.refusal())
     }
 
-    fn pause(&self, _node: &str, _paused: bool) -> Result<(), String> {
+    fn set_paused(&self, _node: &str, _paused: bool) -> Result<(), String> {
         Err(self.refusal())
     }
 

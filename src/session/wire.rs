@@ -4,6 +4,8 @@
 //! a message says so. The client asks, the agent answers each request once, in order. `docs/protocol.md`
 //! specifies it.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{Generation, GroupId, Level, Lsn, RegionId};
@@ -107,7 +109,7 @@ pub enum Request {
         /// The destination's node; the first one that counts if none.
         node: Option<String>,
         /// Bytes a second at most.
-        rate: Option<u64>,
+        rate: Option<NonZeroU64>,
         /// Bring the destination what differs.
         repair: bool,
     },

@@ -19,6 +19,11 @@ impl Limit {
         Limit { bytes_per_s, due: now }
     }
 
+    /// The limit.
+    pub(crate) fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s
+    }
+
     /// A piece of so many bytes was sent by `now`; when the next one is due.
     pub(crate) fn sent(&mut self, bytes: u64, now: Instant) -> Instant {
         let begun = now.checked_sub(SLACK).map_or(self.due, |earliest| self.due.max(earliest));

@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn frame_bytes_are_golden() {
         let frame = encode(Way::Answer, b"{}").unwrap();
-        assert_eq!(frame, [b'P', b'M', b'H', b'C', 3, 0, 2, 0, 2, 0, 0, 0, b'{', b'}']);
+        assert_eq!(frame, [b'P', b'M', b'H', b'C', 4, 0, 2, 0, 2, 0, 0, 0, b'{', b'}']);
     }
 
     #[test]

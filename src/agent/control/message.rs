@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::fabric::{EndpointAddress, RemoteKey};
 use crate::failover;
 use crate::region::kind::MemoryKind;
-use crate::types::{Durability, Generation, GroupId, LogId, Lsn, RegionId};
+use crate::types::{Durability, Generation, GroupId, LINE, LogId, Lsn, RegionId};
 
 use super::frame::{self, FrameError, Way};
 
@@ -27,9 +27,6 @@ pub const MAX_BLOCKS: usize = 1024;
 
 /// Smallest and largest block.
 const BLOCKS: (u32, u32) = (4 << 10, 1 << 20);
-
-/// Smallest block of a live image: a cache line.
-const LINES: u32 = 64;
 
 /// Most bytes that an asker has the destination read at once.
 const MAX_ASKED: u32 = 16 << 20;
@@ -321,7 +318,7 @@ impl Message for Ask {
             }
             Ask::Image { group, block, count, .. } => {
                 bounded("the name of a group", group, MAX_NAME)?;
-                blocks(*block, LINES, *count)
+                blocks(*block, LINE as u32, *count)
             }
             Ask::Attach { .. } | Ask::Ping {} => Ok(()),
         }

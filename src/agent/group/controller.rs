@@ -40,7 +40,7 @@ pub trait Controller: Send + Sync {
     fn cancel(&self) -> Result<(), String>;
 
     /// Operator: nothing is shipped to the destination of this name any more, or again. Of no effect if it is so already.
-    fn pause(&self, node: &str, paused: bool) -> Result<(), String>;
+    fn set_paused(&self, node: &str, paused: bool) -> Result<(), String>;
 
     /// Operator: the group's regions are to be compared with a destination's image; with whose, and the number of the comparison. Returns
     /// once it has begun.

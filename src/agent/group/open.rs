@@ -218,7 +218,12 @@ impl Group {
                 found: BTreeSet::new(),
                 next_session: state.next_session,
                 reserved_sessions: state.next_session,
-                paused: state.paused.clone(),
+                paused: state
+                    .paused
+                    .iter()
+                    .filter(|node| config.destinations.contains(node))
+                    .cloned()
+                    .collect(),
                 closed: false,
             }),
         })
@@ -376,6 +381,8 @@ fn make_log(
 ) -> Result<(GroupState, OwnedFd, Arc<LogRegion>), GroupError> {
     let next = known.as_ref().map_or(lowest, |s| s.generation.next().max(lowest)).max(Generation(1));
     let id = known.as_ref().map(|s| s.id).or(given).map_or_else(random_id, Ok)?;
+    // Of another owner's time it says nothing.
+    let ours = known.as_ref().filter(|s| s.generation.next() == next);
     let state = GroupState {
         version: VERSION,
         id,
@@ -383,7 +390,7 @@ fn make_log(
         next_region: 1,
         next_session: AGENT_SESSION + 1,
         users: Vec::new(),
-        paused: BTreeSet::new(),
+        paused: ours.map(|s| s.paused.clone()).unwrap_or_default(),
         regions: Vec::new(),
     };
     // The generation is used up before the log exists: two logs never share one.

@@ -141,8 +141,12 @@ impl Controller for Arc<Role> {
         }
     }
 
-    fn pause(&self, node: &str, paused: bool) -> Result<(), String> {
-        self.shipping()?.pause(node, paused)
+    fn set_paused(&self, node: &str, paused: bool) -> Result<(), String> {
+        if paused {
+            return self.shipping()?.set_paused(node, true);
+        }
+        // Also in a last gasp, which may wait for just this one.
+        self.shipped()?.set_paused(node, false)
     }
 
     fn verify(&self, wish: &Wish) -> Result<(String, u64), String> {
@@ -171,6 +175,10 @@ impl Role {
     /// What ships the group from here, unless it is about to be handed over.
     fn shipping(&self) -> Result<Arc<Source>, String> {
         self.admitting()?;
+        self.shipped()
+    }
+
+    fn shipped(&self) -> Result<Arc<Source>, String> {
         self.source().ok_or_else(|| format!("group `{}` is not shipped from this node", self.name))
     }
 

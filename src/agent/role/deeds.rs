@@ -28,7 +28,10 @@ impl Deeds for RoleDeeds {
         let Some(role) = &self.0.upgrade() else { return };
         match action {
             Action::Persist(_) | Action::Reply(_) => unreachable!("done by the machine's driver"),
-            Action::Freeze { round } => role.application.order(Order::Freeze(round, role.halfway())),
+            Action::Freeze { round } => {
+                role.source().iter().for_each(|source| source.stop_comparing());
+                role.application.order(Order::Freeze(round, role.halfway()));
+            }
             Action::Thaw { .. } => role.application.order(Order::Thaw),
             Action::HoldFrozen => role.application.order(Order::Hold),
             Action::Kill => {

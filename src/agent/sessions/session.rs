@@ -230,9 +230,9 @@ impl Session<'_> {
             }),
             Request::Promote { group, force } => self.operate(&group, |c| c.promote(force)),
             Request::Cancel { group } => self.operate(&group, |c| c.cancel()),
-            Request::Pause { group, node, paused } => self.operate(&group, |c| c.pause(&node, paused)),
+            Request::Pause { group, node, paused } => self.operate(&group, |c| c.set_paused(&node, paused)),
             Request::Verify { group, node, rate, repair } => {
-                let wish = Wish { node, rate: rate.filter(|rate| *rate > 0), repair };
+                let wish = Wish { node, rate, repair };
                 self.ask_controller(&group, |c| {
                     c.verify(&wish).map_or_else(error, |(node, run)| Reply::Verifying { node, run })
                 })

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::suspects::Suspects;
 use super::verifier::Verified;
 use crate::agent::config;
 use crate::locks::lock;
@@ -25,10 +24,6 @@ pub(super) struct Destination {
     stream: Mutex<Stream>,
     /// An operator wants nothing shipped to it.
     paused: AtomicBool,
-    /// An operator wants its image repaired.
-    repairs: AtomicBool,
-    /// Pages that a comparison with its image looks at.
-    pub(super) suspects: Suspects,
     pub(super) verified: Verified,
 }
 
@@ -39,13 +34,24 @@ pub(super) enum Stream {
     #[default]
     None,
     /// It is about to be, unless it has had to let the ring go.
-    Joins { shed: bool },
+    Joins { left: Option<Why> },
     /// It is, until `stop` is set.
     Reads {
         stop: Arc<AtomicBool>,
         /// It is to let the ring go then.
-        shed: bool,
+        leaves: Option<Why>,
     },
+}
+
+/// Why a destination lets the ring go, and begins anew with a copy of what differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It keeps so much of the ring that it is in the way of others.
+    Slow,
+    /// An operator wants its image repaired.
+    Repair,
+    /// An operator wants nothing shipped to it, and an archive needs the ring.
+    Paused,
 }
 
 /// What is known of the link at present.
@@ -116,8 +122,6 @@ impl Destination {
             link: Mutex::default(),
             stream: Mutex::default(),
             paused: AtomicBool::new(paused),
-            repairs: AtomicBool::new(false),
-            suspects: Suspects::default(),
             verified: Verified::default(),
         }
     }
@@ -142,16 +146,6 @@ impl Destination {
     /// of a copy.
     pub(super) fn ask_no_more(&self, begin: Lsn) {
         *lock(&self.mute) = self.stream_number().map(|stream| (stream, begin));
-    }
-
-    /// It is about to be brought what differs.
-    pub(super) fn repair(&self) {
-        self.repairs.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether it was, and this is the end of its link for that.
-    pub(super) fn repairs(&self) -> bool {
-        self.repairs.swap(false, Ordering::SeqCst)
     }
 
     pub(super) fn is_paused(&self) -> bool {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::destination::{Destination, LinkInfo, Stream};
+use super::destination::{Destination, LinkInfo, Stream, Why};
 use super::{Shared, Way, spawn};
 use crate::agent::clock::WallTime;
 use crate::agent::control::message::{Answer, Ask, GroupOpened, ImageState, OpenGroup, ReplicaReport};
@@ -22,6 +22,7 @@ use crate::log::{Acks, Consumer, Owner, SleepDepth};
 use crate::ship::backoff::Backoff;
 use crate::ship::follower::Has;
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
+use crate::types::Lsn;
 
 /// Why a link was not made or ended.
 #[derive(Debug, thiserror::Error)]
@@ -113,46 +114,55 @@ impl Shared {
             Err(error) => error,
         };
         match self.ring_is_left(to) {
-            true if to.repairs() => LinkError::Repair,
-            true => LinkError::Shed,
-            false => error,
+            Some(Why::Slow) => LinkError::Shed,
+            Some(Why::Repair) => LinkError::Repair,
+            Some(Why::Paused) => LinkError::Paused,
+            None => error,
         }
     }
 
-    /// Nothing reads the ring for this destination any more; whether it had to let it go.
-    fn ring_is_left(&self, to: &Destination) -> bool {
+    /// Nothing reads the ring for this destination any more; why it had to let it go, if so.
+    fn ring_is_left(&self, to: &Destination) -> Option<Why> {
         let mut stream = to.stream();
         self.space.set_present(to.index, false);
         match std::mem::take(&mut *stream) {
-            Stream::Reads { shed: true, .. } => {
+            Stream::Reads { leaves: Some(why), .. } => {
                 self.space.let_go(to.index);
                 to.set_stream_number(None);
-                *stream = Stream::Joins { shed: true };
-                true
+                *stream = Stream::Joins { left: Some(why) };
+                Some(why)
             }
-            Stream::Joins { shed } => shed,
-            _ => false,
+            Stream::Joins { left } => left,
+            _ => None,
         }
     }
 
-    /// Destination `who` is to let the ring go, so that the application keeps its log and the others need no copy.
-    pub(super) fn shed(&self, who: usize) {
+    /// Destination `who` is to let the ring go, and to begin anew. One that is in the way: so that the application keeps its log and
+    /// the others need no copy.
+    pub(super) fn let_go(&self, who: usize, why: Why) {
         let Some(to) = self.destinations.get(who) else { return };
         match &mut *to.stream() {
             Stream::None => {
                 self.space.let_go(who);
                 to.set_stream_number(None);
             }
-            Stream::Joins { shed } => {
+            Stream::Joins { left } => {
                 self.space.let_go(who);
-                *shed = true;
+                *left = Some(why);
             }
-            Stream::Reads { stop, shed } => {
-                *shed = true;
+            Stream::Reads { stop, leaves } => {
+                *leaves = Some(why);
                 stop.store(true, Ordering::Release);
             }
         }
         self.setup.group.log().wake_agent(SleepDepth::Nap);
+    }
+
+    /// Up to where records are in the image at `to`, if records tell all that happened to it.
+    pub(super) fn image_at(&self, to: &Destination) -> Option<Lsn> {
+        let ship = to.ship.view();
+        let told = self.setup.group.log().is_whole() && !self.syncer.is_active_for_all();
+        (ship.counts && told).then_some(ship.applied)
     }
 
     fn connect(self: &Arc<Self>, to: &Destination) -> Result<(Client, Shipper, Arc<AtomicBool>), LinkError> {
@@ -168,6 +178,7 @@ impl Shared {
         let from = begin.consumer.position();
         if begin.fresh {
             to.ship.begin_anew();
+            to.verified.forget();
             self.commits.begins_anew(to.index);
         } else {
             let have = &opened.have;
@@ -221,7 +232,6 @@ impl Shared {
         tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
         let me = Arc::downgrade(self);
         let (table, shipped, sampler) = (self.table.clone(), group.clone(), self.sampler.clone());
-        let reader = self.destinations[to.index].clone();
         let shipment = Shipment {
             consumer: begin.consumer,
             digest: begin.digest,
@@ -231,12 +241,11 @@ impl Shared {
             landing,
             space: (self.space.clone(), to.index),
             commits: (self.commits.clone(), to.index),
-            shed: Box::new(move |who| me.upgrade().iter().for_each(|shared| shared.shed(who))),
+            shed: Box::new(move |who| me.upgrade().iter().for_each(|shared| shared.let_go(who, Why::Slow))),
             status: to.ship.clone(),
             stop: stop.clone(),
             observe: Box::new(move |header| {
                 sampler.observe(header);
-                reader.suspects.observe(header);
                 table.observe(header);
             }),
         };
@@ -283,7 +292,7 @@ impl Shared {
     fn begin(&self, to: &Destination, have: &ReplicaReport) -> Begin {
         let mut stream = to.stream();
         // It reads nothing yet, and may never: nobody has to let the ring go for it.
-        *stream = Stream::Joins { shed: false };
+        *stream = Stream::Joins { left: None };
         let group = &self.setup.group;
         let log = group.log();
         let resumes = (have.generation, have.log) == (group.generation(), log.spec().id)
@@ -306,9 +315,7 @@ impl Shared {
         if earlier.iter().any(|other| other.ship.view().counts) {
             return Ok(());
         }
-        let log = group.log();
-        let whole = log.is_whole();
-        let applied = Some(ship.applied).filter(|_| ship.counts && whole && !self.syncer.is_active_for_all());
+        let applied = self.image_at(to);
         let mut ask = |region, pages| match client.ask(&Ask::Digests { region, pages }, PONG_WITHIN)? {
             Answer::Digests { digests } => Ok(digests),
             other => Err(unexpected(client.peer(), other)),
@@ -333,11 +340,11 @@ impl Shared {
         self.tell_flow();
         let (running, ended) = mpsc::channel::<()>();
         match &mut *to.stream() {
-            Stream::Joins { shed: true } => return LinkError::Shed,
+            Stream::Joins { left: Some(_) } => return LinkError::Shed,
             _ if to.is_paused() => return LinkError::Paused,
             stream => {
                 self.space.set_present(to.index, true);
-                *stream = Stream::Reads { stop: stop.clone(), shed: false };
+                *stream = Stream::Reads { stop: stop.clone(), leaves: None };
             }
         }
         let (me, index) = (self.clone(), to.index);

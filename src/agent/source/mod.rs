@@ -30,7 +30,7 @@ use super::events::Kind;
 use super::fabrics::Fabrics;
 use super::group::{Group, Stuck};
 use crate::fabric::tls::TlsIdentity;
-use crate::failover::NodeName;
+use crate::failover::{NodeName, Trigger};
 use crate::locks::lock;
 use crate::log::region::{BEAT, boottime};
 use crate::log::{LinkState, SleepDepth};
@@ -40,7 +40,7 @@ use crate::ship::gasp::{self, GaspError, HeldUp, Tail};
 use crate::ship::space::Space;
 use crate::ship::sync::{Requester, Syncer};
 use crate::types::{Generation, Level};
-use destination::{Destination, Left, verdict};
+use destination::{Destination, Left, Why, verdict};
 use sampler::Sampler;
 use table::{GroupRegions, Table};
 use verifier::Verifier;
@@ -172,7 +172,7 @@ impl Source {
 
     /// Ships nothing to the destination of this name any more, or again: what it has it keeps, and it is brought up to date as one that
     /// was away.
-    pub fn pause(&self, node: &str, paused: bool) -> Result<(), String> {
+    pub fn set_paused(&self, node: &str, paused: bool) -> Result<(), String> {
         let shared = &self.shared;
         let group = &shared.setup.group;
         let found = shared.destinations.iter().find(|to| to.peer.name == node);
@@ -181,8 +181,19 @@ impl Source {
         if to.is_paused() == paused {
             return Ok(());
         }
+        if paused && group.config().trigger == Trigger::SaveStarted {
+            return Err(format!(
+                "group `{}` has trigger = \"save-started\": a last gasp gives it to the first of its destinations before that has \
+                 everything, which a paused one would never have",
+                group.name()
+            ));
+        }
         group.set_paused(node, paused).map_err(|error| error.to_string())?;
         to.set_paused(paused);
+        if paused && self.archiver.is_some() {
+            // Nobody closes a gap while no destination is connected.
+            shared.let_go(to.index, Why::Paused);
+        }
         group.log().wake_agent(SleepDepth::Nap);
         let kind = if paused { Kind::DestinationPaused } else { Kind::DestinationResumed };
         (shared.setup.event)(kind, json!({ "node": node }));
@@ -193,6 +204,11 @@ impl Source {
     /// comparison. The destination's row of the status tells the rest.
     pub fn verify(&self, wish: &Wish) -> Result<(String, u64), String> {
         self.shared.verifier.begin(&self.shared, wish)
+    }
+
+    /// The group is about to be handed over: a comparison that is under way ends, and repairs nothing.
+    pub fn stop_comparing(&self) {
+        self.shared.verifier.stop();
     }
 
     /// Waits until everything published is durable at each destination that counts; what is missing everywhere at the deadline, as
@@ -256,11 +272,12 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        self.shared.verifier.end();
+        self.shared.verifier.stop();
         drop(self.archiver.take());
         *lock(&self.shared.stop) = true;
         self.shared.stopped.notify_all();
         self.shared.setup.group.log().wake_agent(SleepDepth::Nap);
+        self.shared.verifier.end();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -278,7 +295,10 @@ impl Shared {
             if stuck.is(log) {
                 self.setup.group.bury_dead_appenders();
             }
-            self.space.in_the_way(self.syncer.waits_for_room()).into_iter().for_each(|who| self.shed(who));
+            self.space
+                .in_the_way(self.syncer.waits_for_room())
+                .into_iter()
+                .for_each(|who| self.let_go(who, Why::Slow));
             if self.destinations.is_empty() && !log.is_ahead() && log.has_open_gap() {
                 // Nobody acknowledges, so nobody waits for the copy either.
                 log.end_gap(log.tail());

@@ -68,8 +68,8 @@ impl Shared {
                 sync.total,
                 sync.bytes_per_s,
             )),
-            verified_lsn: to.verified.watermark(),
-            verify: to.verified.status(),
+            lsn_verified: to.verified.watermark(),
+            verify: to.verified.status(Some(ship.counts_from).filter(|_| ship.counts)),
             last_error: link
                 .fault
                 .map(|why| format!("{} cannot keep what it is sent: {why}", to.peer.name))

@@ -1,18 +1,23 @@
 //! The comparison of a group with a destination's image that an operator asks for: one at a time, on a thread of its own.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::num::NonZeroU64;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::destination::Destination;
+use super::destination::{Destination, Why};
 use super::link::CONNECT_WITHIN;
-use super::verify::{Comparison, Cut, Image, Progress};
+use super::verify::{Comparison, Cut, Image, Progress, SLOWEST, Source};
 use super::{Shared, spawn};
 use crate::agent::clock::WallTime;
+use crate::agent::config::format_bytes;
 use crate::agent::control::message::{Answer, Ask};
 use crate::agent::control::{Client, client::unexpected};
 use crate::agent::events::Kind;
@@ -29,7 +34,7 @@ pub struct Wish {
     /// With which destination; the first one that counts if none is named.
     pub node: Option<String>,
     /// Bytes a second at most.
-    pub rate: Option<u64>,
+    pub rate: Option<NonZeroU64>,
     /// Where something is found, the destination is brought what differs.
     pub repair: bool,
 }
@@ -37,7 +42,8 @@ pub struct Wish {
 /// The comparison of a source, if one was asked for.
 #[derive(Default)]
 pub(super) struct Verifier {
-    stop: Arc<AtomicBool>,
+    /// Ends the present one.
+    stop: Mutex<Arc<AtomicBool>>,
     last: Mutex<Last>,
 }
 
@@ -63,18 +69,25 @@ struct Run {
 }
 
 impl Verified {
+    /// The destination begins anew: what was found says nothing of that.
+    pub(super) fn forget(&self) {
+        *lock(&self.watermark) = None;
+    }
+
     pub(super) fn watermark(&self) -> Option<Lsn> {
         *lock(&self.watermark)
     }
 
-    pub(super) fn status(&self) -> Option<VerifyStatus> {
+    /// Of the last one. `counts_from`: where the copy ends that the destination has had since.
+    pub(super) fn status(&self, counts_from: Option<Lsn>) -> Option<VerifyStatus> {
         let run = lock(&self.run);
         let Run { began, progress, status } = run.as_ref()?;
         let (done, total) = (progress.done.load(Relaxed), progress.total.load(Relaxed));
         let rate = done as f64 / began.elapsed().as_secs_f64().max(0.001);
         let under_way = status.ended.is_none();
         let progress = under_way.then(|| SyncStatus::at(done.min(total), total, rate as u64));
-        Some(VerifyStatus { progress, ..status.clone() })
+        let outdated = !under_way && counts_from.is_some_and(|from| from > status.lsn);
+        Some(VerifyStatus { progress, outdated, ..status.clone() })
     }
 }
 
@@ -84,6 +97,12 @@ impl Verifier {
         let mut last = lock(&self.last);
         if last.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return Err("a comparison is under way: `pmemha status` says how far it is".into());
+        }
+        if let Some(rate) = wish.rate.filter(|rate| rate.get() < SLOWEST) {
+            return Err(format!(
+                "{rate} bytes a second are too few: ask for {} or more",
+                format_bytes(SLOWEST)
+            ));
         }
         let to = choose(shared, wish.node.as_deref())?;
         if !to.ship.view().counts {
@@ -98,17 +117,25 @@ impl Verifier {
         let lsn = shared.setup.group.log().published();
         let status = VerifyStatus { run, lsn, ..VerifyStatus::default() };
         *lock(&to.verified.run) = Some(Run { began: Instant::now(), progress: progress.clone(), status });
-        let (shared, wish, stop, node) =
-            (shared.clone(), wish.clone(), self.stop.clone(), to.peer.name.clone());
-        let name = format!("verify-{}", shared.setup.group.name());
-        let thread = spawn(name, move || compare(&shared, &to, &wish, &stop, &progress));
+        let (theirs, wish, stop, chosen) =
+            (shared.clone(), wish.clone(), Arc::<AtomicBool>::default(), to.clone());
+        *lock(&self.stop) = stop.clone();
+        let name = format!("compare-{}", shared.setup.group.name());
+        let thread = spawn(name, move || compare(&theirs, &chosen, &wish, &stop, &progress));
+        let thread = thread.inspect_err(|_| *lock(&to.verified.run) = None);
         last.thread = Some(thread.map_err(|error| format!("a thread could not be started: {error}"))?);
+        let node = to.peer.name.clone();
         Ok((node, run))
     }
 
-    /// Ends one that is under way.
+    /// One that is under way is to end. When this returns it repairs nothing any more.
+    pub(super) fn stop(&self) {
+        lock(&self.stop).store(true, SeqCst);
+    }
+
+    /// Ends one that is under way, and waits for it.
     pub(super) fn end(&self) {
-        self.stop.store(true, Relaxed);
+        self.stop();
         if let Some(thread) = lock(&self.last).thread.take() {
             let _ = thread.join();
         }
@@ -131,9 +158,9 @@ fn compare(shared: &Shared, to: &Arc<Destination>, wish: &Wish, stop: &AtomicBoo
     let mut image = Remote { shared, to, client: None };
     let mut comparison = Comparison {
         log: group.log(),
+        still: &|| group.is_still(),
         image: &mut image,
-        suspects: &to.suspects,
-        limit: wish.rate.map(|rate| Limit::new(rate, Instant::now())),
+        limit: wish.rate.map(|rate| Limit::new(rate.get(), Instant::now())),
         stop,
         progress,
     };
@@ -143,37 +170,37 @@ fn compare(shared: &Shared, to: &Arc<Destination>, wish: &Wish, stop: &AtomicBoo
         // One that is gone by now is no part of the group.
         compared.err().filter(|_| group.region(region.id()).is_some())
     });
-    to.suspects.clear();
     let error = cut.map(|cut| cut.to_string());
-    let unrecorded = findings.differing_bytes > 0;
-    let repair = wish.repair && error.is_none() && (unrecorded || findings.unflushed_bytes > 0);
+    let repair =
+        wish.repair && error.is_none() && (findings.unrecorded_bytes > 0 || findings.unflushed_bytes > 0);
     let mut run = lock(&to.verified.run);
     let Some(Run { status, .. }) = &mut *run else { return };
     *status = VerifyStatus {
         ended: Some(WallTime::now().to_string()),
         compared_bytes: progress.done.load(Relaxed).min(progress.total.load(Relaxed)),
-        differing_bytes: findings.differing_bytes,
+        unrecorded_bytes: findings.unrecorded_bytes,
         unflushed_bytes: findings.unflushed_bytes,
-        undecided_pages: findings.undecided_pages,
         ranges: findings.ranges,
         ranges_more: findings.ranges_more,
         repairs: repair,
         error,
         ..status.clone()
     };
-    if status.error.is_none() && !unrecorded {
+    if status.error.is_none() && findings.unrecorded_bytes == 0 {
         *lock(&to.verified.watermark) = Some(status.lsn);
     }
     let detail = json!({
         "node": to.peer.name, "lsn": status.lsn, "compared_bytes": status.compared_bytes,
-        "differing_bytes": status.differing_bytes, "unflushed_bytes": status.unflushed_bytes,
-        "undecided_pages": status.undecided_pages, "repairs": repair, "error": status.error,
+        "unrecorded_bytes": status.unrecorded_bytes, "unflushed_bytes": status.unflushed_bytes, "repairs": repair, "error": status.error,
     });
     drop(run);
     (shared.setup.event)(Kind::Verified, detail);
     if repair {
-        to.repair();
-        shared.shed(to.index);
+        // A last gasp that begins must not lose its heir.
+        let _stop = lock(&shared.verifier.stop);
+        if !stop.load(SeqCst) {
+            shared.let_go(to.index, Why::Repair);
+        }
     }
 }
 
@@ -181,18 +208,14 @@ fn one(comparison: &mut Comparison<'_>, region: &Region, findings: &mut Findings
     let unreadable = |error| Cut::Reading(region.id(), error);
     let file = region.file();
     let content = Content::of(&file).map_err(unreadable)?;
-    let found = comparison.region(region.id(), &content, region.len())?;
-    let unflushed = region.is_mapped();
-    findings.undecided_pages += found.undecided;
-    found.ranges.iter().for_each(|range| findings.add(region, *range, unflushed));
-    Ok(())
+    let source = Source { id: region.id(), content, len: region.len() };
+    comparison.region(&source, &mut |range| findings.add(region, range, region.is_mapped()))
 }
 
 #[derive(Default)]
 struct Findings {
-    differing_bytes: u64,
+    unrecorded_bytes: u64,
     unflushed_bytes: u64,
-    undecided_pages: u64,
     ranges: Vec<RangeStatus>,
     ranges_more: u64,
 }
@@ -201,7 +224,7 @@ impl Findings {
     fn add(&mut self, region: &Region, range: ByteRange, unflushed: bool) {
         match unflushed {
             true => self.unflushed_bytes += range.len,
-            false => self.differing_bytes += range.len,
+            false => self.unrecorded_bytes += range.len,
         }
         if self.ranges.len() == MAX_RANGES {
             self.ranges_more += 1;
@@ -214,7 +237,7 @@ impl Findings {
 }
 
 /// Ranges that are told one by one.
-const MAX_RANGES: usize = 256;
+const MAX_RANGES: usize = 64;
 
 /// A destination's live image, asked on a control channel of its own.
 struct Remote<'a> {
@@ -225,10 +248,7 @@ struct Remote<'a> {
 
 impl Image for Remote<'_> {
     fn applied(&self) -> Option<Lsn> {
-        let ship = self.to.ship.view();
-        // What happened while the application was ahead of the log no record tells.
-        let told = self.shared.setup.group.log().is_whole() && !self.shared.syncer.is_active_for_all();
-        (ship.counts && told).then_some(ship.applied)
+        self.shared.image_at(self.to)
     }
 
     fn digests(&mut self, region: RegionId, block: usize, first: u64, count: usize) -> io::Result<Vec<u64>> {

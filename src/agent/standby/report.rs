@@ -44,7 +44,7 @@ impl Standby {
                 .as_ref()
                 .and_then(|s| s.sync_progress)
                 .map(|(done, total)| SyncStatus::at(done, total, 0)),
-            verified_lsn: None,
+            lsn_verified: None,
             verify: None,
             last_error: status
                 .as_ref()

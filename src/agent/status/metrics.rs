@@ -215,12 +215,12 @@ const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 13] = [
         d.sync.and_then(|s| s.eta_s).map(|s| s as f64)
     }),
     (
-        "verified_lsn_bytes",
+        "lsn_verified_bytes",
         "Up to where a comparison of everything found nothing that no record tells of",
-        |d| d.verified_lsn.map(|lsn| lsn.0 as f64),
+        |d| d.lsn_verified.map(|lsn| lsn.0 as f64),
     ),
-    ("verify_differing_bytes", "What the last comparison found that no record tells of", |d| {
-        d.verify.as_ref().filter(|v| v.ended.is_some()).map(|v| v.differing_bytes as f64)
+    ("verify_unrecorded_bytes", "What the last comparison found that no record tells of", |d| {
+        d.verify.as_ref().filter(|v| v.ended.is_some() && !v.outdated).map(|v| v.unrecorded_bytes as f64)
     }),
     ("as_of_timestamp_seconds", "When the destination's row was true", |d| seconds(&d.as_of)),
 ];

@@ -29,15 +29,18 @@ pub struct Status {
 }
 
 impl Status {
-    /// Shortens its lists of files until the document takes at most `limit` bytes of JSON, if that can be reached by it.
+    /// Shortens its lists of files and ranges until the document takes at most `limit` bytes of JSON, if that can be reached by it.
     pub fn shortened(mut self, limit: usize) -> Status {
         while serde_json::to_vec(&self).is_ok_and(|bytes| bytes.len() > limit) {
-            let files = |g: &GroupStatus| g.regions.len() + g.unprotected_files.len();
+            let ranges = |d: &DestinationStatus| d.verify.as_ref().map_or(0, |verify| verify.ranges.len());
+            let files = |g: &GroupStatus| {
+                g.regions.len() + g.unprotected_files.len() + g.destinations.iter().map(ranges).sum::<usize>()
+            };
             let Some(longest) = self.groups.iter_mut().max_by_key(|g| files(g)).filter(|g| files(g) > 0)
             else {
                 break;
             };
-            longest.halve_files();
+            longest.halve_lists();
         }
         self
     }
@@ -54,7 +57,10 @@ impl GroupStatus {
         self.regions.iter().map(|r| r.len).sum::<u64>() + self.regions_more_bytes
     }
 
-    fn halve_files(&mut self) {
+    fn halve_lists(&mut self) {
+        for verify in self.destinations.iter_mut().filter_map(|d| d.verify.as_mut()) {
+            verify.ranges_more += verify.ranges.drain(verify.ranges.len() / 2..).count() as u64;
+        }
         for region in self.regions.drain(self.regions.len() / 2..) {
             self.regions_more += 1;
             self.regions_more_bytes += region.len;
@@ -295,7 +301,7 @@ pub struct DestinationStatus {
     /// A first sync or resync that is under way.
     pub sync: Option<SyncStatus>,
     /// Up to where a comparison of all regions with the image found nothing that no record tells of; none since the agent started.
-    pub verified_lsn: Option<Lsn>,
+    pub lsn_verified: Option<Lsn>,
     /// The last such comparison, under way or over.
     pub verify: Option<VerifyStatus>,
     /// The last thing that went wrong, with its time in front.
@@ -357,17 +363,17 @@ pub struct VerifyStatus {
     /// Bytes compared.
     pub compared_bytes: u64,
     /// Of these, bytes in cache lines that differ and that no record tells of.
-    pub differing_bytes: u64,
+    pub unrecorded_bytes: u64,
     /// And in cache lines of files that were ever mapped: what was stored there need not have been flushed.
     pub unflushed_bytes: u64,
-    /// Pages of 4 KiB that were stored to whenever they were looked at.
-    pub undecided_pages: u64,
     /// The first of what was found.
     pub ranges: Vec<RangeStatus>,
     /// How many more ranges there are.
     pub ranges_more: u64,
     /// Whether the destination is brought what differs.
     pub repairs: bool,
+    /// Whether the destination has been brought a copy since, so that this says nothing of what it has.
+    pub outdated: bool,
     /// Why it ended early.
     pub error: Option<String>,
 }

@@ -23,7 +23,7 @@ pub fn status() -> Status {
         unprotected_writes: 0,
         unprotected_writes_recorded: 0,
         sync: None,
-        verified_lsn: None,
+        lsn_verified: None,
         verify: None,
         last_error: None,
         as_of: "2026-01-01T00:00:00.000000Z".into(),

@@ -195,10 +195,11 @@ fn render_verify(out: &mut String, d: &DestinationStatus, verify: &VerifyStatus)
         push(out, format_args!("      verify {}", bar(progress)));
     } else if let Some(error) = &verify.error {
         push(out, format_args!("    ! the last comparison ended early: {error}"));
-    } else if verify.differing_bytes > 0 {
-        let differing = format_bytes(verify.differing_bytes);
-        push(out, format_args!("    ! {differing} differ there without a record (`pmemha verify`)"));
-    } else if let Some(lsn) = d.verified_lsn {
+    } else if verify.unrecorded_bytes > 0 && !verify.outdated {
+        let unrecorded = format_bytes(verify.unrecorded_bytes);
+        let next = if verify.repairs { "it is being repaired" } else { "`pmemha verify --repair` brings it" };
+        push(out, format_args!("    ! {unrecorded} differ there without a record: {next}"));
+    } else if let Some(lsn) = d.lsn_verified {
         push(out, format_args!("      verified up to {lsn}"));
     }
 }
@@ -398,10 +399,21 @@ mod tests {
         s.groups[0].regions = vec![RegionStatus { len: 1 << 20, ..region }; 4000];
         let file = UnprotectedFile { path: "/x".repeat(2000), why: "user 7 may not read it".into() };
         s.groups[0].unprotected_files = vec![file; 64];
+        let range = RangeStatus {
+            region: RegionId(1),
+            path: "p".repeat(1000),
+            offset: 0,
+            bytes: 64,
+            unflushed: true,
+        };
+        let found = VerifyStatus { ranges: vec![range; 64], ..VerifyStatus::default() };
+        s.groups[0].destinations[0].verify = Some(found);
         let s = s.shortened(60_000);
         assert!(serde_json::to_vec(&s).unwrap().len() <= 60_000);
         assert!(!s.groups[0].regions.is_empty() && !s.groups[0].unprotected_files.is_empty());
         assert!(render(&s).contains("4000 regions of 3.91 GiB"), "{}", render(&s));
+        let verify = s.groups[0].destinations[0].verify.as_ref().unwrap();
+        assert_eq!(verify.ranges.len() as u64 + verify.ranges_more, 64);
         assert_eq!(s.groups[0].unprotected_files.len() as u64 + s.groups[0].unprotected_files_more, 64);
         let small = status();
         assert_eq!(small.clone().shortened(60_000), small);

@@ -1,10 +1,12 @@
 //! `pmemha verify`, `pmemha scrub`: has the agent compare the group's files with a destination's image, and tells what it finds.
 
+use std::num::NonZeroU64;
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use pmemha::agent::config::{format_bytes, parse_rate};
 use pmemha::agent::status::{RangeStatus, VerifyStatus};
@@ -52,13 +54,16 @@ impl Verify {
         let (node, found) = self.compared.compare(agent, self.repair)?;
         if !self.compared.json {
             tell(found.ranges.iter())?;
-            let outcome = match found.differing_bytes {
-                0 => format!("equal to the copy at {node}, up to LSN {}", found.lsn),
+            let outcome = match found.unrecorded_bytes {
+                0 if found.unflushed_bytes == 0 => {
+                    format!("equal to the copy at {node}, up to LSN {}", found.lsn)
+                }
+                0 => format!("the copy at {node} has everything that was flushed, up to LSN {}", found.lsn),
                 n => format!("{} differ from the copy at {node} without a record", format_bytes(n)),
             };
             summarise(&found, &outcome)?;
         }
-        Ok(if found.differing_bytes > 0 { FOUND } else { 0 })
+        Ok(if found.unrecorded_bytes > 0 { FOUND } else { 0 })
     }
 }
 
@@ -69,20 +74,34 @@ impl Scrub {
         if !self.compared.json {
             tell(found.ranges.iter().filter(|range| range.unflushed))?;
             let outcome = match found.unflushed_bytes {
-                0 => "nothing was stored and not flushed".into(),
-                n => format!("{} were stored and not flushed, in whole cache lines", format_bytes(n)),
+                0 => "everything was flushed",
+                _ => "whole cache lines that were not flushed are listed",
             };
-            summarise(&found, &outcome)?;
+            summarise(&found, outcome)?;
         }
         Ok(if found.unflushed_bytes > 0 { FOUND } else { 0 })
     }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document<'a> {
+    group: &'a str,
+    node: &'a str,
+    #[serde(flatten)]
+    found: &'a VerifyStatus,
 }
 
 impl Compared {
     /// Has it compared, and waits for the end; with which node.
     fn compare(&self, agent: &Agent, repair: bool) -> Result<(String, VerifyStatus), Failure> {
         let (group, node) = (self.group.clone(), self.node.clone());
-        let (node, run) = match agent.ask(&Request::Verify { group, node, rate: self.rate, repair })? {
+        let (node, run) = match agent.ask(&Request::Verify {
+            group,
+            node,
+            rate: self.rate.and_then(NonZeroU64::new),
+            repair,
+        })? {
             Reply::Verifying { node, run } => (node, run),
             other => return Err(unexpected(&other)),
         };
@@ -109,7 +128,7 @@ impl Compared {
         };
         bar.finish_and_clear();
         if self.json {
-            json_line(&found)?;
+            json_line(&Document { group: &self.group, node: &node, found: &found })?;
         }
         match &found.error {
             Some(why) => {
@@ -131,11 +150,11 @@ fn tell<'a>(ranges: impl Iterator<Item = &'a RangeStatus>) -> Result<(), Failure
 
 fn summarise(found: &VerifyStatus, outcome: &str) -> Result<(), Failure> {
     let mut text = format!("{} compared: {outcome}", format_bytes(found.compared_bytes));
+    if found.unflushed_bytes > 0 {
+        text += &format!("; {} were stored and not flushed", format_bytes(found.unflushed_bytes));
+    }
     if found.ranges_more > 0 {
         text += &format!("; {} ranges are not listed", found.ranges_more);
-    }
-    if found.undecided_pages > 0 {
-        text += &format!("; {} pages were stored to whenever they were looked at", found.undecided_pages);
     }
     if found.repairs {
         text += "; the destination is brought what differs";

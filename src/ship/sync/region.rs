@@ -174,6 +174,8 @@ impl Shared {
                 return Ok(());
             }
             self.check(errand)?;
+            // Programs are held to what the ring has room for, not to the pace of the copy.
+            self.keep_beside(0);
             thread::sleep(left.min(LOOK));
         }
     }

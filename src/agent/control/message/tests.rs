@@ -180,7 +180,7 @@ fn asks() -> impl Strategy<Value = Ask> {
                 id: GroupId(id),
                 generation: Generation(2),
                 region: RegionId(1),
-                block: LINES,
+                block: LINE as u32,
                 first,
                 count,
             }
