@@ -13,6 +13,7 @@
 //! | `mounts` | what a directory lies on |
 //! | `remedy` | what a person does about a refusal of the system |
 //! | `threads` | the threads of a process |
+//! | [`waits`] | time, waiting and threads: the system's, or a simulation's |
 //! | `predecessor` | outlasting what an agent that has just ended still holds |
 //! | [`region`] | what is protected: mapping, identity, dirty tracking; safe access to shared memory |
 //! | [`log`] | the log region: format, append, publish, scan, archive |
@@ -48,6 +49,7 @@ pub mod session;
 #[cfg(feature = "agent")]
 mod threads;
 pub mod types;
+pub mod waits;
 
 #[cfg(feature = "agent")]
 pub mod agent;

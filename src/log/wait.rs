@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
 use std::sync::atomic::fence;
 use std::time::{Duration, Instant};
 
-use rustix::fs::Timespec;
 use rustix::thread::futex;
 
 use super::format::cell;
@@ -12,6 +11,7 @@ use super::protocol;
 use super::region::{Acks, Counter, LinkState, LogRegion, boottime};
 use crate::locks::lock;
 use crate::types::{Level, Lsn};
+use crate::waits;
 
 /// Somebody who waits is taken to wait again for this long.
 const WAITS_AGAIN: Duration = Duration::from_millis(2);
@@ -227,7 +227,7 @@ impl LogRegion {
         // Pairs with `wake_agent`, which follows the fence of publishing: either it sees the depth, or we its work.
         fence(SeqCst);
         if self.published() <= seen && !self.is_ahead() {
-            let _ = futex::wait(word, futex::Flags::empty(), before, Some(&timespec(timeout)));
+            waits::futex_wait(word, before, timeout);
         }
         let mut sleepers = lock(self.sleepers());
         *sleepers -= 1;
@@ -273,7 +273,7 @@ impl LogRegion {
         let waiters = self.control().u32(cell::ACK_SEQ + 4);
         waiters.fetch_add(1, SeqCst);
         let seq = self.control().u32(cell::ACK_SEQ);
-        let _ = futex::wait(seq, futex::Flags::empty(), seen, Some(&timespec(at_most)));
+        waits::futex_wait(seq, seen, at_most);
         waiters.fetch_sub(1, SeqCst);
     }
 
@@ -315,8 +315,4 @@ impl Look<'_> {
     fn given_up(self) {
         self.log.eager.took(Duration::MAX, false);
     }
-}
-
-fn timespec(d: Duration) -> Timespec {
-    Timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos().into() }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 
 use super::applier::{Applier, ApplierConfig, ApplyError, StreamStart};
 use super::image::set::Promotable;
@@ -15,6 +14,7 @@ use super::worker::{self, Link, Shared};
 use crate::fabric::Endpoint;
 use crate::locks::lock;
 use crate::region::memory::SharedMem;
+use crate::waits::{self, Thread};
 
 /// One group's replica. All methods are for one thread at a time, except through [`Replica::watch`].
 pub struct Replica {
@@ -26,7 +26,7 @@ enum Engine {
     Idle(Box<Applier>),
     Running {
         endpoint: Arc<dyn Endpoint>,
-        thread: JoinHandle<Box<Applier>>,
+        thread: Thread<Box<Applier>>,
     },
     /// Only while one of the others is exchanged.
     Moving,
@@ -91,7 +91,7 @@ impl Replica {
         let take =
             move |slot: &std::sync::Mutex<Option<Box<Applier>>>| lock(slot).take().expect("taken once");
         let body = move || worker::run(take(&theirs), link, &shared);
-        match std::thread::Builder::new().name("pmemha-applier".into()).spawn(body) {
+        match waits::spawn("pmemha-applier".into(), body) {
             Ok(thread) => {
                 self.engine = Engine::Running { endpoint, thread };
                 Ok(())

@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::ack::{ACK_BYTES, AckCell, COUNTS, FAULTED, SLEEPING, SYNCING};
 use super::applier::{Applier, ApplyError};
@@ -20,6 +20,7 @@ use crate::fabric::{
 use crate::locks::lock;
 use crate::region::memory::SharedMem;
 use crate::types::Lsn;
+use crate::waits;
 
 /// How long an idle ring is polled before sleeping: longer than a round trip, shorter than a time slice.
 const POLL: Duration = Duration::from_micros(50);
@@ -78,9 +79,9 @@ pub(super) fn run(mut applier: Box<Applier>, link: Link, shared: &Shared) -> Box
             Ok(true) => idle_since = None,
             Ok(false) if stopping || acks.is_closed() => break,
             Ok(false) => {
-                let since = *idle_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < POLL {
-                    std::thread::yield_now();
+                let since = *idle_since.get_or_insert_with(waits::now);
+                if waits::since(since) < POLL {
+                    waits::yield_now();
                     continue;
                 }
                 acks.send(&applier, shared, SLEEPING);

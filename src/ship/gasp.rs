@@ -12,6 +12,7 @@ use super::sync::Syncer;
 use crate::log::region::boottime;
 use crate::log::{LogRegion, Owner, SleepDepth};
 use crate::types::Lsn;
+use crate::waits;
 
 /// How often the positions are looked at: well below what a battery counts in, well above a cache miss.
 const LOOK: Duration = Duration::from_micros(100);
@@ -120,13 +121,13 @@ pub fn ship_tail(
     cancel: &AtomicBool,
     deadline: Instant,
 ) -> Result<(usize, Tail), GaspError> {
-    let began = Instant::now();
+    let began = waits::now();
     let began_ns = boottime().as_nanos() as u64;
     streams.iter().for_each(|status| status.mark());
     let missing = |target: Lsn| streams.iter().map(|s| target.since(s.view().durable)).min().unwrap_or(0);
     let mut target = log.publish_filled(&Owner::confirmed_dead);
     log.wake_agent(SleepDepth::Nap);
-    let mut published_at = Instant::now();
+    let mut published_at = waits::now();
     let exposure = missing(target);
     let anyone_counts = || streams.iter().any(|status| status.view().counts);
     syncer.set_needed(copying && !anyone_counts());
@@ -134,29 +135,29 @@ pub fn ship_tail(
     loop {
         let complete = |status| complete(log, status, syncer, target);
         if let Some((which, digest)) = streams.iter().enumerate().find_map(|(i, s)| Some((i, complete(s)?))) {
-            let end = *grace.get_or_insert_with(|| Instant::now() + began.elapsed() + GRACE);
-            if Instant::now() >= end || !streams[..which].iter().any(|before| before.view().counts) {
+            let end = *grace.get_or_insert_with(|| waits::now() + waits::since(began) + GRACE);
+            if waits::now() >= end || !streams[..which].iter().any(|before| before.view().counts) {
                 syncer.set_needed(false);
                 let first = streams.iter().filter_map(|status| status.first_post()).min();
                 let first_byte = first.map(|at| Duration::from_nanos(at.saturating_sub(began_ns)));
                 return Ok((
                     which,
-                    Tail { lsn: target, digest, exposure, first_byte, took: began.elapsed() },
+                    Tail { lsn: target, digest, exposure, first_byte, took: waits::since(began) },
                 ));
             }
         }
         if cancel.load(Ordering::Acquire) {
             return Err(GaspError::Cancelled);
         }
-        if Instant::now() >= deadline {
+        if waits::now() >= deadline {
             return Err(GaspError::TimedOut { missing: missing(target) });
         }
-        std::thread::sleep(LOOK);
-        if published_at.elapsed() > PUBLISH_AGAIN {
+        waits::sleep(LOOK);
+        if waits::since(published_at) > PUBLISH_AGAIN {
             syncer.set_needed(copying && !anyone_counts());
             target = log.publish_filled(&Owner::confirmed_dead);
             log.wake_agent(SleepDepth::Nap);
-            published_at = Instant::now();
+            published_at = waits::now();
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::log::{Acks, Batch, Consumer, LogRegion, PoisonError, SleepDepth};
 use crate::region::memory::SharedMem;
 use crate::replica::ack::ACK_BYTES;
 use crate::types::{Durability, PAGE};
+use crate::waits;
 
 /// Largest batch: big enough that the cost of a request vanishes, small enough that several fill a link.
 const MAX_BATCH: u64 = 1 << 20;
@@ -204,7 +205,7 @@ impl Shipper {
         self.link.endpoint.on_event(Box::new(move || log.wake_agent(SleepDepth::Nap)));
         self.status.set_digest(self.digest, self.consumer.position());
         self.publish();
-        let mut quiet_since = Instant::now();
+        let mut quiet_since = waits::now();
         let mut looks_for = SPIN;
         let error = loop {
             if self.stop.load(Ordering::Acquire) {
@@ -212,11 +213,11 @@ impl Shipper {
             }
             match self.step() {
                 Ok(true) => {
-                    let now = Instant::now();
+                    let now = waits::now();
                     looks_for = self.looks_for(now - quiet_since, looks_for);
                     quiet_since = now;
                 }
-                Ok(false) => match self.rest(quiet_since.elapsed(), looks_for) {
+                Ok(false) => match self.rest(waits::since(quiet_since), looks_for) {
                     Ok(()) => {}
                     Err(error) => break error,
                 },
@@ -259,7 +260,7 @@ impl Shipper {
         while self.link.endpoint.take_immediate().is_some() {}
         let bytes = self.window.received().since(before);
         if bytes > 0 {
-            let now = Instant::now();
+            let now = waits::now();
             if let Some(since) = self.busy_since {
                 self.rate.add(bytes, now - since);
             }
@@ -369,7 +370,7 @@ impl Shipper {
         }
         self.status.posted(|| boottime().as_nanos() as u64);
         if self.window.is_idle() {
-            self.busy_since = Some(Instant::now());
+            self.busy_since = Some(waits::now());
         }
         self.window.post(batch.end);
         self.woken |= wakes;
@@ -438,7 +439,7 @@ impl Shipper {
         let seen = self.consumer.position();
         if quiet < looks_for {
             // The fabric, the destination and the program may need this processor.
-            std::thread::yield_now();
+            waits::yield_now();
             return Ok(());
         }
         let endpoint = &self.link.endpoint;

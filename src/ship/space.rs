@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::locks::lock;
 use crate::log::{Consumer, LogRegion};
 use crate::types::Lsn;
+use crate::waits;
 
 /// Parts that the ring is thought of in.
 const PARTS: u64 = 8;
@@ -129,7 +130,7 @@ impl Space {
         fresh: bool,
     ) -> Arc<Space> {
         let free = Some(log.free());
-        let since = Instant::now();
+        let since = waits::now();
         let at = free.filter(|_| !fresh || destinations == 1);
         let destination =
             Holder { at, present: false, counts: false, since, linked: since, slow_since: None };
@@ -151,7 +152,7 @@ impl Space {
         let holder = &mut holders[who];
         if let Some(at) = holder.at.as_mut().filter(|at| **at < lsn) {
             *at = lsn;
-            holder.since = Instant::now();
+            holder.since = waits::now();
             self.free(&holders);
         }
     }
@@ -177,7 +178,7 @@ impl Space {
     pub fn begin_at(&self, who: usize, published: impl FnOnce() -> Lsn) -> Lsn {
         let mut holders = lock(&self.holders);
         let from = published();
-        (holders[who].at, holders[who].since) = (Some(from), Instant::now());
+        (holders[who].at, holders[who].since) = (Some(from), waits::now());
         self.free(&holders);
         from
     }
@@ -188,7 +189,7 @@ impl Space {
         let holder = &mut holders[who];
         if holder.present != present {
             (holder.present, holder.counts, holder.slow_since) = (present, false, None);
-            holder.linked = Instant::now();
+            holder.linked = waits::now();
         }
     }
 
@@ -203,7 +204,7 @@ impl Space {
     /// whenever one has moved, and now and then.
     pub fn in_the_way(&self, copy_waits: bool) -> Vec<usize> {
         let mut holders = lock(&self.holders);
-        let (now, tail) = (Instant::now(), self.log.tail());
+        let (now, tail) = (waits::now(), self.log.tail());
         let destinations = &mut holders[..self.destinations];
         destinations.iter_mut().filter(|d| d.at == Some(tail)).for_each(|d| d.since = now);
         let (ring, overflowed) = (self.log.spec().ring_bytes, self.log.is_ahead());

@@ -14,14 +14,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::locks::lock;
 use crate::log::format::{CopyFor, Kind, RECORD_HEADER, RegionPayload};
 use crate::log::{Ahead, Appender, Debt, LogRegion, Owner, SleepDepth};
 use crate::types::{Lsn, RegionId};
+use crate::waits::{self, Thread};
 use base::Base;
 use region::Copying;
 
@@ -131,7 +131,7 @@ pub struct SyncView {
 /// The thread; stopped on drop.
 pub struct Syncer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 struct Shared {
@@ -205,7 +205,7 @@ impl Syncer {
             error: Mutex::default(),
         });
         let theirs = shared.clone();
-        let thread = thread::Builder::new().name(format!("sync-{name}")).spawn(move || theirs.run())?;
+        let thread = waits::spawn(format!("sync-{name}"), move || theirs.run())?;
         Ok(Syncer { shared, thread: Some(thread) })
     }
 
@@ -262,6 +262,14 @@ impl Syncer {
     /// Whether a copy is under way or wanted.
     pub fn is_active(&self) -> bool {
         self.shared.busy.load(SeqCst)
+    }
+
+    /// Whether a copy is under way or wanted that the reader of this stream takes, if it has no image that follows the stream.
+    pub fn is_for(&self, stream: u32) -> bool {
+        let wanted = lock(&self.shared.wanted);
+        self.is_active_for_all()
+            || wanted.ones.contains(&stream)
+            || wanted.asked.for_newcomers != wanted.made_for_newcomers
     }
 
     /// Whether one for all is under way or wanted: until it is complete no reader has everything.
@@ -351,7 +359,7 @@ impl Shared {
                 return Some((Errand { asked: wanted.asked, whom }, wanted.ones.clone()));
             }
             self.keep_room_again(&mut free);
-            wanted = self.asked.wait_timeout(wanted, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            wanted = waits::wait_timeout(&self.asked, &self.wanted, wanted, LOOK);
         }
     }
 
@@ -384,12 +392,12 @@ impl Shared {
                 break tail.advance(RECORD_HEADER);
             }
             self.check(errand)?;
-            thread::sleep(PAUSE);
+            waits::sleep(PAUSE);
         };
         // Pages may be read only when nobody sets bits for stores that came before the flag was cleared.
         while log.bits_in_flight(&Owner::confirmed_dead) {
             self.check(errand)?;
-            thread::sleep(PAUSE);
+            waits::sleep(PAUSE);
         }
         for id in 0..log.spec().regions.min(u32::from(u16::MAX)) {
             // Everything is copied, so what the bits say is of no further use.
@@ -421,7 +429,7 @@ impl Shared {
         let regions = self.create_regions(errand)?;
         self.done.store(0, Relaxed);
         self.total.store(regions.iter().map(|r| r.len).sum(), Relaxed);
-        *lock(&self.began) = Some(Instant::now());
+        *lock(&self.began) = Some(waits::now());
         let mut copying = Copying::new(self.source.base(errand.whom, begin), self.source.limit());
         for region in &regions {
             self.copy_region(region, errand, &mut copying)?;
@@ -499,7 +507,7 @@ impl Shared {
             drop(may);
             self.waits.store(true, Relaxed);
             self.push();
-            thread::sleep(PAUSE);
+            waits::sleep(PAUSE);
         }
     }
 
@@ -532,13 +540,16 @@ impl Shared {
     }
 
     fn bytes_per_s(&self) -> u64 {
-        let took = lock(&self.began).map(|began| began.elapsed()).filter(|took| *took >= TELLS);
+        let took = lock(&self.began).map(|began| waits::since(began)).filter(|took| *took >= TELLS);
         took.map_or(0, |took| (self.done.load(Relaxed) as f64 / took.as_secs_f64()) as u64)
     }
 
     fn pause(&self, time: Duration) {
-        let wanted = lock(&self.wanted);
-        drop(self.asked.wait_timeout_while(wanted, time, |_| !self.stop.load(SeqCst)));
+        let (until, mut wanted) = (waits::now() + time, lock(&self.wanted));
+        while !self.stop.load(SeqCst) && waits::now() < until {
+            let left = until.saturating_duration_since(waits::now());
+            wanted = waits::wait_timeout(&self.asked, &self.wanted, wanted, left);
+        }
     }
 
     fn log(&self) -> &LogRegion {
