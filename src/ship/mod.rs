@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`shipper`] | the loop that ships one log over one link |
 //! | [`sync`] | the copy of every region into the stream |
+//! | [`join`] | where a destination's stream goes on |
 //! | [`gasp`] | the last gasp: the tail, durable at the destination |
 //! | [`archiver`] | the thread that feeds an archive |
 //! | [`commits`] | over how many destinations records are acknowledged |
@@ -24,6 +25,7 @@ pub mod begun;
 pub mod commits;
 pub mod follower;
 pub mod gasp;
+pub mod join;
 pub(crate) mod limit;
 pub mod proof;
 pub mod rate;

@@ -18,9 +18,10 @@ use crate::agent::control::message::{Answer, Ask, GroupOpened, ImageState, OpenG
 use crate::agent::control::{Client, ControlError, client::unexpected};
 use crate::agent::events::Kind;
 use crate::fabric::{FabricError, RemoteKey};
-use crate::log::{Acks, Consumer, Owner, SleepDepth};
+use crate::log::SleepDepth;
 use crate::ship::backoff::Backoff;
 use crate::ship::follower::Has;
+use crate::ship::join::{Have, Joining};
 use crate::ship::shipper::{Link, ShipError, Shipment, Shipper};
 use crate::types::Lsn;
 
@@ -132,7 +133,10 @@ impl Shared {
                 *stream = Stream::Joins { left: Some(why) };
                 Some(why)
             }
-            Stream::Joins { left } => left,
+            Stream::Joins { left: Some(why) } => {
+                to.set_stream_number(None);
+                Some(why)
+            }
             _ => None,
         }
     }
@@ -174,29 +178,15 @@ impl Shared {
         let encrypted = endpoint.encrypted();
         let link = Link::prepare(endpoint, log, opened.durability)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let begin = self.begin(to, &opened.have);
-        let from = begin.consumer.position();
-        if begin.fresh {
+        let have = have_of(&opened.have);
+        let joining = self.join(to, &have);
+        let (from, fresh) = (joining.consumer.position(), joining.fresh.then_some(joining.stream));
+        if joining.fresh {
             to.ship.begin_anew();
             to.verified.forget();
-            self.commits.begins_anew(to.index);
-        } else {
-            let have = &opened.have;
-            let has = Acks { received: have.landed, durable: have.durable, applied: have.applied };
-            self.commits.resumes(to.index, has);
         }
-        let has = match opened.have.image {
-            _ if begin.fresh => Has::Nothing,
-            ImageState::Consistent => Has::Image,
-            ImageState::Syncing => Has::Part,
-            _ => Has::Nothing,
-        };
-        let before = opened.have.stream;
-        // Another one than before, and none that a record of a copy named.
-        let chance = || Some((self.setup.chance)()).filter(|number| *number != before).unwrap_or(!before);
-        let stream = if begin.fresh { chance() } else { before };
-        to.set_stream_number(Some(stream));
-        let fresh = begin.fresh.then_some(stream);
+        joining.settle(&self.commits, to.index, &have);
+        to.set_stream_number(Some(joining.stream));
         let attach = Ask::Attach { ack: link.ack.key(), from, fresh };
         let landing = self.attach(&mut client, &attach)?;
         let mut known = to.link();
@@ -208,7 +198,7 @@ impl Shared {
             durability: Some(opened.durability),
             memory: Some(opened.memory),
             staged: Some(opened.staged),
-            resumed: Some(!begin.fresh),
+            resumed: Some(!joining.fresh),
             last_error: None,
             fault: None,
             failures: known.failures,
@@ -216,27 +206,15 @@ impl Shared {
         drop(known);
         // Not before it is connected: one that cannot attach would have everybody's link carry copies for nothing, and what its
         // image holds could not be asked. If this agent ends here, the next one finds a destination without an image.
-        if begin.fresh || (has != Has::Image && !self.syncer.is_active()) {
-            // One that is away for a moment goes on in the middle of a copy.
-            let takes_it = |other: &Arc<Destination>| {
-                let reads = self.space.holds(other.index) || other.link().connected;
-                reads && !other.ship.view().counts
-            };
-            let others = self.destinations.iter().filter(|other| other.index != to.index);
-            let alone = group.config().archive.is_none() && !others.into_iter().any(takes_it);
-            match opened.have.image {
-                ImageState::None => self.syncer.request_for_newcomer(alone),
-                _ => self.syncer.request_for_one(stream, alone),
-            }
-        }
-        tracing::info!(group = group.name(), peer = peer.name, %from, fresh = begin.fresh, "link up");
+        joining.request(&self.syncer, &have, self.is_alone(to));
+        tracing::info!(group = group.name(), peer = peer.name, %from, ?fresh, "link up");
         let me = Arc::downgrade(self);
         let (table, shipped, sampler) = (self.table.clone(), group.clone(), self.sampler.clone());
         let shipment = Shipment {
-            consumer: begin.consumer,
-            digest: begin.digest,
-            has,
-            stream,
+            consumer: joining.consumer,
+            digest: joining.digest,
+            has: joining.has,
+            stream: joining.stream,
             link,
             landing,
             space: (self.space.clone(), to.index),
@@ -288,23 +266,22 @@ impl Shared {
         self.setup.way.as_ref().expect("whoever has destinations has a way to them")
     }
 
-    /// Where the stream goes on at a destination that holds `have`.
-    fn begin(&self, to: &Destination, have: &ReplicaReport) -> Begin {
+    /// Where the stream goes on at a destination that has `have`.
+    fn join(&self, to: &Destination, have: &Have) -> Joining {
         let mut stream = to.stream();
         // It reads nothing yet, and may never: nobody has to let the ring go for it.
         *stream = Stream::Joins { left: None };
-        let group = &self.setup.group;
-        let log = group.log();
-        let resumes = (have.generation, have.log) == (group.generation(), log.spec().id)
-            && matches!(have.image, ImageState::Consistent | ImageState::Syncing)
-            && self.space.consumer(to.index).is_some_and(|consumer| consumer.holds(have.applied));
-        if resumes {
-            let consumer = Consumer::new(log.clone(), have.applied);
-            return Begin { consumer, digest: have.digest, fresh: false };
-        }
-        // What the ring holds means nothing to a copy that begins after it.
-        let from = self.space.begin_at(to.index, || log.publish_filled(&Owner::confirmed_dead));
-        Begin { consumer: Consumer::new(log.clone(), from), digest: 0, fresh: true }
+        Joining::of(self.setup.group.log(), &self.space, to.index, have, self.setup.chance)
+    }
+
+    /// Whether nobody else takes a copy that is under way. One that is away for a moment goes on in the middle of one.
+    fn is_alone(&self, to: &Destination) -> bool {
+        let takes_it = |other: &Arc<Destination>| {
+            let reads = self.space.holds(other.index) || other.link().connected;
+            reads && !other.ship.view().counts
+        };
+        let mut others = self.destinations.iter().filter(|other| other.index != to.index);
+        self.setup.group.config().archive.is_none() && !others.any(takes_it)
     }
 
     /// Goes on looking for writes that pass the log by.
@@ -387,10 +364,23 @@ impl Shared {
     }
 }
 
-struct Begin {
-    consumer: Consumer,
-    digest: u64,
-    fresh: bool,
+/// What a destination reports, for whoever decides where its stream goes on.
+fn have_of(report: &ReplicaReport) -> Have {
+    Have {
+        generation: report.generation,
+        log: report.log,
+        stream: report.stream,
+        landed: report.landed,
+        durable: report.durable,
+        applied: report.applied,
+        digest: report.digest,
+        has: match report.image {
+            ImageState::Consistent => Has::Image,
+            ImageState::Syncing => Has::Part,
+            ImageState::None | ImageState::Stale | ImageState::Poisoned => Has::Nothing,
+        },
+        any: report.image != ImageState::None,
+    }
 }
 
 /// A connection must stand within this time.

@@ -3,6 +3,7 @@ use super::*;
 use crate::log::format::MIN_RING;
 use crate::log::{Consumer, LogSpec};
 use crate::types::PAGE;
+use std::thread;
 use zerocopy::IntoBytes;
 
 #[test]
@@ -235,6 +236,17 @@ fn extents_skip_holes_and_cover_data() {
 fn records(log: &Arc<LogRegion>) -> Vec<crate::log::format::RecordHeader> {
     let batch = Consumer::new(log.clone(), log.spec().first_lsn).next_batch(1 << 20).unwrap();
     batch.map(|batch| batch.headers).unwrap_or_default()
+}
+
+#[test]
+fn whoever_comes_back_in_the_middle_of_a_copy_knows_whether_one_is_for_it() {
+    let (_fd, _log, source) = scripted(vec![vec![(1, "a", 4096)]]);
+    source.still.store(true, SeqCst);
+    let syncer = Syncer::start("test", source).unwrap();
+    syncer.request_for_one(7, false);
+    assert!(syncer.is_active() && syncer.is_for(7) && !syncer.is_for(8));
+    syncer.request_for_newcomer(false);
+    assert!(syncer.is_for(8));
 }
 
 #[test]
