@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use super::image::manifest::{ImageState, Manifest};
 use super::image::set::PREFIX;
 use super::store::Store;
-use crate::region::content::Content;
 use crate::region::sampling;
 use crate::types::{Generation, Lsn, RegionId};
 
@@ -24,7 +23,7 @@ pub fn digests(
     region: RegionId,
     pages: &[u64],
 ) -> Option<Vec<u64>> {
-    sampling::digests(live(store, dir, generation, region)?.as_fd(), pages).ok()
+    sampling::digests(File::open(live(store, dir, generation, region)?).ok()?.as_fd(), pages).ok()
 }
 
 /// Digests of `count` blocks of `block` bytes, from number `first` on, as [`digests`].
@@ -35,14 +34,14 @@ pub fn blocks(
     region: RegionId,
     (block, first, count): (usize, u64, usize),
 ) -> Option<Vec<u64>> {
-    let file = live(store, dir, generation, region)?;
-    sampling::block_digests(&Content::of(&file).ok()?, block, first, count).ok()
+    store.block_digests(&live(store, dir, generation, region)?, block, first, count).ok()
 }
 
-fn live(store: &dyn Store, dir: &Path, generation: Generation, region: RegionId) -> Option<File> {
+/// The file of `region` in the live image.
+fn live(store: &dyn Store, dir: &Path, generation: Generation, region: RegionId) -> Option<PathBuf> {
     let follows = |m: &Manifest| m.state == ImageState::Live && m.generation == generation;
     let (image, manifest) = images(store, dir).into_iter().find(|(_, manifest)| follows(manifest))?;
-    File::open(image.join(manifest.region(region)?.file_name())).ok()
+    Some(image.join(manifest.region(region)?.file_name()))
 }
 
 /// What the asker of [`base`] wants to know.
@@ -80,9 +79,8 @@ pub fn base(store: &dyn Store, dir: &Path, query: BaseQuery<'_>) -> Option<Base>
     let digests = || {
         let (image, manifest) = complete.filter(|(_, m)| m.state == ImageState::Frozen)?;
         let region = manifest.regions.iter().find(|region| region.name == query.name)?;
-        let file = File::open(image.join(region.file_name())).ok()?;
-        let content = Content::of(&file).ok()?;
-        let digests = sampling::block_digests(&content, query.block, query.first, query.count).ok()?;
+        let file = image.join(region.file_name());
+        let digests = store.block_digests(&file, query.block, query.first, query.count).ok()?;
         Some((region.id, digests))
     };
     Some(digests())

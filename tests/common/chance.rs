@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 /// A sequence of numbers that a seed determines (SplitMix64).
+#[derive(Clone)]
 pub struct Chance(u64);
 
 impl Chance {
@@ -17,6 +18,11 @@ impl Chance {
             }
         };
         println!("seed {seed}: run it again with {name}={seed}");
+        Chance(seed)
+    }
+
+    /// The sequence of `seed`.
+    pub fn seeded(seed: u64) -> Chance {
         Chance(seed)
     }
 

@@ -6,6 +6,5 @@ mod follow;
 mod hostile;
 mod oracle;
 mod promotion;
-mod sim;
 mod space;
 mod stream;

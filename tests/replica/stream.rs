@@ -4,6 +4,7 @@ use pmemha::log::format::{CopyFor, Kind, RECORD_HEADER, RecordHeader, SamePayloa
 use pmemha::region::memory::SharedMem;
 use pmemha::replica::StreamStart;
 use pmemha::types::{Generation, GroupId, LogId, Lsn, RegionId};
+use pmemha_testkit::chance::Chance;
 use zerocopy::IntoBytes;
 
 pub const GROUP: GroupId = GroupId([7; 16]);
@@ -23,22 +24,6 @@ pub fn fresh(ring_bytes: u64, from: Lsn) -> StreamStart {
 /// How one of them goes on at `from`.
 pub fn goes_on(ring_bytes: u64, from: Lsn) -> StreamStart {
     StreamStart { fresh: None, ..fresh(ring_bytes, from) }
-}
-
-/// A small deterministic random number generator.
-#[derive(Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let x = (self.0 >> 22) ^ self.0;
-        x >> 22
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
 }
 
 /// Builds sealed records one after the other.
@@ -119,61 +104,61 @@ impl Builder {
     }
 
     fn made_up(self, seed: u64, records: usize) -> Builder {
-        let mut rng = Rng(seed);
+        let mut chance = Chance::seeded(seed);
         let mut b = self;
         b.data(1, 0, b"before any sync");
-        b.sync(&mut rng);
+        b.sync(&mut chance);
         while b.records.len() < records {
-            b.change(&mut rng);
-            if rng.below(24) == 0 {
-                b.sync(&mut rng);
+            b.change(&mut chance);
+            if chance.below(24) == 0 {
+                b.sync(&mut chance);
             }
         }
         b
     }
 
-    fn sync(&mut self, rng: &mut Rng) {
+    fn sync(&mut self, chance: &mut Chance) {
         // The last is for another reader than this one.
         let whom = [CopyFor::All, CopyFor::Newcomers, CopyFor::One(STREAM), CopyFor::One(STREAM + 1)];
-        let whom = whom[rng.below(4) as usize];
+        let whom = whom[chance.below(4) as usize];
         self.begin_for(whom);
         // Of the image before, if there is one; it stays as it is.
         let before =
             super::oracle::prefixes(FIRST, &self.records).pop().and_then(|(_, promotable)| promotable);
         let bases: Vec<u16> = before.map(|(_, regions)| regions.into_keys().collect()).unwrap_or_default();
-        self.change(rng);
+        self.change(chance);
         for id in 1..4 {
-            self.create_as(Kind::CopyCreate, id, &format!("/src/{id}"), 4096 * (1 + rng.below(3)));
-            self.change(rng);
-            let fill = id as u8 + rng.below(99) as u8;
-            self.push(Kind::CopyData, id, 4096 * rng.below(2), &[fill; 4096]);
-            if self.refers && !bases.is_empty() && rng.below(2) == 0 {
-                let base = bases[rng.below(bases.len() as u64) as usize];
-                let same = SamePayload { pages: rng.below(4), base, reserved: [0; 3] };
-                self.push(Kind::CopySame, id, 4096 * rng.below(3), same.as_bytes());
+            self.create_as(Kind::CopyCreate, id, &format!("/src/{id}"), 4096 * (1 + chance.below(3)));
+            self.change(chance);
+            let fill = id as u8 + chance.below(99) as u8;
+            self.push(Kind::CopyData, id, 4096 * chance.below(2), &[fill; 4096]);
+            if self.refers && !bases.is_empty() && chance.below(2) == 0 {
+                let base = bases[chance.below(bases.len() as u64) as usize];
+                let same = SamePayload { pages: chance.below(4), base, reserved: [0; 3] };
+                self.push(Kind::CopySame, id, 4096 * chance.below(3), same.as_bytes());
             }
         }
-        if rng.below(4) == 0 {
+        if chance.below(4) == 0 {
             self.push(Kind::CopyUnlink, 3, 0, &[]);
         }
-        if rng.below(4) == 0 {
+        if chance.below(4) == 0 {
             // Given up, and begun again.
-            return self.sync(rng);
+            return self.sync(chance);
         }
         self.end();
     }
 
-    fn change(&mut self, rng: &mut Rng) {
-        let id = 1 + rng.below(5) as u16;
-        let offset = 64 * rng.below(200);
-        match rng.below(16) {
-            0 => self.push(Kind::Zero, id, offset, &(rng.below(9000)).to_le_bytes()),
-            1 => self.push(Kind::RegionResize, id, 1 + rng.below(16384), &[]),
-            2 => self.push(Kind::RegionRename, id, 0, format!("/src/{}", rng.below(6)).as_bytes()),
+    fn change(&mut self, chance: &mut Chance) {
+        let id = 1 + chance.below(5) as u16;
+        let offset = 64 * chance.below(200);
+        match chance.below(16) {
+            0 => self.push(Kind::Zero, id, offset, &(chance.below(9000)).to_le_bytes()),
+            1 => self.push(Kind::RegionResize, id, 1 + chance.below(16384), &[]),
+            2 => self.push(Kind::RegionRename, id, 0, format!("/src/{}", chance.below(6)).as_bytes()),
             3 => self.push(Kind::RegionUnlink, id, 0, &[]),
-            4 => self.create(id, &format!("/src/{}", rng.below(6)), rng.below(12000)),
+            4 => self.create(id, &format!("/src/{}", chance.below(6)), chance.below(12000)),
             5 => self.push(Kind::Filler, 0, 0, &[0xee; 40]),
-            _ => self.data(id, offset, &vec![rng.next() as u8; 64 * (1 + rng.below(30)) as usize]),
+            _ => self.data(id, offset, &vec![chance.number() as u8; 64 * (1 + chance.below(30)) as usize]),
         };
     }
 

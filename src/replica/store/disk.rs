@@ -13,7 +13,9 @@ use rustix::fs::{FallocateFlags, fallocate, fstatfs};
 use super::mapped::MappedRegion;
 use super::staged::StagedRing;
 use super::{RegionFile, RingFile, Store};
+use crate::region::content::Content;
 use crate::region::memory::{Access, SharedMem};
+use crate::region::sampling;
 use crate::types::{Durability, PAGE};
 
 /// Offset of the ring in its file: the header has a page of its own.
@@ -113,6 +115,10 @@ impl Store for DiskStore {
             .open(file)?;
         let may_map = matches!(fstatfs(&f)?.f_type, TMPFS | EXT | XFS);
         Ok(Box::new(MappedRegion::new(f, size, may_map, self.syncs())?))
+    }
+
+    fn block_digests(&self, file: &Path, block: usize, first: u64, count: usize) -> io::Result<Vec<u64>> {
+        sampling::block_digests(&Content::of(&File::open(file)?)?, block, first, count)
     }
 
     fn create_ring(&self, file: &Path, header: &[u8], ring_bytes: u64) -> io::Result<()> {

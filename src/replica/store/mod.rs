@@ -100,6 +100,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Opens a file, cutting or extending it (with zeros) to `size`. `fresh` creates or empties it; otherwise it must be
     /// there.
     fn region(&self, file: &Path, size: u64, fresh: bool) -> io::Result<Box<dyn RegionFile>>;
+    /// XXH3 of `count` blocks of a region file from number `first` on, each of `block` bytes; zeros behind its end. Beside whoever
+    /// writes it.
+    fn block_digests(&self, file: &Path, block: usize, first: u64, count: usize) -> io::Result<Vec<u64>>;
     /// Creates a ring file: `header` in its first page, then `ring_bytes` zero bytes, all of it allocated and durable.
     fn create_ring(&self, file: &Path, header: &[u8], ring_bytes: u64) -> io::Result<()>;
     /// Maps the ring of a file that `create_ring` made.

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use pmemha::region::memory::{Access, SharedMem};
 use pmemha::replica::store::{Bytes, RegionFile, RingFile, Store};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::stream::Rng;
+use crate::chance::Chance;
 
 /// The unit in which memory and devices keep or lose bytes.
 const WORD: usize = 8;
 
+/// Files, rings and directories of one simulated machine.
 #[derive(Clone)]
 pub struct SimStore(Arc<Mutex<World>>);
 
@@ -53,6 +55,7 @@ impl std::fmt::Debug for SimStore {
 }
 
 impl SimStore {
+    /// An empty one.
     pub fn new() -> SimStore {
         SimStore(Arc::default())
     }
@@ -65,12 +68,12 @@ impl SimStore {
 
     /// The machine as it comes back. `lossy`: what was not synced is kept or lost at random; otherwise (only the process died)
     /// all of it is kept.
-    pub fn after_crash(&self, rng: &mut Rng, lossy: bool) -> SimStore {
+    pub fn after_crash(&self, chance: &mut Chance, lossy: bool) -> SimStore {
         let world = self.world();
         let mut next = World::default();
         let all: Vec<_> = world.names.keys().chain(world.durable_names.keys()).cloned().collect();
         for name in all {
-            let keep = !lossy || rng.below(2) == 0;
+            let keep = !lossy || chance.below(2) == 0;
             let found = if keep { world.names.get(&name) } else { world.durable_names.get(&name) };
             let parent = name.parent().unwrap();
             let has_parent = parent == Path::new("/") || next.names.get(parent) == Some(&Node::Dir);
@@ -79,13 +82,13 @@ impl SimStore {
             }
         }
         for (now, durable) in &world.files {
-            let found = if lossy { mix(rng, now, durable) } else { now.clone() };
+            let found = if lossy { mix(chance, now, durable) } else { now.clone() };
             next.files.push((found.clone(), found));
         }
         for ring in &world.rings {
             let mut now = vec![0; ring.memory.len()];
             ring.memory.read(0, &mut now);
-            let found = if lossy { mix(rng, &now, &ring.durable.lock().unwrap()) } else { now };
+            let found = if lossy { mix(chance, &now, &ring.durable.lock().unwrap()) } else { now };
             next.rings.push(SimRing::new(ring.header.clone(), found));
         }
         next.durable_names = next.names.clone();
@@ -107,13 +110,13 @@ impl SimStore {
 }
 
 /// Each word as it is or as it was; so is the length.
-fn mix(rng: &mut Rng, now: &[u8], durable: &[u8]) -> Vec<u8> {
+fn mix(chance: &mut Chance, now: &[u8], durable: &[u8]) -> Vec<u8> {
     if now == durable {
         return now.to_vec();
     }
-    let mut found = if rng.below(2) == 0 { now.to_vec() } else { durable.to_vec() };
+    let mut found = if chance.below(2) == 0 { now.to_vec() } else { durable.to_vec() };
     for (i, word) in found.chunks_mut(WORD).enumerate() {
-        let from = if rng.below(2) == 0 { now } else { durable };
+        let from = if chance.below(2) == 0 { now } else { durable };
         let at = i * WORD;
         for (j, byte) in word.iter_mut().enumerate() {
             *byte = from.get(at + j).copied().unwrap_or(0);
@@ -250,6 +253,22 @@ impl Store for SimStore {
         Ok(Box::new(SimRegion { world: self.0.clone(), index }))
     }
 
+    fn block_digests(&self, file: &Path, block: usize, first: u64, count: usize) -> io::Result<Vec<u64>> {
+        let mut world = self.world();
+        let i = world.file(file)?;
+        let bytes = &world.files[i].0;
+        let zeros = xxh3_64(&vec![0; block]);
+        let one = |number: u64| match bytes.get(number as usize * block..) {
+            None | Some([]) => zeros,
+            Some(rest) => {
+                let mut of = rest[..rest.len().min(block)].to_vec();
+                of.resize(block, 0);
+                xxh3_64(&of)
+            }
+        };
+        Ok((first..first + count as u64).map(one).collect())
+    }
+
     fn create_ring(&self, file: &Path, header: &[u8], ring_bytes: u64) -> io::Result<()> {
         self.world().volatile(|w| {
             w.rings.push(SimRing::new(header.to_vec(), vec![0; ring_bytes as usize]));
@@ -306,6 +325,8 @@ impl RegionFile for SimRegion {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        // Devices take time; a simulation has others run meanwhile.
+        pmemha::waits::yield_now();
         self.world.lock().unwrap().sync(|w| {
             let (now, durable) = &mut w.files[self.index];
             durable.clone_from(now);
@@ -334,14 +355,15 @@ impl RingFile for OpenRing {
     }
 
     fn sync(&self, offset: usize, len: usize, _again: bool) -> io::Result<()> {
+        pmemha::waits::yield_now();
         self.world.lock().unwrap().sync(|_| {
             let mut bytes = vec![0; len];
             self.ring.memory.read(offset, &mut bytes);
             let mut durable = self.ring.durable.lock().unwrap();
-            let ring = durable.len();
-            for (i, byte) in bytes.into_iter().enumerate() {
-                durable[(offset + i) % ring] = byte;
-            }
+            let (start, ring) = (offset % durable.len(), durable.len());
+            let (first, rest) = bytes.split_at(len.min(ring - start));
+            durable[start..start + first.len()].copy_from_slice(first);
+            durable[..rest.len()].copy_from_slice(rest);
         })
     }
 }
