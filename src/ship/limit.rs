@@ -1,9 +1,14 @@
-//! How fast bulk work may be, a copy or a comparison, where its operator limits that. Pure; the clock comes from the caller.
+//! How fast bulk work may be, a copy or a comparison, where its operator limits that.
 
 use std::time::{Duration, Instant};
 
+use crate::waits;
+
 /// A sleep that took longer than it was to is made up for as far as this: what was not used is not saved up.
 const SLACK: Duration = Duration::from_millis(20);
+
+/// How often one that waits looks whether it is still to wait.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Bytes a second, kept to over many pieces.
 #[derive(Debug)]
@@ -24,8 +29,21 @@ impl Limit {
         self.bytes_per_s
     }
 
-    /// A piece of so many bytes was sent by `now`; when the next one is due.
-    pub(crate) fn sent(&mut self, bytes: u64, now: Instant) -> Instant {
+    /// A piece of so many bytes is done: waits until the next one is due. Now and then `goes_on` is asked: it may have the rest not
+    /// waited for, or fail.
+    pub(crate) fn wait<E>(&mut self, bytes: u64, goes_on: impl Fn() -> Result<bool, E>) -> Result<(), E> {
+        let due = self.next(bytes, waits::now());
+        loop {
+            let left = due.saturating_duration_since(waits::now());
+            if left.is_zero() || !goes_on()? {
+                return Ok(());
+            }
+            waits::sleep(left.min(LOOK));
+        }
+    }
+
+    /// A piece of so many bytes was done by `now`; when the next one is due.
+    fn next(&mut self, bytes: u64, now: Instant) -> Instant {
         let begun = now.checked_sub(SLACK).map_or(self.due, |earliest| self.due.max(earliest));
         self.due = begun + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
         self.due
@@ -42,7 +60,7 @@ mod tests {
         let (mut limit, mut now) = (Limit::new(100_000_000, begin), begin);
         for _ in 0..pieces {
             now += piece;
-            let due = limit.sent(1_000_000, now);
+            let due = limit.next(1_000_000, now);
             if due > now {
                 now = due + late;
             }
@@ -65,7 +83,7 @@ mod tests {
         let mut limit = Limit::new(1_000_000, begin);
         let later = begin + Duration::from_secs(3600);
         assert!(
-            limit.sent(1_000_000, later) >= later + Duration::from_millis(980),
+            limit.next(1_000_000, later) >= later + Duration::from_millis(980),
             "an hour is not made up for"
         );
     }

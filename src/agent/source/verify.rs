@@ -245,17 +245,10 @@ impl Comparison<'_> {
 
     fn pace(&mut self, bytes: u64) -> Result<(), Cut> {
         self.progress.done.fetch_add(bytes, Relaxed);
-        let Some(due) = self.limit.as_mut().map(|limit| limit.sent(bytes, Instant::now())) else {
-            return Ok(());
-        };
-        loop {
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            self.check()?;
-            thread::sleep(left.min(PAUSE));
-        }
+        let Some(mut limit) = self.limit.take() else { return Ok(()) };
+        let waited = limit.wait(bytes, || self.check().map(|()| true));
+        self.limit = Some(limit);
+        waited
     }
 
     fn check(&self) -> Result<(), Cut> {

@@ -172,7 +172,7 @@ fn missing(row: &DestinationStatus, target: Lsn) -> Option<String> {
         DestinationState::Streaming if left == 0 && !uncopied => return None,
         DestinationState::Streaming if uncopied => "files are still to be copied as a whole".into(),
         DestinationState::Streaming => format!("{left} bytes of the log are not in it"),
-        DestinationState::Syncing => "the first copy of the files is not complete".into(),
+        DestinationState::Syncing => "a copy of the files is not complete".into(),
         state => format!("its agent is not connected ({})", state.word()),
     };
     Some(row.last_error.as_ref().map_or(why.clone(), |error| format!("{why}: {error}")))

@@ -3,17 +3,17 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::base::{Backlog, Base, Compared, Comparison, UNIT};
 use super::stretches::{extent, runs};
-use super::{CHUNK, Cut, Errand, LOOK, PAUSE, RING_SHARE, Shared, SyncRegion};
+use super::{CHUNK, Cut, Errand, PAUSE, RING_SHARE, Shared, SyncRegion};
 use crate::log::appender::AppendError;
 use crate::log::format::{Kind, SamePayload};
 use crate::region::content::Content;
 use crate::ship::limit::Limit;
 use crate::types::PAGE;
+use crate::waits;
 use zerocopy::IntoBytes;
 
 /// One copy, as it comes along.
@@ -31,7 +31,7 @@ pub(super) struct Copying {
 impl Copying {
     /// One that may refer to `base`, and may take so many bytes a second.
     pub(super) fn new(base: Option<Box<dyn Base>>, limit: Option<u64>) -> Copying {
-        let limit = limit.map(|bytes_per_s| Limit::new(bytes_per_s, Instant::now()));
+        let limit = limit.map(|bytes_per_s| Limit::new(bytes_per_s, waits::now()));
         Copying { base, backlog: Backlog::default(), limit, sent: 0, referred: 0 }
     }
 }
@@ -119,7 +119,7 @@ impl Shared {
             // What it does not see yet may not have been shipped.
             self.check(errand)?;
             self.push();
-            thread::sleep(PAUSE);
+            waits::sleep(PAUSE);
         };
         let pages = same & self.pages_with_content(region, content, part)?;
         if pages == 0 {
@@ -150,16 +150,16 @@ impl Shared {
     /// Waits until the readers have taken most of what was referred to. One that hangs is not waited for long, and nobody in a last
     /// gasp.
     fn await_readers(&self, backlog: &mut Backlog, errand: Errand) -> Result<(), Cut> {
-        let (log, began) = (self.log(), Instant::now());
+        let (log, began) = (self.log(), waits::now());
         let most = log.spec().ring_bytes / self.share();
         while self.source.taken_to(errand.whom).is_some_and(|taken| backlog.above(taken) > most) {
             self.check(errand)?;
-            if began.elapsed() > HANGS || self.source.is_still() {
+            if waits::since(began) > HANGS || self.source.is_still() {
                 backlog.forget();
                 break;
             }
             self.push();
-            thread::sleep(PAUSE);
+            waits::sleep(PAUSE);
         }
         Ok(())
     }
@@ -167,17 +167,12 @@ impl Shared {
     /// Waits until the next piece is due, `sent` bytes having been sent. A last gasp keeps to no limit.
     fn await_limit(&self, limit: Option<&mut Limit>, sent: u64, errand: Errand) -> Result<(), Cut> {
         let Some(limit) = limit.filter(|_| sent > 0) else { return Ok(()) };
-        let due = limit.sent(sent, Instant::now());
-        loop {
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.source.is_still() {
-                return Ok(());
-            }
+        limit.wait(sent, || {
             self.check(errand)?;
             // Programs are held to what the ring has room for, not to the pace of the copy.
             self.keep_beside(0);
-            thread::sleep(left.min(LOOK));
-        }
+            Ok(!self.source.is_still())
+        })
     }
 
     /// A bit for each page of a part of one unit that is not zero.
