@@ -116,7 +116,7 @@ enum Garbage {
 }
 
 fn parse(text: &str, now: Instant) -> Result<PowerState, Garbage> {
-    let mut state = PowerState { online: None, runtime: None, charge: None, fault: None, as_of: now };
+    let mut state = PowerState::silent(now);
     for (number, line) in text.lines().enumerate() {
         let garbage = || Garbage::Line(number + 1);
         let line = line.trim();

@@ -1,11 +1,13 @@
 //! Power: is external power there, how long will the battery last, and how well do we know.
 //!
-//! Every source of such knowledge (a file today; UPS daemons, the kernel's power supplies and commands have the same
-//! shape) is a [`PowerSource`], and [`Debounce`] keeps a flickering mains from thawing a group too early. Never guesses:
-//! what is not known is `None`, never "online". The agent's `power_watch` polls the source and turns changes into events of
-//! the group machines.
+//! Every source of such knowledge (a watched [`file`], a UPS by [`nut`], the kernel's power supplies, a command) is a
+//! [`PowerSource`]; one view is made of several, and [`Debounce`] keeps a flickering mains from thawing a group too
+//! early. Never guesses: what is not known is `None`, never "online". The agent's `power_watch` asks the sources and turns
+//! changes into events of the group machines.
+//! `docs/power.md` is the operator's page.
 
 pub mod file;
+pub mod nut;
 
 use std::time::{Duration, Instant};
 
@@ -18,16 +20,24 @@ pub struct PowerState {
     pub runtime: Option<Duration>,
     /// Charge of the battery, 0 to 1, if known.
     pub charge: Option<f32>,
-    /// Why nothing is known: the source is silent, or what it says makes no sense.
+    /// The battery is about to end: the source says so itself.
+    pub low: bool,
+    /// What is wrong: why nothing is known, since the source is silent or what it says makes no sense; or, of a source that
+    /// says whether there is power, what it cannot do.
     pub fault: Option<String>,
     /// When this was true.
     pub as_of: Instant,
 }
 
 impl PowerState {
+    /// Nothing has been said.
+    pub fn silent(as_of: Instant) -> Self {
+        Self { online: None, runtime: None, charge: None, low: false, fault: None, as_of }
+    }
+
     /// Nothing is known, for this reason.
     pub fn unknown(reason: impl Into<String>, as_of: Instant) -> Self {
-        Self { online: None, runtime: None, charge: None, fault: Some(reason.into()), as_of }
+        Self { fault: Some(reason.into()), ..Self::silent(as_of) }
     }
 }
 
@@ -35,7 +45,7 @@ impl PowerState {
 pub trait PowerSource: Send {
     /// For status and messages.
     fn name(&self) -> &str;
-    /// What it says now; never blocks for longer than a local read.
+    /// What it says now; blocks for no longer than the source's own deadline, a second or so.
     fn poll(&mut self) -> PowerState;
     /// Waits until it may say something else, or for `timeout`; then as [`poll`](Self::poll).
     fn wait(&mut self, timeout: Duration) -> PowerState;
@@ -93,7 +103,7 @@ mod tests {
 
     fn view(online: Option<bool>, seconds: u64, as_of: Instant) -> PowerState {
         let runtime = Some(Duration::from_secs(seconds));
-        PowerState { online, runtime, charge: None, fault: None, as_of }
+        PowerState { online, runtime, ..PowerState::silent(as_of) }
     }
 
     #[test]
