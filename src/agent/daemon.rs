@@ -152,11 +152,8 @@ impl Daemon {
         let place = |name: &str| context.config.groups.iter().position(|group| group.name == name);
         controllers.sort_by_key(|c| place(c.name()).unwrap_or(usize::MAX));
         let power = context.config.power.as_ref().map(|power| {
-            PowerWatch::start(&power.path, controllers.clone()).map_err(|source| DaemonError::System {
-                what: "watch power at",
-                path: power.path.clone(),
-                source,
-            })
+            PowerWatch::start(power, &context, controllers.clone())
+                .map_err(|why| DaemonError::Machine(why.to_string()))
         });
         let power = power.transpose()?;
         let parts = Arc::new(Parts { context, controllers, power, _roles: roles, stop: Mutex::new(stop) });

@@ -69,6 +69,7 @@ impl Controller for Arc<Role> {
             error: self.ownership.get().and_then(Ownership::fault),
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
+            budget: None,
             regions_more: 0,
             regions_more_bytes: 0,
             unprotected_files,

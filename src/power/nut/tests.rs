@@ -76,7 +76,9 @@ fn one_that_is_not_is_unknown_and_it_is_said_why() {
         // Another UPS's, another variable's, and an answer that is one too many.
         ("with Variable", |_| Some(b"VAR other battery.runtime \"9\"\n".into())),
         ("with Variable", |_| Some(b"VAR lab ups.status \"OL\"\n".into())),
-        ("more than one line", |line| Some([upsd(line, "OL"), b"VAR lab ups.status \"OL\"\n".into()].concat())),
+        ("more than one line", |line| {
+            Some([upsd(line, "OL"), b"VAR lab ups.status \"OL\"\n".into()].concat())
+        }),
         ("with Done", |_| Some(b"OK\n".into())),
     ];
     for (why, say) in cases {
