@@ -260,7 +260,7 @@ fn publish() {
         guard::slow(|| session.tend());
     }
     let lsn = session.appender().drain();
-    if session.commit_level() > Level::Local {
+    if session.drains_wait() {
         session.appender().commit(lsn);
     }
 }

@@ -83,7 +83,8 @@ impl PowerWatch {
             watch.threads.push(thread.spawn(move || shared.listen(at, source))?);
         }
         let (debounce, context) = (Debounce::new(power.confirm, power.settle), context.clone());
-        let judge = move || Judge { shared, context, controllers, debounce, doubt: Doubt::default() }.run();
+        let (doubt, spoken) = (Doubt::default(), false);
+        let judge = move || Judge { shared, context, controllers, debounce, doubt, spoken }.run();
         watch.threads.push(thread::Builder::new().name("power".into()).spawn(judge)?);
         Ok(watch)
     }
@@ -161,6 +162,8 @@ struct Judge {
     controllers: Vec<Arc<dyn Controller>>,
     debounce: Debounce,
     doubt: Doubt,
+    /// Something was told: power that is there from the beginning is not back.
+    spoken: bool,
 }
 
 impl Judge {
@@ -187,12 +190,13 @@ impl Judge {
         if let Some(event) = self.debounce.event(state, now) {
             self.controllers.iter().for_each(|c| c.power(event == PowerEvent::Back));
             let kind = match event {
-                PowerEvent::Lost => Kind::PowerLost,
-                PowerEvent::Back => Kind::PowerBack,
+                PowerEvent::Lost => Some(Kind::PowerLost),
+                PowerEvent::Back => self.spoken.then_some(Kind::PowerBack),
             };
+            self.spoken = true;
             let runtime = state.runtime.map(|r| r.as_secs());
             let detail = json!({ "runtime_s": runtime, "charge": state.charge, "low": state.low });
-            self.context.events.emit(None, kind, detail);
+            kind.into_iter().for_each(|kind| self.context.events.emit(None, kind, detail.clone()));
         }
         if self.doubt.is_due(state.online.is_none(), now) {
             let why = state.fault.as_deref().unwrap_or("the sources contradict each other");

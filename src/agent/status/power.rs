@@ -111,6 +111,10 @@ pub(super) fn render_sources(out: &mut String, power: Option<&PowerStatus>) {
 
 /// A line, marked where the battery is not enough, or nobody knows.
 pub(super) fn render_budget(out: &mut String, budget: &BudgetStatus) {
+    if budget.available_s.is_none() {
+        let line = "  ! battery  nobody says how long it lasts: see `hold_up` of [budget] in pmemhad.conf(5)";
+        return push(out, format_args!("{line}"));
+    }
     let seconds = |s: Option<f64>| s.map_or("?".into(), |s| format!("{s:.1} s"));
     let (required, available) = (seconds(budget.required_s), seconds(budget.available_s));
     let mark = if budget.action == "alarm" { "! " } else { "" };

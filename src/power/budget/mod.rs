@@ -14,13 +14,11 @@ mod tests;
 
 use std::time::Duration;
 
+pub use crate::log::threshold::{Delay, Thresholds};
 use crate::types::RegionId;
 
 /// From the last byte durable to the heir's being told and believing it: reserved in every budget.
 pub const HAND_OVER: Duration = Duration::from_millis(100);
-
-/// The first threshold as a part of the second.
-const T1_PART: u64 = 2;
 
 /// A budget is low from this ratio on, so that it is said before the ratio passes 1.
 pub const LOW_AT: f64 = 0.8;
@@ -28,12 +26,16 @@ pub const LOW_AT: f64 = 0.8;
 /// It is in order again below this one.
 pub const OK_BELOW: f64 = 0.6;
 
+/// What is not known counts as low once so many looks in a row have found it so: a link that is made anew is no alarm.
+const UNKNOWN_LOOKS: u32 = 8;
+
 /// What a budget is reckoned with, for all groups of the node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Means {
     /// How long the battery lasts from this instant, if external power is or would be away; none: nobody knows.
     pub hold_up: Option<Duration>,
-    /// How long it takes until a loss is seen; nothing once it was seen.
+    /// How long it takes until a loss is seen. Also once it was: what is reserved for that must not be given to the application
+    /// in the moment in which it is frozen.
     pub detect: Duration,
     /// By how much longer everything is reckoned than known or measured; at least 1.
     pub safety: f64,
@@ -119,53 +121,6 @@ pub enum Action {
     Alarm,
 }
 
-/// How many bytes of a group may be exposed. Both follow bandwidth and battery, up and down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Thresholds {
-    /// Above this, appends are delayed.
-    pub t1: u64,
-    /// Above this, the battery would not carry them.
-    pub t2: u64,
-    /// Bytes a second that drain; 0: not known.
-    pub drain: u64,
-}
-
-/// How long an append is delayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delay {
-    /// Not at all.
-    None,
-    /// So long.
-    For(Duration),
-    /// Until less is exposed.
-    UntilLess,
-}
-
-impl Thresholds {
-    /// Of what the battery can carry.
-    pub fn of(t2: u64, drain: u64) -> Thresholds {
-        Thresholds { t1: t2 / T1_PART, t2, drain }
-    }
-
-    /// How long an append of `bytes` is delayed while `exposed` bytes are.
-    ///
-    /// With x the way from T1 to T2, as long as it takes to drain x / (1 - x) times as much as was appended. So n writers that do
-    /// nothing else come to rest at x = n / (n + 1), where they append as fast as it drains: below T2, however many they are.
-    pub fn delay(&self, bytes: u64, exposed: u64) -> Delay {
-        if exposed <= self.t1 {
-            return Delay::None;
-        }
-        if exposed >= self.t2 || self.drain == 0 {
-            return Delay::UntilLess;
-        }
-        let x = (exposed - self.t1) as f64 / (self.t2 - self.t1) as f64;
-        let seconds = bytes as f64 / self.drain as f64 * x / (1.0 - x);
-        // Whoever would sleep for longer than it all takes to drain looks again by then.
-        let longest = exposed as f64 / self.drain as f64;
-        Delay::For(Duration::from_secs_f64(seconds.min(longest)))
-    }
-}
-
 /// How it is with every group, in their order.
 pub fn assess(means: &Means, groups: &[GroupLoad]) -> Vec<Assessment> {
     groups.iter().enumerate().map(|(at, _)| assess_one(means, groups, at)).collect()
@@ -185,8 +140,7 @@ fn assess_one(means: &Means, groups: &[GroupLoad], at: usize) -> Assessment {
         let seconds = |to| shipping(to).unwrap_or(f64::INFINITY);
         seconds(a).total_cmp(&seconds(b))
     });
-    let required =
-        best.and_then(shipping).and_then(|s| Duration::try_from_secs_f64(s).ok());
+    let required = best.and_then(shipping).and_then(|s| Duration::try_from_secs_f64(s).ok());
     let thresholds = best.map(|to| thresholds(means, groups, at, to, fixed)).unwrap_or_default();
     let exposed = best.map_or(0, DestinationLoad::bytes);
     let mut assessment = Assessment {
@@ -261,13 +215,16 @@ pub enum Told {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Verdict {
     low: bool,
+    /// Looks in a row that found nothing known.
+    unknown: u32,
 }
 
 impl Verdict {
     /// What to tell of a group whose ratio is this.
     pub fn tell(&mut self, ratio: Option<f64>) -> Option<Told> {
+        self.unknown = if ratio.is_none() { self.unknown.saturating_add(1) } else { 0 };
         let low = match ratio {
-            None => true,
+            None => self.low || self.unknown >= UNKNOWN_LOOKS,
             Some(ratio) if self.low => ratio >= OK_BELOW,
             Some(ratio) => ratio >= LOW_AT,
         };

@@ -39,7 +39,7 @@ fn what_is_done_grows_with_what_is_exposed() {
         let group = GroupLoad { enforced, ..group(vec![to("beta", exposed, 1000)]) };
         assess(&means(100), &[group])[0].action
     };
-    assert_eq!(action(12_000, true), Action::None);
+    assert_eq!(action(11_000, true), Action::None);
     assert_eq!(action(13_000, true), Action::CopyFaster);
     assert_eq!(action(25_000, true), Action::Delay);
     assert_eq!(action(25_000, false), Action::CopyFaster);
@@ -84,7 +84,7 @@ fn a_link_that_groups_share_is_reckoned_once() {
 fn writers_come_to_rest_below_the_second_threshold_however_many_they_are() {
     for writers in [1u64, 2, 10, 100] {
         let thresholds = Thresholds::of(100_000_000, 1_000_000);
-        let (append, mut exposed) = (1000u64, 0f64);
+        let (append, mut exposed) = (10_000u64, 0f64);
         // All append at once; then each waits as it is told.
         for _ in 0..100_000 {
             exposed += (writers * append) as f64;
@@ -96,7 +96,7 @@ fn writers_come_to_rest_below_the_second_threshold_however_many_they_are() {
             exposed = (exposed - wait.as_secs_f64() * 1e6).max(0.0);
         }
         let rest = 50e6 + 50e6 * writers as f64 / (writers + 1) as f64;
-        assert!((exposed - rest).abs() < 1e6, "{writers} writers rest at {exposed}, not {rest}");
+        assert!((exposed - rest).abs() < 2e6, "{writers} writers rest at {exposed}, not {rest}");
     }
 }
 
@@ -105,7 +105,10 @@ fn a_verdict_is_told_once_and_not_taken_back_at_once() {
     let mut verdict = Verdict::default();
     let told: Vec<_> = [0.5, 0.79, 0.8, 1.2, 0.7, 0.6, 0.59, 0.7].map(|r| verdict.tell(Some(r))).into();
     assert_eq!(told, [None, None, Some(Told::Low), None, None, None, Some(Told::Ok), None]);
-    assert_eq!(verdict.tell(None), Some(Told::Low));
+    let told: Vec<_> = (0..UNKNOWN_LOOKS + 2).filter_map(|_| verdict.tell(None)).collect();
+    assert_eq!(told, [Told::Low]);
+    assert_eq!(verdict.tell(Some(0.1)), Some(Told::Ok));
+    assert_eq!((verdict.tell(None), verdict.tell(Some(0.1))), (None, None));
 }
 
 fn load() -> impl Strategy<Value = GroupLoad> {
