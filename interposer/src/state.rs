@@ -18,7 +18,6 @@ use pmemha::region::kind::MemoryKind;
 use pmemha::region::table::{MapTable, Span};
 use pmemha::session::local_flush::LocalFlush;
 use pmemha::session::{Options, Session, SessionError};
-use pmemha::types::Level;
 
 use crate::file::File;
 use crate::report::{error, info, warn};

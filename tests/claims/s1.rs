@@ -15,7 +15,7 @@ use super::BINARIES;
 const SOON: Duration = Duration::from_secs(30);
 
 /// What one drain of the program publishes at most, and the agent's own records beside it.
-const DRAIN: u64 = 64 << 10;
+pub(super) const DRAIN: u64 = 64 << 10;
 
 /// Freezing and handing over, as the configuration below has it.
 const FIXED: f64 = 0.1 + 0.1;

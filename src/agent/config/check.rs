@@ -303,6 +303,14 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
             "name one in destinations, or use commit = \"local\"",
         );
     }
+    if group.destinations.is_empty() && group.budget == power::BudgetMode::Enforce {
+        found.add_absent(
+            &["group", i, "destinations"],
+            &["group", i, "budget"],
+            "`enforce` bounds what a destination lacks, and there is none",
+            "name one in destinations, or use budget = \"alarm\"",
+        );
+    }
     if group.destinations.is_empty() && group.on_death == OnDeath::Failover {
         found.add_absent(
             &["group", i, "destinations"],

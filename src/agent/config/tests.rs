@@ -129,6 +129,12 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("destinations = [\"beta\"]", "destinations = []", "group[0].commit", "destinations"),
         (
             "destinations = [\"beta\"]",
+            "destinations = []\nbudget = \"enforce\"",
+            "group[0].budget",
+            "name one in destinations",
+        ),
+        (
+            "destinations = [\"beta\"]",
             "destinations = [\"alpha\"]",
             "group[0].destinations[0]",
             "another node",

@@ -376,10 +376,10 @@ fn a_rule_that_is_broken_on_purpose_is_found_out() {
         Planted::NoFixedTime,
         Planted::DelayDoesNotGrow,
     ] {
-        let found = ALL
+        let mut runs = ALL
             .iter()
             .flat_map(|scenario| (1..=SEEDS).map(|seed| (run(*scenario, planted, seed), *scenario, seed)));
-        let found = found.filter(|(outcome, ..)| outcome.exceeded.is_some() || outcome.lost > 0).next();
+        let found = runs.find(|(outcome, ..)| outcome.exceeded.is_some() || outcome.lost > 0);
         let (outcome, ..) = found.unwrap_or_else(|| panic!("{planted:?} was not found"));
         println!("{planted:?}: {} ({} bytes lost)", outcome.exceeded.unwrap_or_default(), outcome.lost);
     }
