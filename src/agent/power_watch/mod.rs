@@ -56,8 +56,8 @@ struct Shared {
 
 struct Views {
     of: Vec<View>,
-    /// Moves whenever a source has said something.
-    words: u64,
+    /// Moves whenever a source has said something new.
+    news: u64,
 }
 
 impl PowerWatch {
@@ -74,7 +74,7 @@ impl PowerWatch {
             state: PowerState::unknown("no word yet", Instant::now()),
             good_for: *good_for,
         };
-        let views = Mutex::new(Views { of: made.iter().map(view).collect(), words: 0 });
+        let views = Mutex::new(Views { of: made.iter().map(view).collect(), news: 0 });
         let shared = Arc::new(Shared { rule: power.rule(), views, spoke: Condvar::new(), stop });
         let mut watch = PowerWatch { shared: shared.clone(), threads: Vec::new() };
         for (at, (source, _)) in made.into_iter().enumerate() {
@@ -141,15 +141,24 @@ impl Shared {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// Has the judge look at once, and not only when it does anyway.
+    fn tell(&self) {
+        lock(&self.views).news += 1;
+        self.spoke.notify_all();
+    }
+
     /// Asks one source until told to stop.
     fn listen(&self, at: usize, mut source: Box<dyn PowerSource>) {
         let mut state = source.poll();
         while !self.stops() {
             let mut views = lock(&self.views);
+            let before = &views.of[at].state;
+            let is_new = PowerState { as_of: state.as_of, ..before.clone() } != state;
             views.of[at].state = state;
-            views.words += 1;
             drop(views);
-            self.spoke.notify_all();
+            if is_new {
+                self.tell();
+            }
             state = source.wait(ASK);
         }
     }
@@ -171,17 +180,13 @@ impl Judge {
         let mut heard = 0;
         while !self.shared.stops() {
             let views = lock(&self.shared.views);
-            let unheard = |views: &mut Views| views.words == heard && !self.shared.stops();
+            let unheard = |views: &mut Views| views.news == heard && !self.shared.stops();
             let waited = self.shared.spoke.wait_timeout_while(views, ASK, unheard);
             let (views, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            heard = views.words;
+            heard = views.news;
             let state = combine(self.shared.rule, &views.of, Instant::now());
-            // Some have not been asked yet, for the first time.
-            let complete = views.words >= views.of.len() as u64;
             drop(views);
-            if complete || state.online == Some(false) {
-                self.judge(&state);
-            }
+            self.judge(&state);
         }
     }
 
