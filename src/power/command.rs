@@ -1,6 +1,6 @@
 //! Power as a command of the operator's says it: run again and again, each run with a deadline.
 //!
-//! A run that ends with status 0 and prints something is read as a watched [`file`](super::file) is. One that prints nothing says by its
+//! A run that ends with status 0 and prints something is read as a watched [`mod@super::file`] is. One that prints nothing says by its
 //! status: 0 there is power, 1 it is lost. Everything else is unknown: another status or a signal, output that is too long or means
 //! nothing, a run past its deadline. Such a one is killed with its children, as is whatever a run leaves behind in its process group.
 

@@ -1,6 +1,6 @@
 //! Power: is external power there, how long will the battery last, and how well do we know.
 //!
-//! Every source of such knowledge (a watched [`file`], a UPS by [`nut`], the kernel's power supplies, a command) is a
+//! Every source of such knowledge (a watched [`mod@file`], a UPS by [`nut`], the kernel's power supplies, a command) is a
 //! [`PowerSource`]; [`combine`] makes one view of several, and [`Debounce`] keeps a flickering mains from thawing a group too
 //! early. Never guesses: what is not known is `None`, never "online". The agent's `power_watch` asks the sources and turns
 //! changes into events of the group machines; [`budget`] says whether the battery is enough for what is exposed.

@@ -1,7 +1,7 @@
 //! Tells the groups' controllers when external power goes and comes back, and the status how it is.
 //!
 //! A thread a source asks it, so that none that is slow keeps another waiting; one more makes one view of theirs, debounces it and tells
-//! the controllers. [`sources`] makes the sources that the configuration names.
+//! the controllers. `sources` makes the sources that the configuration names.
 
 mod sources;
 
