@@ -18,7 +18,6 @@ use pmemha::region::kind::MemoryKind;
 use pmemha::region::table::{MapTable, Span};
 use pmemha::session::local_flush::LocalFlush;
 use pmemha::session::{Options, Session, SessionError};
-use pmemha::types::Level;
 
 use crate::file::File;
 use crate::report::{error, info, warn};
@@ -260,7 +259,7 @@ fn publish() {
         guard::slow(|| session.tend());
     }
     let lsn = session.appender().drain();
-    if session.commit_level() > Level::Local {
+    if session.drains_wait() {
         session.appender().commit(lsn);
     }
 }

@@ -15,6 +15,7 @@ use sd_notify::NotifyState;
 use serde_json::json;
 
 use super::access::Access;
+use super::budget_watch::BudgetWatch;
 use super::clock::WallTime;
 use super::config::{self, Config};
 use super::context::Context;
@@ -29,7 +30,7 @@ use super::power_watch::PowerWatch;
 use super::roles::{self, Roles, RolesError};
 use super::sessions::{Node, Sessions};
 use super::state::{StateDir, StateError, check_usable};
-use super::status::{NodeStatus, Role, Status};
+use super::status::{GroupStatus, NodeStatus, Role, Status};
 use super::unusable::Unusable;
 use crate::fabric::tls::{TlsError, TlsIdentity};
 use crate::failover::Alarm;
@@ -114,7 +115,8 @@ pub struct Daemon {
 struct Parts {
     context: Arc<Context>,
     controllers: Vec<Arc<dyn Controller>>,
-    power: Option<PowerWatch>,
+    power: Option<Arc<PowerWatch>>,
+    budget: Option<BudgetWatch>,
     /// Keeps listening for other agents.
     _roles: Roles,
     stop: Mutex<Stop>,
@@ -152,14 +154,14 @@ impl Daemon {
         let place = |name: &str| context.config.groups.iter().position(|group| group.name == name);
         controllers.sort_by_key(|c| place(c.name()).unwrap_or(usize::MAX));
         let power = context.config.power.as_ref().map(|power| {
-            PowerWatch::start(&power.path, controllers.clone()).map_err(|source| DaemonError::System {
-                what: "watch power at",
-                path: power.path.clone(),
-                source,
-            })
+            PowerWatch::start(power, &context, controllers.clone())
+                .map_err(|why| DaemonError::Machine(why.to_string()))
         });
-        let power = power.transpose()?;
-        let parts = Arc::new(Parts { context, controllers, power, _roles: roles, stop: Mutex::new(stop) });
+        let power = power.transpose()?.map(Arc::new);
+        let budget = BudgetWatch::start(&context, &controllers, power.as_ref())
+            .map_err(|why| DaemonError::Machine(format!("cannot watch the battery budget: {why}")))?;
+        let parts =
+            Arc::new(Parts { context, controllers, power, budget, _roles: roles, stop: Mutex::new(stop) });
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
@@ -236,13 +238,21 @@ impl Node for Parts {
                 sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
                 rdma: rdma_status(&self.context.config),
             },
-            power: self.power.as_ref().map(PowerWatch::status),
-            groups: self.controllers.iter().map(|c| c.report()).collect(),
+            power: self.power.as_ref().map(|power| power.status()),
+            groups: self.controllers.iter().map(|c| self.report(c)).collect(),
         }
     }
 
     fn shutdown(&self) {
         lock(&self.stop).tell();
+    }
+}
+
+impl Parts {
+    fn report(&self, controller: &Arc<dyn Controller>) -> GroupStatus {
+        let mut report = controller.report();
+        report.budget = self.budget.as_ref().and_then(|budget| budget.status(controller.name()));
+        report
     }
 }
 

@@ -45,6 +45,16 @@ pub struct Event {
 pub enum Kind {
     /// The agent serves.
     AgentStarted,
+    /// External power was lost, as far as the power sources and their rule say.
+    PowerLost,
+    /// It is back and has stayed.
+    PowerBack,
+    /// Whether there is external power has not been known for a while.
+    PowerUnknown,
+    /// The battery is hardly, or not, enough for what a group exposes, or that is not known.
+    BudgetLow,
+    /// It is enough again.
+    BudgetOk,
     /// A person is wanted.
     Alarm,
     /// A step of a handover.

@@ -139,6 +139,7 @@ impl Controller for Local {
             error: self.application.as_ref().and_then(|a| a.failure()),
             sessions: self.group.session_status(),
             regions: self.group.region_status(),
+            budget: None,
             regions_more: 0,
             regions_more_bytes: 0,
             unprotected_files,

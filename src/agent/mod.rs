@@ -15,6 +15,7 @@
 //! | [`messenger`] | the way to the other node for who owns a group |
 //! | [`application`], [`restarts`] | a group's application: frozen, thawed, killed, started, and how often |
 //! | [`power_watch`] | tells the groups of external power |
+//! | [`budget_watch`] | whether the battery is enough for what groups expose |
 //! | [`source`] | a group's stream at its source: the link, kept up |
 //! | [`standby`] | a group's image at its destination |
 //! | [`doctor`] | what a machine offers pmemha: `pmemha doctor` |
@@ -29,6 +30,7 @@
 
 pub mod access;
 pub mod application;
+pub mod budget_watch;
 pub mod chance;
 pub mod clock;
 pub mod config;

@@ -51,6 +51,7 @@ impl Controller for Unusable {
             error: Some(self.why.clone()),
             sessions: Vec::new(),
             regions: Vec::new(),
+            budget: None,
             regions_more: 0,
             regions_more_bytes: 0,
             unprotected_files: Vec::new(),

@@ -15,6 +15,7 @@ pub mod adopt;
 pub mod appender;
 #[cfg(feature = "agent")]
 pub mod archive;
+mod budget;
 pub mod consumer;
 mod debt;
 #[cfg(feature = "agent")]
@@ -37,6 +38,7 @@ mod protocol;
 pub mod region;
 pub mod scan;
 mod slot;
+pub mod threshold;
 mod wait;
 
 pub use appender::{Ahead, Appender};

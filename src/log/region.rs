@@ -40,6 +40,8 @@ pub struct LogRegion {
     codec: SlotCodec,
     /// What waits for acknowledgements take in this process.
     pub(super) eager: Eager,
+    /// Up to where this process has been held for its budget.
+    pub(super) paid: AtomicU64,
     /// Threads of this process in [`LogRegion::sleep_until_work`].
     sleepers: Mutex<u32>,
 }
@@ -120,12 +122,17 @@ pub enum OnFull {
     Block = 1,
 }
 
+/// Commit level of a group without one whose drains may have to wait all the same: an older library takes it for none.
+const LOCAL_ENFORCED: u32 = 4;
+
 /// What the operator configured for the group's appenders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// How far a record must have come before a drain returns.
     pub commit: Level,
-    /// How long a drain waits for that; [`Duration::MAX`]: until it is so.
+    /// Whether drains hold their programs for the battery budget.
+    pub enforced: bool,
+    /// How long a drain waits for that level; [`Duration::MAX`]: until it is so.
     pub commit_timeout: Duration,
     /// What to do without room.
     pub on_full: OnFull,
@@ -137,6 +144,7 @@ impl Default for Policy {
     fn default() -> Self {
         Policy {
             commit: Level::Local,
+            enforced: false,
             commit_timeout: Duration::from_secs(1),
             on_full: OnFull::Ahead,
             block_limit: Duration::from_secs(1),
@@ -189,8 +197,8 @@ impl LogRegion {
             .map_err(system)?;
         let (control, codec) = (Arc::new(control), SlotCodec::new(spec.ring_bytes));
         let slots = Words::new(&control, header.slots_off as usize, codec.slots());
-        let (eager, sleepers) = (Eager::default(), Mutex::new(0));
-        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec, eager, sleepers })
+        let (eager, paid, sleepers) = (Eager::default(), AtomicU64::new(0), Mutex::new(0));
+        Ok(LogRegion { control, slots, ring: Arc::new(ring), spec, header, codec, eager, paid, sleepers })
     }
 
     /// What it was made from.
@@ -284,6 +292,8 @@ impl LogRegion {
     /// Agent: sets what appenders obey.
     pub fn set_policy(&self, policy: Policy) {
         let level = match policy.commit {
+            // Not 0, by which a drain knows that it need not look any further.
+            Level::Local if policy.enforced => LOCAL_ENFORCED,
             Level::Local => 0,
             Level::Received => 1,
             Level::Durable => 2,
@@ -300,6 +310,7 @@ impl LogRegion {
     pub fn policy(&self) -> Policy {
         Policy {
             commit: self.commit_level(),
+            enforced: self.control.u32(cell::POLICY).load(Relaxed) == LOCAL_ENFORCED,
             commit_timeout: Duration::from_nanos(self.control.u64(cell::POLICY + 8).load(Relaxed)),
             on_full: match self.control.u32(cell::POLICY + 4).load(Relaxed) {
                 1 => OnFull::Block,
@@ -307,6 +318,12 @@ impl LogRegion {
             },
             block_limit: Duration::from_nanos(self.control.u64(cell::POLICY + 16).load(Relaxed)),
         }
+    }
+
+    /// Whether a drain may have to wait for anything at all.
+    #[inline]
+    pub fn drains_wait(&self) -> bool {
+        self.control.u32(cell::POLICY).load(Relaxed) != 0
     }
 
     #[inline]

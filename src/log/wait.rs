@@ -145,17 +145,20 @@ impl LogRegion {
     /// Waits through everything that may pass: a destination that is slow, away, or being copied to, an agent that is slow
     /// or being restarted. When the time is over the commit is given up and counted, and further commits do not
     /// wait until that LSN has been acknowledged after all. Whether or not it waited for the level, it waits, no longer
-    /// than that, where the log would overflow otherwise: see [`Pace`](super::Pace). Returns whether the level was reached.
+    /// than that, where the log would overflow otherwise: see [`Pace`](super::Pace). Before all that it is held for as long as the
+    /// battery budget demands, if that is enforced: see `log::budget`. Returns whether the level was reached.
     #[inline]
     pub fn commit(&self, lsn: Lsn) -> bool {
-        match self.commit_level() {
-            Level::Local => true,
-            level => self.commit_at(lsn, level),
-        }
+        !self.drains_wait() || self.commit_at(lsn)
     }
 
     #[cold]
-    fn commit_at(&self, lsn: Lsn, level: Level) -> bool {
+    fn commit_at(&self, lsn: Lsn) -> bool {
+        self.keep_budget(lsn);
+        let level = self.commit_level();
+        if level == Level::Local {
+            return true;
+        }
         let limit = self.policy().commit_timeout;
         if self.reached(lsn, level) {
             self.keep_pace(limit);

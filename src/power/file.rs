@@ -106,7 +106,7 @@ fn read(path: &Path) -> io::Result<String> {
 
 /// Why a file is not understood.
 #[derive(Debug, thiserror::Error, PartialEq)]
-enum Garbage {
+pub(super) enum Garbage {
     #[error("line {0}: expected online=1, online=0, battery_runtime_s=SECONDS or battery_charge=0..1")]
     Line(usize),
     #[error("does not say whether power is online")]
@@ -115,8 +115,8 @@ enum Garbage {
     Contradiction,
 }
 
-fn parse(text: &str, now: Instant) -> Result<PowerState, Garbage> {
-    let mut state = PowerState { online: None, runtime: None, charge: None, fault: None, as_of: now };
+pub(super) fn parse(text: &str, now: Instant) -> Result<PowerState, Garbage> {
+    let mut state = PowerState::silent(now);
     for (number, line) in text.lines().enumerate() {
         let garbage = || Garbage::Line(number + 1);
         let line = line.trim();

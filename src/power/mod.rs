@@ -1,11 +1,17 @@
 //! Power: is external power there, how long will the battery last, and how well do we know.
 //!
-//! Every source of such knowledge (a file today; UPS daemons, the kernel's power supplies and commands have the same
-//! shape) is a [`PowerSource`], and [`Debounce`] keeps a flickering mains from thawing a group too early. Never guesses:
-//! what is not known is `None`, never "online". The agent's `power_watch` polls the source and turns changes into events of
-//! the group machines.
+//! Every source of such knowledge (a watched [`mod@file`], a UPS by [`nut`], the kernel's power supplies, a command) is a
+//! [`PowerSource`]; [`combine`] makes one view of several, and [`Debounce`] keeps a flickering mains from thawing a group too
+//! early. Never guesses: what is not known is `None`, never "online". The agent's `power_watch` asks the sources and turns
+//! changes into events of the group machines; [`budget`] says whether the battery is enough for what is exposed.
+//! `docs/power.md` is the operator's page.
 
+pub mod budget;
+pub mod combine;
+pub mod command;
 pub mod file;
+pub mod nut;
+pub mod supply;
 
 use std::time::{Duration, Instant};
 
@@ -18,16 +24,24 @@ pub struct PowerState {
     pub runtime: Option<Duration>,
     /// Charge of the battery, 0 to 1, if known.
     pub charge: Option<f32>,
-    /// Why nothing is known: the source is silent, or what it says makes no sense.
+    /// The battery is about to end: the source says so itself.
+    pub low: bool,
+    /// What is wrong: why nothing is known, since the source is silent or what it says makes no sense; or, of a source that
+    /// says whether there is power, what it cannot do.
     pub fault: Option<String>,
     /// When this was true.
     pub as_of: Instant,
 }
 
 impl PowerState {
+    /// Nothing has been said.
+    pub fn silent(as_of: Instant) -> Self {
+        Self { online: None, runtime: None, charge: None, low: false, fault: None, as_of }
+    }
+
     /// Nothing is known, for this reason.
     pub fn unknown(reason: impl Into<String>, as_of: Instant) -> Self {
-        Self { online: None, runtime: None, charge: None, fault: Some(reason.into()), as_of }
+        Self { fault: Some(reason.into()), ..Self::silent(as_of) }
     }
 }
 
@@ -35,7 +49,7 @@ impl PowerState {
 pub trait PowerSource: Send {
     /// For status and messages.
     fn name(&self) -> &str;
-    /// What it says now; never blocks for longer than a local read.
+    /// What it says now; blocks for no longer than the source's own deadline, a second or so.
     fn poll(&mut self) -> PowerState;
     /// Waits until it may say something else, or for `timeout`; then as [`poll`](Self::poll).
     fn wait(&mut self, timeout: Duration) -> PowerState;
@@ -50,31 +64,42 @@ pub enum PowerEvent {
     Back,
 }
 
-/// Turns views into events: a loss counts at once, a return only after it has lasted.
+/// Turns views into events: a loss counts once it was confirmed, a return once it has lasted.
 #[derive(Clone, Debug)]
 pub struct Debounce {
+    confirm: Duration,
     settle: Duration,
     told: Option<PowerEvent>,
+    lost_since: Option<Instant>,
     online_since: Option<Instant>,
 }
 
 impl Debounce {
-    /// `settle`: how long power must be back before it counts.
-    pub fn new(settle: Duration) -> Self {
-        Self { settle, told: None, online_since: None }
+    /// `confirm`: how long power must be lost before it counts; with none the first word of it does. `settle`: how long it must be
+    /// back.
+    pub fn new(confirm: Duration, settle: Duration) -> Self {
+        Self { confirm, settle, told: None, lost_since: None, online_since: None }
     }
 
-    /// The event that `state`, seen at `now`, amounts to. The first view settles at once. Unknown changes nothing,
-    /// but interrupts a return.
+    /// The event that `state`, seen at `now`, amounts to. The first view that there is power settles at once. Unknown interrupts a
+    /// return; a loss that is being confirmed only power itself interrupts, and a battery that is low confirms it.
     pub fn event(&mut self, state: &PowerState, now: Instant) -> Option<PowerEvent> {
-        if state.online != Some(true) {
-            self.online_since = None;
+        let lasted = |since: Instant, wanted: Duration| now.saturating_duration_since(since) >= wanted;
+        match state.online {
+            Some(true) => self.lost_since = None,
+            _ => self.online_since = None,
         }
         let event = match state.online? {
-            false => PowerEvent::Lost,
+            false => {
+                let since = *self.lost_since.get_or_insert(now);
+                if !state.low && !lasted(since, self.confirm) {
+                    return None;
+                }
+                PowerEvent::Lost
+            }
             true => {
                 let since = *self.online_since.get_or_insert(now);
-                if self.told.is_some() && now.saturating_duration_since(since) < self.settle {
+                if self.told.is_some() && !lasted(since, self.settle) {
                     return None;
                 }
                 PowerEvent::Back
@@ -93,7 +118,7 @@ mod tests {
 
     fn view(online: Option<bool>, seconds: u64, as_of: Instant) -> PowerState {
         let runtime = Some(Duration::from_secs(seconds));
-        PowerState { online, runtime, charge: None, fault: None, as_of }
+        PowerState { online, runtime, ..PowerState::silent(as_of) }
     }
 
     #[test]
@@ -101,7 +126,7 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let (lost, back) = (view(Some(false), 1, start), view(Some(true), 1, start));
-        let mut debounce = Debounce::new(Duration::from_millis(100));
+        let mut debounce = Debounce::new(Duration::ZERO, Duration::from_millis(100));
         assert_eq!(debounce.event(&back, at(0)), Some(PowerEvent::Back));
         assert_eq!(debounce.event(&lost, at(1)), Some(PowerEvent::Lost));
         assert_eq!(debounce.event(&back, at(2)), None);
@@ -111,5 +136,23 @@ mod tests {
         assert_eq!(debounce.event(&back, at(161)), None);
         assert_eq!(debounce.event(&back, at(261)), Some(PowerEvent::Back));
         assert_eq!(debounce.event(&back, at(300)), None);
+    }
+
+    #[test]
+    fn a_loss_that_is_to_be_confirmed_counts_when_it_lasts_and_at_once_where_the_battery_is_low() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let (lost, back) = (view(Some(false), 1, start), view(Some(true), 1, start));
+        let new = || Debounce::new(Duration::from_millis(100), Duration::ZERO);
+        let mut debounce = new();
+        assert_eq!(debounce.event(&back, at(0)), Some(PowerEvent::Back));
+        assert_eq!(debounce.event(&lost, at(10)), None);
+        assert_eq!(debounce.event(&back, at(50)), None);
+        assert_eq!(debounce.event(&lost, at(60)), None);
+        assert_eq!(debounce.event(&view(None, 1, start), at(100)), None);
+        assert_eq!(debounce.event(&lost, at(159)), None);
+        assert_eq!(debounce.event(&lost, at(160)), Some(PowerEvent::Lost));
+        let low = PowerState { low: true, ..lost };
+        assert_eq!(new().event(&low, at(0)), Some(PowerEvent::Lost));
     }
 }

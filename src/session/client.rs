@@ -45,6 +45,7 @@ pub struct Session {
     identity: Identity,
     protect: Patterns,
     commit: Level,
+    drains_wait: bool,
     /// The process that connected; its descendants' links follow, one a fork.
     first: Incarnation,
     /// Forks between the process that connected and this one.
@@ -137,6 +138,7 @@ impl Session {
             // The agent counts us by now, and would take our end for the application's death. It may be gone.
             let _ = link.finish(&Request::Goodbye { status: None }, GOODBYE_WAIT);
         })?;
+        let drains_wait = welcome.commit > Level::Local || appender.log().drains_wait();
         Ok(Arc::new(Session {
             region: appender.log().clone(),
             appender,
@@ -144,6 +146,7 @@ impl Session {
             identity: welcome.identity,
             protect,
             commit: welcome.commit,
+            drains_wait,
             first: Incarnation { link, child: OnceLock::new() },
             forks: AtomicU32::new(0),
             records: AtomicBool::new(true),
@@ -180,6 +183,11 @@ impl Session {
     /// The level that every drain is configured to wait for; `Local` waits for nothing.
     pub fn commit_level(&self) -> Level {
         self.commit
+    }
+
+    /// Whether a drain may have to wait, for its level or for the battery budget; as it was when the session began.
+    pub fn drains_wait(&self) -> bool {
+        self.drains_wait
     }
 
     /// Whether the configuration protects the file at `path`, which is absolute and free of symbolic links. The

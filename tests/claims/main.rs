@@ -1,5 +1,7 @@
 //! What each mechanism must show, as statements that a test decides: one module a mechanism, one test a claim.
 
+mod s1;
+mod s2;
 mod s3;
 
 use pmemha_testkit::node::Binaries;

@@ -1,5 +1,6 @@
 //! S3, crash-consistent asynchronous replication: real agents, an unmodified program under the preload library.
 
+use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -17,6 +18,7 @@ use pmemha_testkit::wait;
 use serde_json::Value;
 
 use super::BINARIES;
+use super::s1::{DRAIN, with_battery};
 
 /// For whatever a busy machine may delay.
 const SOON: Duration = Duration::from_secs(30);
@@ -156,6 +158,45 @@ fn s3_3_a_failure_copies_only_the_remainder_of_the_log() {
         (g["role"] == "source" && placed).then_some(())
     });
     assert_eq!(images.len(), 1, "one image, made before the failure: {images:?}");
+    let done = load.files.done();
+    load.kill();
+    let found = Files::of(&pair.beta.files()).check("raw").expect("the program's invariants");
+    assert!(found >= done, "{done} done, {found} at the heir");
+}
+
+/// S3.3 on battery: what remains when the power goes is no more than the battery was said to carry, and is brought out.
+#[test]
+fn s3_3_what_remains_on_battery_is_what_the_budget_allowed() {
+    let pair = with_battery("enforce", 0.22);
+    let mut load = Load::start(&pair.alpha, "raw");
+    pair.alpha.await_streaming();
+    let budget = pair.alpha.await_group("a budget", |g| {
+        let budget = g["budget"].clone();
+        (budget["t2_bytes"].as_u64()? > DRAIN && budget["required_s"].is_number()).then_some(budget)
+    });
+    let most = Cell::new(budget["t2_bytes"].as_u64().expect("bytes"));
+    load.files.await_progress("for a while", 1000);
+    pair.alpha.await_group("another look at it", |g| {
+        most.set(most.get().max(g["budget"]["t2_bytes"].as_u64()?));
+        (g["budget"]["as_of"] != budget["as_of"]).then_some(())
+    });
+    // As much is to remain as may: the program is held while the destination takes nothing.
+    pair.beta.stand_still();
+    pair.alpha.await_group("more exposed than is delayed for", |g| {
+        let t1 = g["budget"]["t1_bytes"].as_u64()?;
+        (g["destinations"][0]["exposure_bytes"].as_u64()? > t1.max(DRAIN)).then_some(())
+    });
+    pair.alpha.set_power(false);
+    pair.alpha.await_group("the application to be frozen", |g| (g["state"] == "saving").then_some(()));
+    pair.beta.go_on();
+    let tail = pair.alpha.await_event("tail_durable");
+    let exposure = tail["exposure_bytes"].as_u64().expect("bytes");
+    println!("{exposure} bytes remained; the budget carried {}; {tail}", most.get());
+    assert!(0 < exposure && exposure <= most.get() + DRAIN, "{exposure} of {}", most.get());
+    pair.beta.await_group("the heir to take over", |g| {
+        let placed = ["starting", "running", "stopped"].iter().any(|s| g["state"] == **s);
+        (g["role"] == "source" && placed).then_some(())
+    });
     let done = load.files.done();
     load.kill();
     let found = Files::of(&pair.beta.files()).check("raw").expect("the program's invariants");

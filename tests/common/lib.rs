@@ -11,6 +11,7 @@ pub mod install;
 pub mod load;
 pub mod net;
 pub mod node;
+pub mod nut;
 pub mod process;
 pub mod programs;
 pub mod proxy;

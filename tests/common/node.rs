@@ -73,6 +73,8 @@ pub struct PairOptions {
     pub both_ways: bool,
     /// Port by which the source reaches the destination's control channel, if not the destination's own.
     pub way: Option<u16>,
+    /// Lines of `[power]` at the source, in place of a watched file.
+    pub power: Option<String>,
     /// Whether the agents find no control group to freeze with, so that signals have to do.
     pub no_cgroups: bool,
 }
@@ -88,10 +90,10 @@ impl Pair {
             node.certify(&authority);
         }
         alpha.configure(&format!(
-            "[power]\nsource = \"file\"\npath = \"{power}\"\n\n\
+            "[power]\n{power}\n\n\
              [[peer]]\nname = \"beta\"\naddress = \"127.0.0.1:{port}\"\n\n\
              [[group]]\nname = \"app\"\nprotect = [\"{files}/*\"]\ndestinations = [\"beta\"]\n{extra}\n",
-            power = alpha.power().display(),
+            power = options.power.clone().unwrap_or_else(|| alpha.watched_power()),
             port = options.way.unwrap_or(beta.port),
             files = alpha.files().display(),
             extra = options.group.replace(FILES, &alpha.files().to_string_lossy()),
@@ -257,6 +259,11 @@ impl Node {
     /// The file that says whether there is line power.
     pub fn power(&self) -> PathBuf {
         self.dir().join("ac_online")
+    }
+
+    /// Lines of `[power]` that watch it.
+    fn watched_power(&self) -> String {
+        format!("source = \"file\"\npath = \"{}\"", self.power().display())
     }
 
     /// The agent's socket.

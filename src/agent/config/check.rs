@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::message::{Fault, Step};
 use super::model::{FabricKind, Group, Replica};
 use super::units::exact_bytes;
-use super::{Config, MAX_GROUPS};
+use super::{Config, MAX_GROUPS, power};
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::failover::{OnDeath, Trigger};
 use crate::log::format::{MAX_RING, MIN_RING};
@@ -49,7 +49,7 @@ impl Faults {
     }
 
     /// As [`Faults::add`], of what is not as it should be because something is absent at `absent`.
-    fn add_absent(
+    pub fn add_absent(
         &mut self,
         absent: &[&str],
         path: &[&str],
@@ -89,13 +89,13 @@ impl Faults {
         }
     }
 
-    fn absolute(&mut self, path: &[&str], value: &Path) {
+    pub fn absolute(&mut self, path: &[&str], value: &Path) {
         if !value.is_absolute() {
             self.add(path, format!("`{}` is no absolute path", value.display()), "write it from `/` on");
         }
     }
 
-    fn wait(&mut self, path: &[&str], value: Duration) {
+    pub fn wait(&mut self, path: &[&str], value: Duration) {
         if value > MAX_WAIT {
             self.add(path, format!("{value:?} is longer than a day"), "choose a shorter one");
         }
@@ -146,9 +146,7 @@ fn check_node(config: &Config, found: &mut Faults) {
     if config.rdma.port == Some(0) {
         found.add(&["rdma", "port"], "ports are counted from 1", "leave it out, or see `rdma link`");
     }
-    if let Some(power) = &config.power {
-        found.absolute(&["power", "path"], &power.path);
-    }
+    power::check(config.power.as_ref(), &config.budget, found);
 }
 
 fn check_peers(config: &Config, found: &mut Faults) {
@@ -303,6 +301,14 @@ fn check_destinations(config: &Config, i: &str, group: &Group, found: &mut Fault
             &["group", i, "commit"],
             "waits for a destination, and there is none",
             "name one in destinations, or use commit = \"local\"",
+        );
+    }
+    if group.destinations.is_empty() && group.budget == power::BudgetMode::Enforce {
+        found.add_absent(
+            &["group", i, "destinations"],
+            &["group", i, "budget"],
+            "`enforce` bounds what a destination lacks, and there is none",
+            "name one in destinations, or use budget = \"alarm\"",
         );
     }
     if group.destinations.is_empty() && group.on_death == OnDeath::Failover {

@@ -25,6 +25,10 @@ pub(super) fn needed(config: &Config) -> Vec<Fault> {
 pub(super) fn wanted(config: &Config) -> Vec<Fault> {
     let mut found = Faults::default();
     check_certificate(config, &mut found);
+    for (i, source) in config.power.iter().flat_map(|power| &power.sources).enumerate() {
+        let command = source.command.as_deref().unwrap_or_default();
+        check_program(&["power", "sources", &i.to_string(), "command"], command, &mut found);
+    }
     for (i, group) in config.groups.iter().enumerate() {
         let i = i.to_string();
         check_program(&["group", &i, "command"], &group.command, &mut found);

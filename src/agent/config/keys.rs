@@ -187,7 +187,7 @@ fn stand_in(tree: &mut Spanned<DeTable<'_>>, path: &[Step], lost: &Lost) -> Opti
     let (Inner::Table(table), Step::Key(key)) = holder(tree, path, lost)? else { return None };
     let text = match key.as_str() {
         "node" => "node = { name = '/?' }",
-        "source" => "source = 'file'",
+        "kind" => "kind = 'file'",
         "listen" => "listen = '127.0.0.1:1'",
         "from" => "from = []",
         "name" => "name = '/?'",

@@ -10,6 +10,7 @@ mod here;
 mod keys;
 mod message;
 mod model;
+mod power;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -17,9 +18,9 @@ use std::path::{Path, PathBuf};
 pub use message::{ConfigError, Problem};
 use message::{Fault, Source};
 pub use model::{
-    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, Power, PowerKind, Rdma,
-    Replica, Tls, UserRef,
+    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, Rdma, Replica, Tls, UserRef,
 };
+pub use power::{BudgetKeys, BudgetMode, LostWhen, Power, PowerKind, PowerSourceKeys, WhenUnknown};
 pub use units::{format_bytes, parse_bytes, parse_duration, parse_rate};
 
 /// Where the agent looks for its configuration when none is named.
@@ -41,6 +42,9 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Where power events come from.
     pub power: Option<Power>,
+    /// What the battery is reckoned with.
+    #[serde(default)]
+    pub budget: BudgetKeys,
     /// Where metrics are served; nowhere if absent.
     pub metrics: Option<Metrics>,
     /// Which adapter the verbs fabric uses.

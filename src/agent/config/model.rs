@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::power::BudgetMode;
 use super::units;
 use crate::failover::{OnDeath, Trigger};
 use crate::log::OnFull;
@@ -68,30 +69,12 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// `[power]`: where power events come from.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Power {
-    /// Kind of source.
-    pub source: PowerKind,
-    /// The watched file: its content is `1` on line power and `0` on battery.
-    pub path: PathBuf,
-}
-
 /// `[metrics]`: what Prometheus fetches.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// Address that `GET /metrics` is answered at, by HTTP and to whoever can reach it.
     pub listen: SocketAddr,
-}
-
-/// Kinds of power sources.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PowerKind {
-    /// A watched file.
-    File,
 }
 
 /// `[[peer]]`: another node.
@@ -145,6 +128,9 @@ pub struct Group {
     /// What follows an application's death.
     #[serde(default)]
     pub on_death: OnDeath,
+    /// What happens when more is exposed than the battery can carry.
+    #[serde(default)]
+    pub budget: BudgetMode,
     /// Signal that hands the group over to the heir.
     #[serde(default)]
     pub trigger: Trigger,

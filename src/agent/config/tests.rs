@@ -129,6 +129,12 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("destinations = [\"beta\"]", "destinations = []", "group[0].commit", "destinations"),
         (
             "destinations = [\"beta\"]",
+            "destinations = []\nbudget = \"enforce\"",
+            "group[0].budget",
+            "name one in destinations",
+        ),
+        (
+            "destinations = [\"beta\"]",
             "destinations = [\"alpha\"]",
             "group[0].destinations[0]",
             "another node",
@@ -168,6 +174,111 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         if p.key.starts_with("group[0].") && !instead.contains("[]") {
             assert_eq!(p.line, line_of(line), "{p}");
         }
+    }
+}
+
+/// [`WHOLE`] with these sources of power and this `[budget]` in place of its own.
+fn with_power(power: &str) -> String {
+    WHOLE.replacen("source = \"file\"\npath = \"/run/power/online\"\n", power, 1)
+}
+
+#[test]
+fn power_sources_of_every_kind_are_read() {
+    let text = with_power(
+        r#"lost_when = "quorum"
+quorum = 2
+when_unknown = "lost"
+confirm = "3s"
+settle = "10s"
+
+[[power.sources]]
+kind = "nut"
+name = "left"
+server = "ups.example:3493"
+ups = "left"
+user = "ha"
+password_file = "/etc/pmemha/upsd.password"
+login = true
+
+[[power.sources]]
+kind = "kernel"
+dir = "/sys/class/power_supply"
+supplies = ["AC"]
+
+[[power.sources]]
+kind = "command"
+command = ["/usr/local/bin/power"]
+every = "5s"
+deadline = "2s"
+
+[[power.sources]]
+kind = "file"
+path = "/run/power/online"
+
+[budget]
+safety = 2
+detect = "5s"
+hold_up = "60s"
+energy_wh = 20.5
+power_w = 300
+"#,
+    );
+    let c = parse(&text.replace("trigger = \"saved\"", "trigger = \"saved\"\nbudget = \"enforce\"")).unwrap();
+    let power = c.power.unwrap();
+    let kinds: Vec<_> = power.all_sources().iter().map(|s| s.kind).collect();
+    assert_eq!(kinds, [PowerKind::Nut, PowerKind::Kernel, PowerKind::Command, PowerKind::File]);
+    assert_eq!((power.rule().lost_at, power.rule().unknown_is_lost), (2, true));
+    assert_eq!((power.confirm, power.settle), (Duration::from_secs(3), Duration::from_secs(10)));
+    assert_eq!((c.budget.safety, c.budget.energy_wh, c.budget.power_w), (2.0, Some(20.5), Some(300.0)));
+    assert_eq!(c.groups[0].budget, BudgetMode::Enforce);
+    // The short form, which acts on the first word of a loss.
+    let c = parse(WHOLE).unwrap();
+    let power = c.power.unwrap();
+    assert_eq!(power.all_sources()[0].path.as_deref(), Some(Path::new("/run/power/online")));
+    assert_eq!(
+        (power.rule().lost_at, power.confirm, power.settle),
+        (1, Duration::ZERO, Duration::from_secs(2))
+    );
+    assert_eq!((c.groups[0].budget, c.budget), (BudgetMode::Alarm, BudgetKeys::default()));
+}
+
+#[test]
+fn power_sources_and_budgets_that_cannot_be_are_refused_with_a_remedy() {
+    let nut = "[[power.sources]]\nkind = \"nut\"\n";
+    for (power, key, remedy) in [
+        ("".into(), "power", "[[power.sources]]"),
+        ("path = \"/x\"\n".into(), "power.path", "source = \"file\""),
+        ("source = \"nut\"\n".into(), "power.source", "[[power.sources]]"),
+        (nut.into(), "power.sources[0].ups", "upsc -l"),
+        (format!("{nut}ups = \"a\"\nuser = \"u\"\n"), "power.sources[0].user", "both"),
+        (format!("{nut}ups = \"a\"\nlogin = true\n"), "power.sources[0].login", "password_file"),
+        (format!("{nut}ups = \"a\"\npath = \"/x\"\n"), "power.sources[0].path", "kind = \"file\""),
+        (format!("{nut}ups = \"\"\n"), "power.sources[0].ups", "upsc -l"),
+        ("[[power.sources]]\nkind = \"command\"\n".into(), "power.sources[0].command", "arguments"),
+        (
+            "[[power.sources]]\nkind = \"command\"\ncommand = [\"x\"]\n".into(),
+            "power.sources[0].command",
+            "full path",
+        ),
+        (
+            "[[power.sources]]\nkind = \"command\"\ncommand = [\"/x\"]\nevery = \"2h\"\n".into(),
+            "power.sources[0].every",
+            "1s",
+        ),
+        ("[[power.sources]]\nups = \"a\"\n".into(), "power.sources[0].kind", "add kind"),
+        (format!("quorum = 1\n{nut}ups = \"a\"\n"), "power.quorum", "lost_when"),
+        (format!("lost_when = \"quorum\"\nquorum = 2\n{nut}ups = \"a\"\n"), "power.quorum", "from 1 to 1"),
+        (format!("lost_when = \"some\"\n{nut}ups = \"a\"\n"), "power.lost_when", "any, all, quorum"),
+        (format!("{nut}ups = \"a\"\n[budget]\nsafety = 0.5\n"), "budget.safety", "1.5"),
+        (format!("{nut}ups = \"a\"\n[budget]\nenergy_wh = 5.0\n"), "budget.energy_wh", "both"),
+        (format!("{nut}ups = \"a\"\n[budget]\npower_w = -5.0\n"), "budget.power_w", "leave it out"),
+    ] {
+        let Err(ConfigError::Wrong(problems)) = parse(&with_power(&power)) else {
+            panic!("`{power}` was not refused")
+        };
+        let found = problems.iter().find(|p| p.key == key);
+        let found = found.unwrap_or_else(|| panic!("{key} not in {problems:#?}"));
+        assert!(found.to_string().contains(remedy), "{found}: no `{remedy}`");
     }
 }
 

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::{Group, Region};
 use crate::agent::events::Kind;
 use crate::agent::source::Wish;
-use crate::agent::status::GroupStatus;
+use crate::agent::status::{DestinationStatus, GroupStatus};
+use crate::log::threshold::Thresholds;
 
 /// Controls one group on this node, in whichever role (`agent::role`, `agent::local`). Called by sessions
 /// and the daemon from any thread; no call but [`Controller::finish`] blocks for longer than a disk write.
@@ -48,6 +49,14 @@ pub trait Controller: Send + Sync {
 
     /// External power came or went.
     fn power(&self, online: bool);
+
+    /// Where its group is shipped from here: the destinations' rows of the status.
+    fn streams(&self) -> Option<Vec<DestinationStatus>> {
+        None
+    }
+
+    /// How much the group may expose to a loss of power; `None`: nobody is held to that.
+    fn set_budget(&self, _thresholds: Option<Thresholds>) {}
 
     /// The agent is about to end: bring what is published to the destinations, or as much of it as `deadline` allows,
     /// and stop. What is left undone is returned as a sentence.

@@ -150,6 +150,7 @@ impl Group {
         log.set_policy(policy(config));
         // An agent that was killed while it copied may have held everyone up to there.
         log.set_pace(Pace::Free);
+        log.set_budget(None);
         // An agent that was killed in the middle of a record is ours to bury: a program in a container cannot see its death.
         log.reclaim_others(AGENT_SESSION);
         let origin = if resumed { Origin::Resumed } else { Origin::Made };
@@ -419,6 +420,7 @@ fn kept_name(group: &str, generation: Generation) -> String {
 fn policy(config: &config::Group) -> Policy {
     Policy {
         commit: config.commit,
+        enforced: config.budget == config::BudgetMode::Enforce,
         commit_timeout: config.commit_timeout,
         on_full: config.on_full,
         block_limit: config.block_limit,

@@ -11,6 +11,7 @@ use crate::agent::ownership::Ownership;
 use crate::agent::source::{Source, Wish};
 use crate::agent::status::{DestinationState, DestinationStatus, GroupStatus, Role as Part};
 use crate::failover::{Event, Phase, Standing, State};
+use crate::log::threshold::Thresholds;
 use crate::types::Generation;
 
 impl Controller for Arc<Role> {
@@ -69,6 +70,7 @@ impl Controller for Arc<Role> {
             error: self.ownership.get().and_then(Ownership::fault),
             sessions: group.map(|g| g.session_status()).unwrap_or_default(),
             regions: group.map(|g| g.region_status()).unwrap_or_default(),
+            budget: None,
             regions_more: 0,
             regions_more_bytes: 0,
             unprotected_files,
@@ -155,6 +157,16 @@ impl Controller for Arc<Role> {
 
     fn power(&self, online: bool) {
         self.teller.tell(if online { Event::PowerBack } else { Event::PowerLost });
+    }
+
+    fn streams(&self) -> Option<Vec<DestinationStatus>> {
+        self.known_state().ok().filter(State::is_source)?;
+        Some(self.source()?.status())
+    }
+
+    fn set_budget(&self, thresholds: Option<Thresholds>) {
+        let group = self.open().as_ref().map(|open| open.group.clone());
+        group.iter().for_each(|group| group.log().set_budget(thresholds));
     }
 
     fn finish(&self, deadline: Instant) -> Option<String> {

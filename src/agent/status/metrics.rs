@@ -11,7 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Metric, Registry};
 
-use super::{DestinationStatus, GroupStatus, LogStatus, Role, Status};
+use super::{BudgetStatus, DestinationStatus, GroupStatus, LogStatus, Role, Status};
 use crate::agent::clock::WallTime;
 
 /// `status` in the text format of OpenMetrics 1.0, which Prometheus reads as its own.
@@ -20,6 +20,7 @@ pub fn render(status: &Status) -> String {
     page.node(status);
     page.groups(&status.groups);
     page.logs(&status.groups);
+    page.budgets(&status.groups);
     page.destinations(&status.groups);
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -95,6 +96,11 @@ impl Page {
             "Charge of the battery, 0 to 1",
             known(power.and_then(|p| p.charge).map(f64::from)),
         );
+        let sources = power
+            .iter()
+            .flat_map(|p| &p.sources)
+            .filter_map(|source| Some((vec![("source", source.name.clone())], flag(source.online?))));
+        self.gauge("power_source_online", "Whether a source says that there is external power", sources);
     }
 
     fn groups(&mut self, groups: &[GroupStatus]) {
@@ -130,6 +136,15 @@ impl Page {
         }
         for (name, help, value) in LOG_COUNTERS {
             self.counter(name, help, logs.iter().map(|(labels, log)| (labels.clone(), value(log))));
+        }
+    }
+
+    fn budgets(&mut self, groups: &[GroupStatus]) {
+        let budgets: Vec<(Labels, &BudgetStatus)> =
+            groups.iter().filter_map(|g| Some((of(g), g.budget.as_ref()?))).collect();
+        for (name, help, value) in BUDGET_GAUGES {
+            let known = budgets.iter().filter_map(|(labels, b)| Some((labels.clone(), value(b)?)));
+            self.gauge(name, help, known);
         }
     }
 
@@ -195,6 +210,18 @@ const LOG_COUNTERS: [Reading<LogStatus, f64>; 6] = [
     ("log_blocked_seconds", "Time that a full ring held processes back", |l| l.blocked_ms as f64 / 1e3),
 ];
 
+const BUDGET_GAUGES: [Reading<BudgetStatus, Option<f64>>; 5] = [
+    ("budget_required_seconds", "What a last gasp takes from the loss of power, with safety", |b| {
+        b.required_s
+    }),
+    ("budget_available_seconds", "What the battery lasts", |b| b.available_s),
+    ("budget_ratio", "Required by available: above 1 the battery is not enough", |b| b.ratio),
+    ("budget_t1_bytes", "Exposure above which appends are delayed, with `enforce`", |b| {
+        Some(b.t1_bytes as f64)
+    }),
+    ("budget_t2_bytes", "Exposure that the battery carries", |b| Some(b.t2_bytes as f64)),
+];
+
 const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 13] = [
     ("lsn_published_bytes", "End of what the application published", |d| Some(d.lsn_published.0 as f64)),
     ("lsn_received_bytes", "End of what has landed at the destination", |d| Some(d.lsn_received.0 as f64)),
@@ -228,7 +255,7 @@ const DESTINATION_GAUGES: [Reading<DestinationStatus, Option<f64>>; 13] = [
 #[cfg(test)]
 mod tests {
     use super::super::sample::status;
-    use super::super::{ArchiveStatus, LogStatus, PowerStatus, SyncStatus};
+    use super::super::{ArchiveStatus, LogStatus, PowerSourceStatus, PowerStatus, SyncStatus};
     use super::*;
     use crate::region::kind::MemoryKind;
     use crate::types::{Level, Lsn};
@@ -242,8 +269,18 @@ mod tests {
             online: Some(false),
             runtime_s: Some(900),
             charge: Some(0.5),
+            low: false,
             error: None,
             as_of: s.as_of.clone(),
+            sources: vec![PowerSourceStatus {
+                name: "ups".into(),
+                online: Some(false),
+                runtime_s: Some(900),
+                charge: Some(0.5),
+                low: false,
+                error: None,
+                as_of: s.as_of.clone(),
+            }],
         });
         let group = &mut s.groups[0];
         group.destinations[0].sync = Some(SyncStatus::at(1, 4, 2));
@@ -252,6 +289,19 @@ mod tests {
             lsn_durable: Some(Lsn(4096)),
             last_error: None,
             as_of: s.as_of.clone(),
+        });
+        group.budget = Some(BudgetStatus {
+            mode: "alarm".into(),
+            required_s: Some(2.5),
+            available_s: Some(900.0),
+            ratio: Some(2.5 / 900.0),
+            destination: Some("beta".into()),
+            exposed_bytes: 1024,
+            t1_bytes: 1 << 29,
+            t2_bytes: 1 << 30,
+            drain_bytes_per_s: Some(120 << 20),
+            action: "none".into(),
+            as_of: "2026-01-01T00:00:00.000000Z".into(),
         });
         group.log = Some(LogStatus {
             memory: MemoryKind::Memfd,

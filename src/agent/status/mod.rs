@@ -6,10 +6,12 @@
 #[cfg(test)]
 mod guide;
 pub mod metrics;
+mod power;
 #[cfg(test)]
 mod sample;
 pub mod text;
 
+pub use power::{BudgetStatus, PowerSourceStatus, PowerStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::region::kind::MemoryKind;
@@ -104,23 +106,6 @@ pub struct RdmaStatus {
     pub off: Option<String>,
 }
 
-/// External power.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PowerStatus {
-    /// What says so.
-    pub source: String,
-    /// Whether there is external power; none if the source does not say.
-    pub online: Option<bool>,
-    /// How long the battery will last at the present load, if the source says.
-    pub runtime_s: Option<u64>,
-    /// Charge of the battery, 0 to 1, if the source says.
-    pub charge: Option<f32>,
-    /// Why the source says nothing, or nothing that makes sense.
-    pub error: Option<String>,
-    /// When this was true, RFC 3339.
-    pub as_of: String,
-}
-
 /// Which part a node has in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -166,6 +151,9 @@ pub struct GroupStatus {
     pub destinations: Vec<DestinationStatus>,
     /// The archive at the source.
     pub archive: Option<ArchiveStatus>,
+    /// At the source: whether the battery is enough for what is exposed; none where power is not watched and no battery configured.
+    #[serde(default)]
+    pub budget: Option<BudgetStatus>,
 }
 
 /// An archive.

@@ -43,6 +43,7 @@ pub fn status() -> Status {
             memory: Some(MemoryKind::Fsdax),
             mapped: true,
         }],
+        budget: None,
         regions_more: 0,
         regions_more_bytes: 0,
         unprotected_files: vec![],

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{
     DestinationState, DestinationStatus, GroupStatus, LogStatus, RdmaStatus, RegionStatus, Role, Status,
-    SyncStatus, VerifyStatus,
+    SyncStatus, VerifyStatus, power,
 };
 use crate::agent::config::format_bytes;
 use crate::agent::unusable::UNUSABLE;
@@ -14,22 +14,13 @@ use crate::region::kind::MemoryKind;
 pub fn render(status: &Status) -> String {
     let mut out = String::new();
     let node = &status.node;
-    let power = match &status.power {
-        None => "power not watched".into(),
-        Some(p) => match (p.online, &p.error) {
-            (Some(true), _) => "on line power".into(),
-            (Some(false), _) => match p.runtime_s {
-                Some(left) => format!("ON BATTERY, {} left", duration(left)),
-                None => "ON BATTERY".into(),
-            },
-            (None, error) => format!("power UNKNOWN ({})", error.as_deref().unwrap_or("no word yet")),
-        },
-    };
+    let power = power::words(status.power.as_ref());
     let up = duration(node.uptime_s);
     push(
         &mut out,
         format_args!("{}  pmemha {}  up {up}  {power}  {}", node.name, node.version, status.as_of),
     );
+    power::render_sources(&mut out, status.power.as_ref());
     render_rdma(&mut out, &node.rdma);
     if status.groups.is_empty() {
         push(&mut out, format_args!("no groups: see pmemhad.conf(5)"));
@@ -111,6 +102,9 @@ fn render_group(out: &mut String, group: &GroupStatus) {
     }
     for destination in &group.destinations {
         render_destination(out, destination);
+    }
+    if let Some(budget) = &group.budget {
+        power::render_budget(out, budget);
     }
     let unprotected = group.role == Role::Source && !group.destinations.iter().any(counts);
     if unprotected && group.state != UNUSABLE {
@@ -220,7 +214,7 @@ fn kinds(regions: &[RegionStatus]) -> String {
     kinds.join(", ")
 }
 
-fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
+pub(super) fn push(out: &mut String, line: std::fmt::Arguments<'_>) {
     // Control characters in a path or an error must not reach the terminal.
     let clean = |c: &char| !c.is_control() || *c == '\n';
     out.extend(line.to_string().chars().filter(clean));
@@ -263,7 +257,7 @@ fn percent(part: u64, whole: u64) -> String {
     format!("{} %", part.saturating_mul(100).checked_div(whole).unwrap_or(100))
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     match seconds {
         s if s >= 86_400 => format!("{} d {} h", s / 86_400, s / 3600 % 24),
         s if s >= 3600 => format!("{} h {} min", s / 3600, s / 60 % 60),
