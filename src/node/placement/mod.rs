@@ -2,6 +2,8 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`policy`] | which group goes where: pure |
 //! | [`sim`] | a model of a machine of several packages, to compare placements in |
 
+pub mod policy;
 pub mod sim;

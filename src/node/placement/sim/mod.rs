@@ -2,6 +2,18 @@
 //!
 //! | module | what it is for |
 //! | --- | --- |
+//! | [`chance`] | numbers by chance from a seed |
+//! | [`latency`] | percentiles |
+//! | [`machine`] | packages of cores that serve, sleep and draw power |
 //! | [`parameters`] | the figures and where each comes from |
+//! | [`peers`] | the placements that are compared |
+//! | [`run`] | a placement on a trace |
+//! | [`traces`] | how much is asked, and when |
 
+pub mod chance;
+pub mod latency;
+pub mod machine;
 pub mod parameters;
+pub mod peers;
+pub mod run;
+pub mod traces;
