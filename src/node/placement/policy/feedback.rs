@@ -8,18 +8,22 @@ use super::settings::Settings;
 /// A draining that is still to be judged.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The package that was drained.
-    pub package: PackageId,
+    /// The packages that were drained, and their R.
+    pub packages: BTreeMap<PackageId, Slept>,
     /// Epoch at which it is judged.
     pub judged_at: u64,
-    /// R of that package before.
-    before: f64,
-    /// R of the last two epochs.
-    after: [Option<f64>; 2],
     /// Where each group that was moved had been, and was put.
     moved: BTreeMap<String, (PackageSet, PackageSet)>,
     /// Pressure and p99 of every group before.
     waits: BTreeMap<String, (Option<f64>, Option<f64>)>,
+}
+
+/// R of a drained package.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slept {
+    before: f64,
+    /// In the last two epochs.
+    after: [Option<f64>; 2],
 }
 
 /// What came of it.
@@ -27,18 +31,19 @@ pub struct Trial {
 pub enum Verdict {
     /// It stays.
     Good,
-    /// It is undone.
-    Bad(Reason),
+    /// It is undone, for what was found of this package.
+    Bad(PackageId, Reason),
 }
 
 impl Trial {
-    /// `before`: R of the package; `view`: what was seen before the moves.
-    pub fn new(package: PackageId, before: f64, moves: &[Move], view: &View, judged_at: u64) -> Trial {
+    /// `drained`: R before of each package that was drained, of which there is one at least; `view`: what was seen before the moves.
+    pub fn new(drained: &BTreeMap<PackageId, f64>, moves: &[Move], view: &View, judged_at: u64) -> Trial {
         Trial {
-            package,
+            packages: drained
+                .iter()
+                .map(|(id, before)| (*id, Slept { before: *before, after: [None; 2] }))
+                .collect(),
             judged_at,
-            before,
-            after: [None; 2],
             moved: moves.iter().map(|m| (m.group.clone(), (m.from.clone(), m.to.clone()))).collect(),
             waits: view.groups.iter().map(|group| (group.id.clone(), (group.pressure, group.p99))).collect(),
         }
@@ -46,23 +51,31 @@ impl Trial {
 
     /// Another epoch has been seen.
     pub fn watch(&mut self, view: &View) {
-        let seen = view.packages.iter().find(|package| package.id == self.package);
-        self.after = [self.after[1], seen.and_then(|package| package.residency)];
+        for (id, slept) in &mut self.packages {
+            let seen = view.packages.iter().find(|package| package.id == *id);
+            slept.after = [slept.after[1], seen.and_then(|package| package.residency)];
+        }
     }
 
     /// What came of it, as of the last epoch seen.
     pub fn verdict(&self, view: &View, settings: &Settings) -> Verdict {
+        let gain = |(id, slept): (&PackageId, &Slept)| {
+            let seen: Vec<f64> = slept.after.iter().flatten().copied().collect();
+            let after = seen.iter().sum::<f64>() / seen.len().max(1) as f64;
+            // A package that slept almost always cannot sleep much more.
+            let enough = after >= (slept.before + settings.gain).min(ALWAYS);
+            (!enough).then_some((*id, slept.before, after))
+        };
         if let Some(group) = view.groups.iter().find(|group| self.hurt(group, settings)) {
-            return Verdict::Bad(Reason::Hurt { package: self.package, group: group.id.clone() });
+            let package = self.packages.keys().next().copied().unwrap_or(PackageId(0));
+            return Verdict::Bad(package, Reason::Hurt { package, group: group.id.clone() });
         }
-        let seen: Vec<f64> = self.after.iter().flatten().copied().collect();
-        let after = seen.iter().sum::<f64>() / seen.len().max(1) as f64;
-        // A package that slept almost always cannot sleep much more.
-        let wanted = (self.before + settings.gain).min(ALWAYS);
-        if after < wanted {
-            return Verdict::Bad(Reason::NoGain { package: self.package, before: self.before, after });
+        match self.packages.iter().find_map(gain) {
+            Some((package, before, after)) => {
+                Verdict::Bad(package, Reason::NoGain { package, before, after })
+            }
+            None => Verdict::Good,
         }
-        Verdict::Good
     }
 
     fn hurt(&self, group: &GroupView, settings: &Settings) -> bool {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 use class::classify;
 use feedback::{Trial, Verdict};
 use fit::Plan;
-use model::{Class, GroupView, Move, PackageId, PackageSet, Reason, View};
+use model::{Class, GroupView, Move, PackageId, PackageSet, PackageView, Reason, View};
 use settings::Settings;
 
 /// What is remembered of a package.
@@ -38,6 +38,8 @@ struct Known {
     back_off: u64,
     /// R of the epoch before.
     residency: Option<f64>,
+    /// L of the last epoch.
+    load: f64,
 }
 
 /// What is remembered of a group.
@@ -103,7 +105,11 @@ impl Policy {
     /// the last look.
     pub fn guard(&mut self, view: &View) -> Vec<Move> {
         let ids = view.ids();
-        let full = |package: &&model::PackageView| package.load >= self.settings.urgent;
+        let full = |package: &&PackageView| {
+            let before = self.packages.get(&package.id).map_or(package.load, |known| known.load);
+            let jumped = package.load >= self.settings.rising && package.load >= before + self.settings.jump;
+            jumped || package.load >= self.settings.urgent
+        };
         let full: BTreeMap<PackageId, f64> =
             view.packages.iter().filter(full).map(|package| (package.id, package.load)).collect();
         let mut moves = Vec::new();
@@ -145,7 +151,9 @@ impl Policy {
                 retry_at: epoch,
                 back_off,
                 residency: None,
+                load: package.load,
             });
+            known.load = package.load;
             known.stable = if known.class == class { known.stable + 1 } else { 1 };
             known.class = class;
         }
@@ -157,7 +165,7 @@ impl Policy {
                 seen.loads.pop_front();
             }
         }
-        let gone = |trial: &Trial| !ids.contains(&trial.package);
+        let gone = |trial: &Trial| trial.packages.keys().any(|package| !ids.contains(package));
         if self.trial.as_ref().is_some_and(gone) {
             self.trial = None;
         }
@@ -174,19 +182,23 @@ impl Policy {
             return None;
         };
         self.remember_residency(view);
-        let reason = match trial.verdict(view, &self.settings) {
+        let drained = trial.packages.keys();
+        match trial.verdict(view, &self.settings) {
             Verdict::Good => {
-                self.packages.get_mut(&trial.package)?.back_off = self.settings.back_off;
-                return None;
+                for id in drained {
+                    self.packages.get_mut(id)?.back_off = self.settings.back_off;
+                }
+                None
             }
-            Verdict::Bad(reason) => reason,
-        };
-        let known = self.packages.get_mut(&trial.package)?;
-        known.retry_at = self.epoch + known.back_off;
-        known.back_off = (known.back_off * 2).min(self.settings.longest);
-        let moves = trial.undo(view, &reason);
-        self.cool(&moves);
-        Some(moves)
+            Verdict::Bad(package, reason) => {
+                let known = self.packages.get_mut(&package)?;
+                known.retry_at = self.epoch + known.back_off;
+                known.back_off = (known.back_off * 2).min(self.settings.longest);
+                let moves = trial.undo(view, &reason);
+                self.cool(&moves);
+                Some(moves)
+            }
+        }
     }
 
     fn remember_residency(&mut self, view: &View) {
@@ -265,23 +277,31 @@ impl Policy {
             .max_by(|a, b| rank(*a).0.cmp(&rank(*b).0).then(rank(*a).1.total_cmp(&rank(*b).1)).then(b.cmp(a)))
     }
 
-    /// Empties one package of `class`, if any can be: the least used first.
+    /// Empties packages of `class`, the least used first, each only if all that lies on it fits elsewhere.
     fn drain(&mut self, view: &View, class: Class) -> Option<Vec<Move>> {
         let mut candidates: Vec<_> =
             view.packages.iter().filter(|p| self.may_drain(view, p.id, class)).collect();
         candidates.sort_by(|a, b| a.load.total_cmp(&b.load).then(b.id.cmp(&a.id)));
-        let (package, plan) =
-            candidates.into_iter().find_map(|package| Some((package, self.emptied(view, package.id)?)))?;
-        let id = package.id;
+        let mut plan = Plan::new(view, |group| self.demand(group));
+        let mut drained = BTreeMap::new();
+        for package in candidates {
+            let without: PackageSet = drained.keys().copied().chain([package.id]).collect();
+            if let (Some(emptied), Some(now)) =
+                (self.emptied(view, &plan, package.id, &without), package.residency)
+            {
+                plan = emptied;
+                let before = self.packages[&package.id].residency.map_or(now, |last| (last + now) / 2.0);
+                drained.insert(package.id, before);
+            }
+        }
+        let package = *drained.keys().next()?;
         let reason = match class {
-            Class::Inefficient => Reason::DrainInefficient { package: id },
-            _ => Reason::DrainMedium { package: id },
+            Class::Inefficient => Reason::DrainInefficient { package },
+            _ => Reason::DrainMedium { package },
         };
         let moves = self.moves(view, &plan, &reason);
-        let before = package.residency?;
-        let before = self.packages[&id].residency.map_or(before, |last| (last + before) / 2.0);
         self.cool(&moves);
-        self.trial = Some(Trial::new(id, before, &moves, view, self.epoch + self.settings.cool_down));
+        self.trial = Some(Trial::new(&drained, &moves, view, self.epoch + self.settings.cool_down));
         Some(moves)
     }
 
@@ -294,15 +314,21 @@ impl Policy {
         known.class == class && settled && measured && view.keep != Some(id) && on.count() > 0
     }
 
-    /// Everything on the package elsewhere, if it fits: all or nothing.
-    fn emptied<'a>(&self, view: &'a View, package: PackageId) -> Option<Plan<'a>> {
+    /// Everything on the package elsewhere, and not on one of `without`, if it fits: all or nothing.
+    fn emptied<'a>(
+        &self,
+        view: &'a View,
+        plan: &Plan<'a>,
+        package: PackageId,
+        without: &PackageSet,
+    ) -> Option<Plan<'a>> {
         let takes = |id: &PackageId| {
-            *id != package && matches!(self.packages[id].class, Class::Medium | Class::Inefficient)
+            !without.contains(id) && matches!(self.packages[id].class, Class::Medium | Class::Inefficient)
         };
         let takers: PackageSet = view.ids().into_iter().filter(takes).collect();
-        let mut plan = Plan::new(view, |group| self.demand(group));
+        let mut emptied = plan.clone();
         for (index, share) in plan.on(package) {
-            let (group, on) = plan.group(index);
+            let (group, on) = emptied.group(index);
             let cooling = self.groups.get(&group.id).is_some_and(|seen| self.epoch < seen.cool_until);
             if !group.movable() || cooling {
                 return None;
@@ -310,17 +336,15 @@ impl Policy {
             let rest: PackageSet = on.iter().copied().filter(|id| *id != package).collect();
             let to = if rest.is_empty() {
                 let takers = takers.intersection(&group.allowed(&view.ids())).copied().collect();
-                [self.best_fit(&plan, &takers, share, self.settings.fill)?].into()
+                [self.best_fit(&emptied, &takers, share, self.settings.fill)?].into()
             } else {
                 rest
             };
-            plan.put(index, to);
+            emptied.put(index, to);
         }
-        let others: PackageSet = view.ids().into_iter().filter(|id| *id != package).collect();
-        let grown = others
-            .into_iter()
-            .filter(|id| plan.load(*id) > Plan::new(view, |group| self.demand(group)).load(*id) + EPSILON);
-        plan.fits(&grown.collect(), self.settings.fill).then_some(plan)
+        let grown = |id: &PackageId| emptied.load(*id) > plan.load(*id) + EPSILON;
+        let grown: PackageSet = view.ids().into_iter().filter(grown).collect();
+        emptied.fits(&grown, self.settings.fill).then_some(emptied)
     }
 
     fn moves(&self, view: &View, plan: &Plan<'_>, reason: &Reason) -> Vec<Move> {

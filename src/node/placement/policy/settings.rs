@@ -17,6 +17,10 @@ pub struct Settings {
     pub relieved: f64,
     /// Load, in a look of the guard, at which a package is relieved at once.
     pub urgent: f64,
+    /// Load, in a look of the guard, at which a package is relieved at once if it was less by [`Settings::jump`] in the last epoch.
+    pub rising: f64,
+    /// See [`Settings::rising`].
+    pub jump: f64,
     /// Epochs for which a class must have been the same before it is acted on.
     pub stable: u64,
     /// Epochs after a move in which neither its packages nor its groups are moved again, but to relieve. At their end the
@@ -52,15 +56,17 @@ impl Default for Settings {
             fill: 0.60,
             relieved: 0.50,
             urgent: 0.75,
+            rising: 0.55,
+            jump: 0.25,
             stable: 2,
             cool_down: 4,
-            memory: 64,
+            memory: 128,
             gain: 0.05,
             pressure: 0.05,
             p99: 1.25,
             back_off: 8,
-            calm: 32,
-            calmer: 4,
+            calm: 64,
+            calmer: 8,
             longest: 4096,
             drain_medium: true,
         }

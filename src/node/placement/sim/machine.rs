@@ -192,6 +192,11 @@ impl Machine {
         queued.into_iter().filter_map(|request| self.admit(now, request)).collect()
     }
 
+    /// The service has been on these packages for long.
+    pub fn settle(&mut self, service: usize, on: Vec<usize>) {
+        self.on[service] = on;
+    }
+
     /// A request comes: it starts on a core, or waits.
     pub fn admit(&mut self, now: f64, request: Request) -> Option<Started> {
         let on = &self.on[request.service];

@@ -3,6 +3,7 @@
 //! | module | what it is for |
 //! | --- | --- |
 //! | [`chance`] | numbers by chance from a seed |
+//! | [`gasp`] | bytes shipped per joule |
 //! | [`latency`] | percentiles |
 //! | [`machine`] | packages of cores that serve, sleep and draw power |
 //! | [`parameters`] | the figures and where each comes from |
@@ -11,6 +12,7 @@
 //! | [`traces`] | how much is asked, and when |
 
 pub mod chance;
+pub mod gasp;
 pub mod latency;
 pub mod machine;
 pub mod parameters;

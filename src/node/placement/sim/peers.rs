@@ -86,7 +86,8 @@ impl Placement for Repack {
     fn epoch(&mut self, view: &View) -> Vec<Move> {
         let mut groups: Vec<_> = view.groups.iter().collect();
         groups.sort_by(|a, b| b.load.total_cmp(&a.load));
-        let mut used: BTreeMap<PackageId, f64> = view.packages.iter().map(|package| (package.id, 0.0)).collect();
+        let mut used: BTreeMap<PackageId, f64> =
+            view.packages.iter().map(|package| (package.id, 0.0)).collect();
         let mut moves = Vec::new();
         for group in groups {
             let room = |(_, used): &(&PackageId, &mut f64)| **used + group.load <= p::FILL * p::CORES as f64;
@@ -113,7 +114,8 @@ impl Placement for Lpmd {
     fn epoch(&mut self, view: &View) -> Vec<Move> {
         let (enter, leave) = p::LPMD;
         let Some(first) = view.packages.first() else { return Vec::new() };
-        let system = view.packages.iter().map(|package| package.load).sum::<f64>() / view.packages.len() as f64;
+        let system =
+            view.packages.iter().map(|package| package.load).sum::<f64>() / view.packages.len() as f64;
         self.low = if self.low { first.load <= leave } else { system < enter };
         let to: PackageSet = if self.low { [first.id].into() } else { view.ids() };
         let mut moves = Vec::new();

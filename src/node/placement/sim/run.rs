@@ -33,7 +33,13 @@ pub struct Outcome {
 }
 
 /// Plays `trace` for `seconds` on a machine of `packages`.
-pub fn run(trace: &Trace, placement: &mut dyn Placement, packages: usize, seconds: f64, seed: u64) -> Outcome {
+pub fn run(
+    trace: &Trace,
+    placement: &mut dyn Placement,
+    packages: usize,
+    seconds: f64,
+    seed: u64,
+) -> Outcome {
     let mut run = Run::new(packages, seed);
     let mut playing = trace.begin(seed ^ 0x7ace);
     let slots = (seconds / p::GUARD).round() as usize;
@@ -112,7 +118,8 @@ struct Mark {
     waited: Vec<f64>,
 }
 
-struct Run {
+/// A machine and what is to happen on it.
+pub(super) struct Run {
     machine: Machine,
     packages: usize,
     sources: Vec<Source>,
@@ -123,7 +130,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(packages: usize, seed: u64) -> Run {
+    pub fn new(packages: usize, seed: u64) -> Run {
         let mut seeds = Chance::new(seed);
         let source = |_| {
             let mut chance = Chance::new(seeds.bits());
@@ -149,10 +156,11 @@ impl Run {
     }
 
     /// Everything that happens in a slot with this load.
-    fn slot(&mut self, now: f64, load: f64) {
+    pub fn slot(&mut self, now: f64, load: f64) {
         for (index, service) in p::SERVICES.iter().enumerate() {
             let source = &mut self.sources[index];
-            let cores = load * (self.packages * p::CORES) as f64 * service.weight * (1.0 + source.wandered).max(0.1);
+            let cores =
+                load * (self.packages * p::CORES) as f64 * service.weight * (1.0 + source.wandered).max(0.1);
             let rate = cores / service.mean;
             let mut at = 0.0;
             while rate > 0.0 && at + source.left / rate < p::GUARD {
@@ -184,7 +192,8 @@ impl Run {
     }
 
     fn started(&mut self, started: impl IntoIterator<Item = Started>) {
-        let done = started.into_iter().map(|Started { place, done }| Event { at: done, what: What::Done(place) });
+        let done =
+            started.into_iter().map(|Started { place, done }| Event { at: done, what: What::Done(place) });
         self.events.extend(done);
     }
 
@@ -225,9 +234,37 @@ impl Run {
         }
     }
 
-    fn apply(&mut self, now: f64, moves: Vec<Move>) {
+    /// A core of the package is busy for `seconds`.
+    pub fn occupy(&mut self, now: f64, package: usize, seconds: f64) {
+        let started = self.machine.wake(now, package, seconds);
+        self.started(started);
+    }
+
+    /// As if moves had been carried out long ago.
+    pub fn settle(&mut self, moves: &[Move]) {
         for moved in moves {
-            let Some(service) = p::SERVICES.iter().position(|service| service.name == moved.group) else { continue };
+            let service = p::SERVICES.iter().position(|service| service.name == moved.group);
+            let on = moved.to.iter().map(|package| package.0 as usize).collect();
+            service.into_iter().for_each(|service| self.machine.settle(service, Vec::clone(&on)));
+        }
+    }
+
+    /// Something uses the package's memory until then.
+    pub fn hold(&mut self, now: f64, package: usize, until: f64) {
+        self.machine.hold(now, package, until);
+    }
+
+    /// Joules up to `now`.
+    pub fn energy(&self, now: f64) -> f64 {
+        self.machine.energy(now)
+    }
+
+    /// Carries moves out.
+    pub fn apply(&mut self, now: f64, moves: Vec<Move>) {
+        for moved in moves {
+            let Some(service) = p::SERVICES.iter().position(|service| service.name == moved.group) else {
+                continue;
+            };
             let on = moved.to.iter().map(|package| package.0 as usize).collect();
             let started = self.machine.place(now, service, on);
             self.started(started);
@@ -237,7 +274,9 @@ impl Run {
 
     /// Whether some package has no service.
     fn has_emptied(&self) -> bool {
-        let used = |package: usize| (0..p::SERVICES.len()).any(|service| self.machine.on(service).contains(&package));
+        let used = |package: usize| {
+            (0..p::SERVICES.len()).any(|service| self.machine.on(service).contains(&package))
+        };
         !(0..self.packages).all(used)
     }
 
@@ -249,7 +288,9 @@ impl Run {
         Outcome {
             watts: self.machine.energy(now) / now,
             p99: all.at(0.99),
-            service_p99: (0..p::SERVICES.len()).map(|service| self.machine.latencies(service).at(0.99)).collect(),
+            service_p99: (0..p::SERVICES.len())
+                .map(|service| self.machine.latencies(service).at(0.99))
+                .collect(),
             late: late as f64 / all.count().max(1) as f64,
             moves: self.story.len(),
             residency: asleep / now / self.packages as f64,
