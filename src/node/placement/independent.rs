@@ -37,7 +37,7 @@ const ENTERED: f64 = 0.05;
 const ENOUGH: usize = 3;
 
 /// What `windows` tell of each state that any package has.
-pub fn dependence(windows: &[Window]) -> BTreeMap<String, Dependence> {
+pub fn dependence<'a>(windows: impl IntoIterator<Item = &'a Window>) -> BTreeMap<String, Dependence> {
     let mut seen: BTreeMap<String, Evidence> = BTreeMap::new();
     for window in windows {
         let load = |id: &PackageId| window.load.get(id).copied().unwrap_or(1.0);
@@ -94,10 +94,10 @@ mod tests {
     fn a_state_entered_beside_a_busy_package_is_independent_and_one_that_is_not_waits_for_it() {
         let busy = window([0.9, 0.0], [0.0, 0.9], [0.0, 0.0]);
         let idle = window([0.0, 0.0], [0.1, 0.1], [0.8, 0.8]);
-        let found = dependence(&[idle.clone(), busy.clone(), busy.clone(), busy.clone()]);
+        let found = dependence([&idle, &busy, &busy, &busy]);
         assert_eq!(found["c2"], Dependence::Independent);
         assert_eq!(found["c6"], Dependence::Dependent);
-        assert_eq!(dependence(&[idle, busy.clone()])["c6"], Dependence::Unknown, "too little was seen");
-        assert_eq!(dependence(&vec![busy; 9])["c6"], Dependence::Unknown, "never entered at all");
+        assert_eq!(dependence([&idle, &busy])["c6"], Dependence::Unknown, "too little was seen");
+        assert_eq!(dependence([&busy; 9])["c6"], Dependence::Unknown, "never entered at all");
     }
 }

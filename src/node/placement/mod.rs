@@ -10,14 +10,18 @@
 //! | [`cpus`] | sets of processors as the kernel writes them |
 //! | [`gasp`] | the last gasp: who gathers, what is shipped first: pure |
 //! | [`independent`] | which package states are independent: pure |
+//! | [`keeper`] | watches, decides, moves |
 //! | [`monitor`] | what packages and groups do |
 //! | [`policy`] | which group goes where: pure |
 //! | [`sim`] | a model of a machine of several packages, to compare placements in |
+//! | [`status`] | how placement is |
 
 pub mod actuate;
 pub mod cpus;
 pub mod gasp;
 pub mod independent;
+pub mod keeper;
 pub mod monitor;
 pub mod policy;
 pub mod sim;
+pub mod status;
