@@ -15,7 +15,7 @@ use super::monitor::{Roots, energy, group, load};
 use super::policy::Policy;
 use super::policy::model::{GroupView, Limits, Move, PackageId, PackageSet, PackageView, Reason, View};
 use super::policy::settings::Settings;
-use super::status::{Moved, PlacementStatus, PackageStatus, GroupStatus};
+use super::status::{GroupStatus, Moved, PackageStatus, PlacementStatus};
 
 /// What is placed, and by which hands.
 #[derive(Clone, Debug)]
@@ -162,7 +162,8 @@ impl Keeper {
     /// Power is lost: what runs, and the adapter's interrupts, gather on its package. `frozen`: names of groups that do not run.
     pub fn gather(&mut self, frozen: &[String]) -> Vec<Moved> {
         let nic = self.nic();
-        let running = self.groups.iter().filter(|group| !frozen.contains(&group.name)).cloned().collect::<Vec<_>>();
+        let running =
+            self.groups.iter().filter(|group| !frozen.contains(&group.name)).cloned().collect::<Vec<_>>();
         let views = running.iter().map(|group| self.group_view(group, 0.0, None)).collect();
         let packages = self.topology.ids();
         let planned = gasp::plan(&Scene { nic, packages, running: views, dirty: BTreeMap::new() });
@@ -267,7 +268,14 @@ impl Keeper {
                 None => home.clone(),
             });
         }
-        GroupView { id: group.name.clone(), load, on, limits: Limits { whole: false, ..limits }, pressure, p99: None }
+        GroupView {
+            id: group.name.clone(),
+            load,
+            on,
+            limits: Limits { whole: false, ..limits },
+            pressure,
+            p99: None,
+        }
     }
 
     fn nic(&self) -> Option<PackageId> {
@@ -281,8 +289,14 @@ impl Keeper {
             let started = Instant::now();
             let result = self.place(&moved.group, &moved.to);
             let failed = result.err().map(|error| error.to_string());
-            let stop = failed.is_some() && !matches!(moved.reason, Reason::Overload { .. } | Reason::Gather { .. });
-            done.push(Moved { moved, took_us: started.elapsed().as_micros() as u64, failed, dry: self.actuator.is_none() });
+            let stop =
+                failed.is_some() && !matches!(moved.reason, Reason::Overload { .. } | Reason::Gather { .. });
+            done.push(Moved {
+                moved,
+                took_us: started.elapsed().as_micros() as u64,
+                failed,
+                dry: self.actuator.is_none(),
+            });
             if stop {
                 self.take_back(&mut done);
                 break;
@@ -302,7 +316,8 @@ impl Keeper {
         for moved in done.iter_mut().rev().filter(|moved| moved.failed.is_none()) {
             let back = self.place(&moved.moved.group, &moved.moved.from);
             let why = "taken back, since not all could be moved";
-            moved.failed = Some(back.map_or_else(|error| format!("{why}, which failed: {error}"), |()| why.into()));
+            moved.failed =
+                Some(back.map_or_else(|error| format!("{why}, which failed: {error}"), |()| why.into()));
         }
     }
 
@@ -319,7 +334,9 @@ impl Keeper {
         let classes = self.policy.classes();
         let packages = self.view.packages.iter().map(|package| PackageStatus {
             package: package.id,
-            cpus: super::cpus::format(&self.topology.packages.get(&package.id).cloned().unwrap_or_default().cpus),
+            cpus: super::cpus::format(
+                &self.topology.packages.get(&package.id).cloned().unwrap_or_default().cpus,
+            ),
             load: package.load,
             residency: package.residency,
             class: classes.get(&package.id).copied(),

@@ -104,7 +104,10 @@ impl PlacementStatus {
         });
         match &self.residency_source {
             Some(source) => push(format!("R by {source}")),
-            None => push(format!("! R is not known, so nothing is drained: {}", self.without_residency.join("; "))),
+            None => push(format!(
+                "! R is not known, so nothing is drained: {}",
+                self.without_residency.join("; ")
+            )),
         }
         if let Some(watts) = self.watts {
             push(format!("{watts:.1} W"));

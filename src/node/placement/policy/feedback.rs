@@ -8,22 +8,18 @@ use super::settings::Settings;
 /// A draining that is still to be judged.
 #[derive(Clone, Debug)]
 pub struct Trial {
-    /// The packages that were drained, and their R.
-    pub packages: BTreeMap<PackageId, Slept>,
+    /// The package that was drained.
+    pub package: PackageId,
     /// Epoch at which it is judged.
     pub judged_at: u64,
+    /// R of the package before.
+    before: f64,
+    /// And in the last two epochs.
+    after: [Option<f64>; 2],
     /// Where each group that was moved had been, and was put.
     moved: BTreeMap<String, (PackageSet, PackageSet)>,
     /// Pressure and p99 of every group before.
     waits: BTreeMap<String, (Option<f64>, Option<f64>)>,
-}
-
-/// R of a drained package.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Slept {
-    before: f64,
-    /// In the last two epochs.
-    after: [Option<f64>; 2],
 }
 
 /// What came of it.
@@ -31,19 +27,18 @@ pub struct Slept {
 pub enum Verdict {
     /// It stays.
     Good,
-    /// It is undone, for what was found of this package.
-    Bad(PackageId, Reason),
+    /// It is undone.
+    Bad(Reason),
 }
 
 impl Trial {
-    /// `drained`: R before of each package that was drained, of which there is one at least; `view`: what was seen before the moves.
-    pub fn new(drained: &BTreeMap<PackageId, f64>, moves: &[Move], view: &View, judged_at: u64) -> Trial {
+    /// `before`: R of the package; `view`: what was seen before the moves.
+    pub fn new(package: PackageId, before: f64, moves: &[Move], view: &View, judged_at: u64) -> Trial {
         Trial {
-            packages: drained
-                .iter()
-                .map(|(id, before)| (*id, Slept { before: *before, after: [None; 2] }))
-                .collect(),
+            package,
             judged_at,
+            before,
+            after: [None; 2],
             moved: moves.iter().map(|m| (m.group.clone(), (m.from.clone(), m.to.clone()))).collect(),
             waits: view.groups.iter().map(|group| (group.id.clone(), (group.pressure, group.p99))).collect(),
         }
@@ -51,31 +46,23 @@ impl Trial {
 
     /// Another epoch has been seen.
     pub fn watch(&mut self, view: &View) {
-        for (id, slept) in &mut self.packages {
-            let seen = view.packages.iter().find(|package| package.id == *id);
-            slept.after = [slept.after[1], seen.and_then(|package| package.residency)];
-        }
+        let seen = view.packages.iter().find(|package| package.id == self.package);
+        self.after = [self.after[1], seen.and_then(|package| package.residency)];
     }
 
     /// What came of it, as of the last epoch seen.
     pub fn verdict(&self, view: &View, settings: &Settings) -> Verdict {
-        let gain = |(id, slept): (&PackageId, &Slept)| {
-            let seen: Vec<f64> = slept.after.iter().flatten().copied().collect();
-            let after = seen.iter().sum::<f64>() / seen.len().max(1) as f64;
-            // A package that slept almost always cannot sleep much more.
-            let enough = after >= (slept.before + settings.gain).min(ALWAYS);
-            (!enough).then_some((*id, slept.before, after))
-        };
+        let package = self.package;
         if let Some(group) = view.groups.iter().find(|group| self.hurt(group, settings)) {
-            let package = self.packages.keys().next().copied().unwrap_or(PackageId(0));
-            return Verdict::Bad(package, Reason::Hurt { package, group: group.id.clone() });
+            return Verdict::Bad(Reason::Hurt { package, group: group.id.clone() });
         }
-        match self.packages.iter().find_map(gain) {
-            Some((package, before, after)) => {
-                Verdict::Bad(package, Reason::NoGain { package, before, after })
-            }
-            None => Verdict::Good,
+        let seen: Vec<f64> = self.after.iter().flatten().copied().collect();
+        let after = seen.iter().sum::<f64>() / seen.len().max(1) as f64;
+        // A package that slept almost always cannot sleep much more.
+        if after >= (self.before + settings.gain).min(ALWAYS) {
+            return Verdict::Good;
         }
+        Verdict::Bad(Reason::NoGain { package, before: self.before, after })
     }
 
     fn hurt(&self, group: &GroupView, settings: &Settings) -> bool {

@@ -165,7 +165,7 @@ impl Policy {
                 seen.loads.pop_front();
             }
         }
-        let gone = |trial: &Trial| trial.packages.keys().any(|package| !ids.contains(package));
+        let gone = |trial: &Trial| !ids.contains(&trial.package);
         if self.trial.as_ref().is_some_and(gone) {
             self.trial = None;
         }
@@ -182,16 +182,13 @@ impl Policy {
             return None;
         };
         self.remember_residency(view);
-        let drained = trial.packages.keys();
+        let known = self.packages.get_mut(&trial.package)?;
         match trial.verdict(view, &self.settings) {
             Verdict::Good => {
-                for id in drained {
-                    self.packages.get_mut(id)?.back_off = self.settings.back_off;
-                }
+                known.back_off = self.settings.back_off;
                 None
             }
-            Verdict::Bad(package, reason) => {
-                let known = self.packages.get_mut(&package)?;
+            Verdict::Bad(reason) => {
                 known.retry_at = self.epoch + known.back_off;
                 known.back_off = (known.back_off * 2).min(self.settings.longest);
                 let moves = trial.undo(view, &reason);
@@ -277,31 +274,24 @@ impl Policy {
             .max_by(|a, b| rank(*a).0.cmp(&rank(*b).0).then(rank(*a).1.total_cmp(&rank(*b).1)).then(b.cmp(a)))
     }
 
-    /// Empties packages of `class`, the least used first, each only if all that lies on it fits elsewhere.
+    /// Empties one package of `class`, the least used that can be: all that lies on it must fit elsewhere. One at a time, so that a load
+    /// that was not foreseen finds the others awake.
     fn drain(&mut self, view: &View, class: Class) -> Option<Vec<Move>> {
         let mut candidates: Vec<_> =
             view.packages.iter().filter(|p| self.may_drain(view, p.id, class)).collect();
         candidates.sort_by(|a, b| a.load.total_cmp(&b.load).then(b.id.cmp(&a.id)));
-        let mut plan = Plan::new(view, |group| self.demand(group));
-        let mut drained = BTreeMap::new();
-        for package in candidates {
-            let without: PackageSet = drained.keys().copied().chain([package.id]).collect();
-            if let (Some(emptied), Some(now)) =
-                (self.emptied(view, &plan, package.id, &without), package.residency)
-            {
-                plan = emptied;
-                let before = self.packages[&package.id].residency.map_or(now, |last| (last + now) / 2.0);
-                drained.insert(package.id, before);
-            }
-        }
-        let package = *drained.keys().next()?;
+        let (drained, plan) =
+            candidates.into_iter().find_map(|package| Some((package, self.emptied(view, package.id)?)))?;
+        let package = drained.id;
         let reason = match class {
             Class::Inefficient => Reason::DrainInefficient { package },
             _ => Reason::DrainMedium { package },
         };
+        let now = drained.residency?;
+        let before = self.packages[&package].residency.map_or(now, |last| (last + now) / 2.0);
         let moves = self.moves(view, &plan, &reason);
         self.cool(&moves);
-        self.trial = Some(Trial::new(&drained, &moves, view, self.epoch + self.settings.cool_down));
+        self.trial = Some(Trial::new(package, before, &moves, view, self.epoch + self.settings.cool_down));
         Some(moves)
     }
 
@@ -314,18 +304,13 @@ impl Policy {
         known.class == class && settled && measured && view.keep != Some(id) && on.count() > 0
     }
 
-    /// Everything on the package elsewhere, and not on one of `without`, if it fits: all or nothing.
-    fn emptied<'a>(
-        &self,
-        view: &'a View,
-        plan: &Plan<'a>,
-        package: PackageId,
-        without: &PackageSet,
-    ) -> Option<Plan<'a>> {
+    /// Everything on the package elsewhere, if it fits: all or nothing.
+    fn emptied<'a>(&self, view: &'a View, package: PackageId) -> Option<Plan<'a>> {
         let takes = |id: &PackageId| {
-            !without.contains(id) && matches!(self.packages[id].class, Class::Medium | Class::Inefficient)
+            *id != package && matches!(self.packages[id].class, Class::Medium | Class::Inefficient)
         };
         let takers: PackageSet = view.ids().into_iter().filter(takes).collect();
+        let plan = Plan::new(view, |group| self.demand(group));
         let mut emptied = plan.clone();
         for (index, share) in plan.on(package) {
             let (group, on) = emptied.group(index);

@@ -65,8 +65,8 @@ impl Default for Settings {
             pressure: 0.05,
             p99: 1.25,
             back_off: 8,
-            calm: 64,
-            calmer: 8,
+            calm: 512,
+            calmer: 4,
             longest: 4096,
             drain_medium: true,
         }
