@@ -25,6 +25,7 @@ use super::group::{Controller, GroupError};
 use super::holder::{FdKeeper, Holder, KeeperError};
 use super::local::Local;
 use super::metrics::Metrics;
+use super::placement::Placement;
 use super::power_watch::PowerWatch;
 use super::roles::{self, Roles, RolesError};
 use super::sessions::{Node, Sessions};
@@ -115,6 +116,7 @@ struct Parts {
     context: Arc<Context>,
     controllers: Vec<Arc<dyn Controller>>,
     power: Option<PowerWatch>,
+    placement: Option<Arc<Placement>>,
     /// Keeps listening for other agents.
     _roles: Roles,
     stop: Mutex<Stop>,
@@ -151,15 +153,15 @@ impl Daemon {
         // A program that names no group gets the first, whether it can be used or not.
         let place = |name: &str| context.config.groups.iter().position(|group| group.name == name);
         controllers.sort_by_key(|c| place(c.name()).unwrap_or(usize::MAX));
+        let placement = Placement::start(&context).map(Arc::new);
         let power = context.config.power.as_ref().map(|power| {
-            PowerWatch::start(&power.path, controllers.clone()).map_err(|source| DaemonError::System {
-                what: "watch power at",
-                path: power.path.clone(),
-                source,
+            PowerWatch::start(&power.path, controllers.clone(), placement.clone()).map_err(|source| {
+                DaemonError::System { what: "watch power at", path: power.path.clone(), source }
             })
         });
         let power = power.transpose()?;
-        let parts = Arc::new(Parts { context, controllers, power, _roles: roles, stop: Mutex::new(stop) });
+        let parts =
+            Arc::new(Parts { context, controllers, power, placement, _roles: roles, stop: Mutex::new(stop) });
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
@@ -237,6 +239,7 @@ impl Node for Parts {
                 rdma: rdma_status(&self.context.config),
             },
             power: self.power.as_ref().map(PowerWatch::status),
+            placement: self.placement.as_ref().map(|placement| placement.status()),
             groups: self.controllers.iter().map(|c| c.report()).collect(),
         }
     }

@@ -9,6 +9,7 @@ use std::{io, mem};
 
 use super::clock::WallTime;
 use super::group::Controller;
+use super::placement::Placement;
 use super::status::PowerStatus;
 use crate::locks::lock;
 use crate::power::file::FileSource;
@@ -30,7 +31,12 @@ pub struct PowerWatch {
 
 impl PowerWatch {
     /// Watches the file at `path`.
-    pub fn start(path: &Path, controllers: Vec<Arc<dyn Controller>>) -> io::Result<PowerWatch> {
+    /// `placement` is told after the groups, which have the more pressing business.
+    pub fn start(
+        path: &Path,
+        controllers: Vec<Arc<dyn Controller>>,
+        placement: Option<Arc<Placement>>,
+    ) -> io::Result<PowerWatch> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut source = FileSource::new(path);
         let name = source.name().to_owned();
@@ -44,6 +50,7 @@ impl PowerWatch {
                 lock(&hears).clone_from(&state);
                 if let Some(event) = debounce.event(&state, Instant::now()) {
                     controllers.iter().for_each(|c| c.power(event == PowerEvent::Back));
+                    placement.iter().for_each(|p| p.power(event == PowerEvent::Back));
                 }
             }
         })?;

@@ -13,11 +13,13 @@ use prometheus_client::registry::{Metric, Registry};
 
 use super::{DestinationStatus, GroupStatus, LogStatus, Role, Status};
 use crate::agent::clock::WallTime;
+use crate::node::placement::status::{PackageStatus, PlacementStatus};
 
 /// `status` in the text format of OpenMetrics 1.0, which Prometheus reads as its own.
 pub fn render(status: &Status) -> String {
     let mut page = Page(Registry::with_prefix("pmemha"));
     page.node(status);
+    status.placement.iter().for_each(|placement| page.placement(placement));
     page.groups(&status.groups);
     page.logs(&status.groups);
     page.destinations(&status.groups);
@@ -94,6 +96,31 @@ impl Page {
             "power_charge_ratio",
             "Charge of the battery, 0 to 1",
             known(power.and_then(|p| p.charge).map(f64::from)),
+        );
+    }
+
+    fn placement(&mut self, placement: &PlacementStatus) {
+        let of = |package: &PackageStatus| vec![("package", package.package.to_string())];
+        let packages = || placement.packages.iter();
+        self.gauge("package_load_ratio", "Share of a package in use", packages().map(|p| (of(p), p.load)));
+        self.gauge(
+            "package_residency_ratio",
+            "Share of time that a package sleeps whatever the others do",
+            packages().filter_map(|p| Some((of(p), p.residency?))),
+        );
+        let class = packages().filter_map(|p| Some((with(of(p), "class", &p.class?.to_string()), 1.0)));
+        self.gauge("package_class", "1 for the package's present class", class);
+        let watts = placement.watts.map(|watts| (vec![], watts));
+        self.gauge("package_power_watts", "Power of all packages", watts);
+        self.gauge(
+            "placement_gathered",
+            "Whether all has gathered on battery",
+            [(vec![], flag(placement.gathered))],
+        );
+        self.counter(
+            "placement_moves",
+            "Groups of threads that were moved",
+            [(vec![], placement.moves as f64)],
         );
     }
 

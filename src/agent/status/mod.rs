@@ -12,6 +12,7 @@ pub mod text;
 
 use serde::{Deserialize, Serialize};
 
+use crate::node::placement::status::PlacementStatus;
 use crate::region::kind::MemoryKind;
 use crate::types::{Generation, Level, Lsn, RegionId};
 
@@ -24,6 +25,9 @@ pub struct Status {
     pub node: NodeStatus,
     /// External power; none if no source is configured.
     pub power: Option<PowerStatus>,
+    /// Where groups of threads run; none if that is off.
+    #[serde(default)]
+    pub placement: Option<PlacementStatus>,
     /// Every group that this node has a part in.
     pub groups: Vec<GroupStatus>,
 }

@@ -63,6 +63,7 @@ pub fn status() -> Status {
             rdma: RdmaStatus::default(),
         },
         power: None,
+        placement: None,
         groups: vec![group],
     }
 }
