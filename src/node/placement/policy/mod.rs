@@ -105,11 +105,12 @@ impl Policy {
     /// the last look.
     pub fn guard(&mut self, view: &View) -> Vec<Move> {
         let ids = view.ids();
-        let full = |package: &&PackageView| {
+        let jumped = |package: &PackageView| {
             let before = self.packages.get(&package.id).map_or(package.load, |known| known.load);
-            let jumped = package.load >= self.settings.rising && package.load >= before + self.settings.jump;
-            jumped || package.load >= self.settings.urgent
+            package.load >= self.settings.rising && package.load >= before + self.settings.jump
         };
+        let full = |package: &&PackageView| jumped(package) || package.load >= self.settings.urgent;
+        let surprised = view.packages.iter().any(jumped);
         let full: BTreeMap<PackageId, f64> =
             view.packages.iter().filter(full).map(|package| (package.id, package.load)).collect();
         let mut moves = Vec::new();
@@ -129,8 +130,12 @@ impl Policy {
         }
         if !moves.is_empty() {
             self.trial = None;
-            self.calm_until = self.epoch + self.calm;
-            self.calm = (self.calm * self.settings.calmer).min(self.settings.longest);
+            if surprised {
+                self.calm_until = self.epoch + self.calm;
+                self.calm = (self.calm * self.settings.calmer).min(self.settings.longest);
+            } else {
+                self.calm_until = self.calm_until.max(self.epoch + self.settings.rest);
+            }
             self.cool(&moves);
         }
         moves

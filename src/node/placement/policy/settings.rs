@@ -36,7 +36,9 @@ pub struct Settings {
     pub p99: f64,
     /// Epochs before a package whose draining was undone is drained again; doubled each time, up to [`Settings::longest`].
     pub back_off: u64,
-    /// Epochs without draining after the guard had to step in; times [`Settings::calmer`] each time, up to the longest.
+    /// Epochs without draining after the guard had to step in for a load that had grown steadily.
+    pub rest: u64,
+    /// The same after a load that came out of nothing; times [`Settings::calmer`] each time, up to the longest.
     pub calm: u64,
     /// See [`Settings::calm`].
     pub calmer: u64,
@@ -49,13 +51,13 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            high: 0.70,
+            high: 0.65,
             low: 0.15,
             efficient: 0.75,
             parked: 0.02,
             fill: 0.60,
             relieved: 0.50,
-            urgent: 0.75,
+            urgent: 0.85,
             rising: 0.55,
             jump: 0.25,
             stable: 2,
@@ -65,6 +67,7 @@ impl Default for Settings {
             pressure: 0.05,
             p99: 1.25,
             back_off: 8,
+            rest: 32,
             calm: 512,
             calmer: 4,
             longest: 4096,
