@@ -96,17 +96,24 @@ pub struct Change {
     pub target: Target,
     /// What it held before pmemha first changed it.
     pub from: String,
+    /// What it held when the last change was noted: a kill may have come before that was made.
+    pub was: String,
     /// What pmemha last had it hold, or was about to.
     pub to: String,
 }
 
 impl Change {
+    /// From what it holds now to something else.
+    pub fn new(target: Target, from: String, to: String) -> Change {
+        Change { target, was: from.clone(), from, to }
+    }
+
     /// Puts back what was there. One that is gone needs nothing; one that somebody else has changed since is left to them. Says what
     /// could not be done.
     pub fn undo(&self) -> Result<(), String> {
         match self.target.read() {
             Ok(now) if now == self.from => Ok(()),
-            Ok(now) if now != self.to => Err(format!(
+            Ok(now) if now != self.to && now != self.was => Err(format!(
                 "{} was changed by others to `{now}` and is left so; before pmemha it was `{}`",
                 self.target, self.from
             )),

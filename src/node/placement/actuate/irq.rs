@@ -1,7 +1,9 @@
 //! The interrupts of a network adapter, and the package that it is at.
 
 use std::fs;
+use std::path::PathBuf;
 
+use crate::node::placement::cpus;
 use crate::node::placement::monitor::topology::Topology;
 use crate::node::placement::monitor::{Roots, number};
 use crate::node::placement::policy::model::PackageId;
@@ -24,15 +26,20 @@ pub fn of(roots: &Roots, device: &str) -> Vec<u32> {
     found
 }
 
-/// The package whose memory node the adapter is at; none where it tells none, or one that several packages share.
+/// The package that the adapter is at, by the processors that are local to it; none where it tells none, or several packages'.
 pub fn package(roots: &Roots, device: &str, topology: &Topology) -> Option<PackageId> {
-    let node = classes(roots, device).into_iter().find_map(|dir| number::<i64>(&dir.join("numa_node")))?;
-    let packages = topology.packages_of_nodes(&[u32::try_from(node).ok()?].into());
+    let dirs = classes(roots, device);
+    let local = |dir: &PathBuf| cpus::parse(&fs::read_to_string(dir.join("local_cpulist")).ok()?);
+    let node =
+        |dir: &PathBuf| number::<i64>(&dir.join("numa_node")).and_then(|node| u32::try_from(node).ok());
+    let by_cpus = dirs.iter().find_map(local).map(|cpus| topology.packages_of(&cpus));
+    let by_node = || dirs.iter().find_map(node).map(|node| topology.packages_of_nodes(&[node].into()));
+    let packages = by_cpus.filter(|packages| packages.len() == 1).or_else(by_node)?;
     packages.first().copied().filter(|_| packages.len() == 1)
 }
 
 /// Directories of the device behind an adapter. A virtual one's is a step below that of its bus.
-fn classes(roots: &Roots, device: &str) -> Vec<std::path::PathBuf> {
+fn classes(roots: &Roots, device: &str) -> Vec<PathBuf> {
     let plain = !device.is_empty() && !device.contains(['/', '\0']) && device != "." && device != "..";
     let dirs = ["net", "infiniband"]
         .iter()
@@ -62,6 +69,9 @@ mod tests {
             (vec![41, 42], Some(PackageId(1)))
         );
         fs::write(device.join("numa_node"), "-1\n").unwrap();
+        fs::write(device.join("local_cpulist"), "0\n").unwrap();
+        assert_eq!(package(&roots, "eth0", &topology), Some(PackageId(0)));
+        fs::write(device.join("local_cpulist"), "0-1\n").unwrap();
         assert_eq!((of(&roots, "../eth0"), package(&roots, "eth0", &topology)), (vec![], None));
     }
 }

@@ -88,7 +88,10 @@ impl Journal {
     pub fn note(&mut self, changes: &[Change]) -> Result<(), JournalError> {
         for change in changes {
             match self.changes.iter_mut().find(|noted| noted.target == change.target) {
-                Some(noted) if noted.to == change.from => noted.to.clone_from(&change.to),
+                Some(noted) if noted.to == change.from || noted.was == change.from => {
+                    noted.was.clone_from(&change.from);
+                    noted.to.clone_from(&change.to);
+                }
                 // Somebody else has changed it since: that is what is put back.
                 Some(noted) => *noted = change.clone(),
                 None => self.changes.push(change.clone()),
@@ -144,7 +147,7 @@ mod tests {
     use crate::node::placement::actuate::change::Target;
 
     fn change(target: &Path, from: &str, to: &str) -> Change {
-        Change { target: Target::File(target.into()), from: from.into(), to: to.into() }
+        Change::new(Target::File(target.into()), from.into(), to.into())
     }
 
     #[test]
@@ -158,7 +161,11 @@ mod tests {
         journal.note(&[change(&cpuset, "0-1", "2")]).unwrap();
         // Killed before it was written: the file still holds what it was last given.
         let found = Journal::open(&path).unwrap();
-        assert_eq!(found.changes(), [change(&cpuset, "0-3", "2")]);
+        let [found] = found.changes() else { panic!("{found:?}") };
+        assert_eq!((found.from.as_str(), found.to.as_str()), ("0-3", "2"));
+        assert_eq!((found.undo(), fs::read_to_string(&cpuset).unwrap().as_str()), (Ok(()), "0-3"));
+        fs::write(&cpuset, "7\n").unwrap();
+        assert!(found.undo().unwrap_err().contains("`7`"), "somebody else's is left");
     }
 
     #[test]

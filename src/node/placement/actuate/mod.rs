@@ -132,7 +132,7 @@ impl Actuator {
         for target in targets {
             match target.read() {
                 Ok(from) if from == to => {}
-                Ok(from) => changes.push(Change { target: target.clone(), from, to: to.clone() }),
+                Ok(from) => changes.push(Change::new(target.clone(), from, to.clone())),
                 Err(error) if change::is_gone(&error) && targets.len() > 1 => {}
                 Err(error) => return Err(refused(format!("reading {target}"), error)),
             }

@@ -282,6 +282,13 @@ impl Policy {
     /// Empties one package of `class`, the least used that can be: all that lies on it must fit elsewhere. One at a time, so that a load
     /// that was not foreseen finds the others awake.
     fn drain(&mut self, view: &View, class: Class) -> Option<Vec<Move>> {
+        let in_use = view
+            .packages
+            .iter()
+            .filter(|package| view.groups.iter().any(|group| group.on.contains(&package.id)));
+        if in_use.count() <= 2 && self.epoch < self.settings.lone {
+            return None;
+        }
         let mut candidates: Vec<_> =
             view.packages.iter().filter(|p| self.may_drain(view, p.id, class)).collect();
         candidates.sort_by(|a, b| a.load.total_cmp(&b.load).then(b.id.cmp(&a.id)));
@@ -357,6 +364,8 @@ impl Policy {
             for id in from.iter().chain(to) {
                 if let Some(known) = self.packages.get_mut(id) {
                     known.cool_until = until;
+                    // What it will carry comes of the move, and is no surprise.
+                    known.load = 1.0;
                 }
             }
         }

@@ -44,6 +44,8 @@ pub struct Settings {
     pub calmer: u64,
     /// Longest back-off.
     pub longest: u64,
+    /// Epochs for which loads must have been seen before all but one package are emptied: then no other is awake to help.
+    pub lone: u64,
     /// Whether medium packages are drained when everything fits.
     pub drain_medium: bool,
 }
@@ -58,8 +60,8 @@ impl Default for Settings {
             fill: 0.60,
             relieved: 0.50,
             urgent: 0.85,
-            rising: 0.55,
-            jump: 0.25,
+            rising: 0.50,
+            jump: 0.18,
             stable: 2,
             cool_down: 4,
             memory: 128,
@@ -71,6 +73,7 @@ impl Default for Settings {
             calm: 512,
             calmer: 4,
             longest: 4096,
+            lone: 48,
             drain_medium: true,
         }
     }

@@ -28,7 +28,7 @@ fn settled(policy: &mut Policy, view: &View, epochs: usize) -> Vec<Move> {
 }
 
 fn policy() -> Policy {
-    Policy::new(Settings::default())
+    Policy::new(Settings { lone: 0, ..Settings::default() })
 }
 
 /// Two packages that are little used, a group on each.
@@ -121,7 +121,7 @@ fn a_medium_package_is_drained_when_everything_fits_and_not_when_it_does_not() {
     let moves = settled(&mut policy(), &at(0.25), 10);
     assert!(matches!(moves[0].reason, Reason::DrainMedium { .. }), "{moves:?}");
     assert!(settled(&mut policy(), &at(0.35), 50).is_empty());
-    let alone = Settings { drain_medium: false, ..Settings::default() };
+    let alone = Settings { drain_medium: false, lone: 0, ..Settings::default() };
     assert!(
         settled(&mut Policy::new(alone), &at(0.25), 50).is_empty(),
         "the five classes alone save nothing here"
@@ -170,6 +170,13 @@ fn the_guard_spreads_at_once_and_draining_rests_longer_each_time() {
         assert!(moves.len() == 2 && moves.iter().all(|m| m.to == set(&[0, 1])), "{moves:?}");
     }
     assert!(rests[0] < rests[1] && rests[1] < rests[2], "{rests:?}");
+}
+
+#[test]
+fn all_but_one_are_emptied_only_after_a_longer_look() {
+    let mut policy = Policy::new(Settings { lone: 30, ..Settings::default() });
+    assert!(settled(&mut policy, &two_idle(), 29).is_empty());
+    assert_eq!(settled(&mut policy, &two_idle(), 2).len(), 1);
 }
 
 #[test]
