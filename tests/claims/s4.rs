@@ -72,6 +72,17 @@ impl Rig {
         let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().expect("sleep starts");
         let pid = child.id();
         self.children.push(child);
+        // Its start is not to be taken for load: epochs are milliseconds here.
+        let soon = Instant::now() + Duration::from_secs(30);
+        let state = || {
+            read(Path::new(&format!("/proc/{pid}/stat")))
+                .rsplit(") ")
+                .next()
+                .map(|rest| rest.starts_with('S'))
+        };
+        while state() != Some(true) && Instant::now() < soon {
+            std::thread::yield_now();
+        }
         std::os::unix::fs::symlink(format!("/proc/{pid}"), self.roots.proc.join(pid.to_string()))
             .expect("a link");
         pid

@@ -119,7 +119,9 @@ impl Policy {
                 continue;
             };
             let allowed = group.allowed(&ids);
-            let to = if group.limits.whole && group.on.len() <= 1 {
+            let to = if group.limits.whole && group.on.len() > 1 {
+                continue;
+            } else if group.limits.whole {
                 emptiest(view, &allowed).filter(|to| !full.contains_key(to)).into_iter().collect()
             } else {
                 group.on.intersection(&ids).copied().chain(allowed).collect::<PackageSet>()
@@ -256,7 +258,7 @@ impl Policy {
                 && let Some(to) = self.best_fit(&plan, &others, share, self.settings.fill)
             {
                 plan.put(index, [to].into());
-            } else if !(group.limits.whole && on.len() == 1)
+            } else if !group.limits.whole
                 && let Some(to) = self.best_fit(
                     &plan,
                     &others,

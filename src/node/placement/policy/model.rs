@@ -39,7 +39,7 @@ pub struct Limits {
     pub fixed: Option<String>,
     /// The packages that it may use, if not all: those whose memory its policy binds it to, or its cpuset's.
     pub within: Option<PackageSet>,
-    /// It is not to lie on several packages, unless it does already.
+    /// It is not to lie on more packages than it does.
     pub whole: bool,
 }
 
