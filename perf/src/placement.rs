@@ -92,8 +92,7 @@ pub fn run(options: &Options) -> Outcome<()> {
     report.draw(chart);
     report.note(
         "Simulated. Power is of all packages and their memory. The baiting adversary is played against pmemha, and what it asked is then asked of the others. \
-         On traces up to 10 % of load the aim is that of the issue; packages that are spread to already sleep on their own at 2 and 5 %, by as much as \
-         repacking every epoch shows.",
+         At 2 and 5 % of load packages that are spread to already sleep on their own: repacking every epoch shows what there is to save.",
     );
     report.finish()
 }
