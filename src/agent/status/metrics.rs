@@ -257,6 +257,7 @@ mod tests {
     use super::super::sample::status;
     use super::super::{ArchiveStatus, LogStatus, PowerStatus, SyncStatus};
     use super::*;
+    use crate::node::placement::policy::model::{Class, PackageId};
     use crate::region::kind::MemoryKind;
     use crate::types::{Level, Lsn};
 
@@ -271,6 +272,18 @@ mod tests {
             charge: Some(0.5),
             error: None,
             as_of: s.as_of.clone(),
+        });
+        s.placement = Some(PlacementStatus {
+            watts: Some(99.5),
+            packages: vec![PackageStatus {
+                package: PackageId(1),
+                cpus: "4-7".into(),
+                load: 0.25,
+                residency: Some(0.5),
+                class: Some(Class::Medium),
+            }],
+            moves: 3,
+            ..PlacementStatus::default()
         });
         let group = &mut s.groups[0];
         group.destinations[0].sync = Some(SyncStatus::at(1, 4, 2));
@@ -305,6 +318,8 @@ mod tests {
         for line in [
             "pmemha_power_online 0.0",
             "pmemha_power_charge_ratio 0.5",
+            "pmemha_package_class{package=\"1\",class=\"medium\"} 1.0",
+            "pmemha_placement_moves_total 3.0",
             "pmemha_group_state{group=\"db\",role=\"source\",state=\"running\"} 1.0",
             "pmemha_log_commits_given_up_total{group=\"db\",role=\"source\"} 7.0",
             "pmemha_destination_exposure_bytes{group=\"db\",role=\"source\",destination=\"beta\"} 1024.0",

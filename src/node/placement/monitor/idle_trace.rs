@@ -100,11 +100,12 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Begins below `tracefs`, usually `/sys/kernel/tracing`, on the clock of `CLOCK_MONOTONIC`.
-    pub fn begin(tracefs: &Path, name: &str) -> io::Result<Trace> {
-        let instance = tracefs.join("instances").join(name);
-        // What a killed agent left.
-        let _ = fs::remove_dir(&instance);
+    /// Begins below `tracefs`, usually `/sys/kernel/tracing`, on the clock of `CLOCK_MONOTONIC`. `pid`: this process, whose the instance
+    /// is.
+    pub fn begin(tracefs: &Path, pid: u32) -> io::Result<Trace> {
+        let instances = tracefs.join("instances");
+        remove_left(&instances, pid);
+        let instance = instances.join(format!("{PREFIX}{pid}"));
         fs::create_dir(&instance)?;
         let begun = (|| {
             fs::write(instance.join("trace_clock"), "mono")?;
@@ -150,6 +151,20 @@ impl Drop for Trace {
         let _ = fs::remove_dir(&self.instance);
     }
 }
+
+/// Removes the instances of processes that are gone, and of an earlier one of our number.
+fn remove_left(instances: &Path, own: u32) {
+    for entry in fs::read_dir(instances).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| pid == own || !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// How the names of our instances begin.
+const PREFIX: &str = "pmemha-";
 
 /// Of each processor: some 15,000 events.
 const BUFFER_KIB: &str = "512";
