@@ -22,6 +22,7 @@
 //! | `replica` | destination: landing, apply, image, restore |
 //! | `ship` | source: shipping loop, first sync, last gasp |
 //! | `power` | power events |
+//! | `node` | the node's own resources: groups of threads over processor packages |
 //! | `failover` | group state machine (pure), supervision of applications |
 //! | `agent` | pmemhad: configuration, sessions, control protocol, status |
 //! | `capi` | the C ABI |
@@ -57,6 +58,8 @@ pub mod agent;
 pub mod fabric;
 #[cfg(feature = "agent")]
 pub mod failover;
+#[cfg(feature = "agent")]
+pub mod node;
 #[cfg(feature = "agent")]
 pub mod power;
 #[cfg(feature = "agent")]

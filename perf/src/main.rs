@@ -14,6 +14,7 @@ mod latency;
 mod overhead;
 mod pair;
 mod peers;
+mod placement;
 mod report;
 mod scale;
 mod schedule;
@@ -52,6 +53,8 @@ enum What {
     Latency(latency::Options),
     /// An unmodified libpmemobj program bare and protected
     Overhead(overhead::Options),
+    /// Power and latency of placements over packages, simulated
+    Placement(placement::Options),
     /// What grows with threads, with destinations and with the size of regions
     Scale(scale::Options),
     /// The tcp fabric beside iperf3
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         What::LastGasp(options) => last_gasp::run(&options),
         What::Latency(options) => latency::run(&options),
         What::Overhead(options) => overhead::run(&options),
+        What::Placement(options) => placement::run(&options),
         What::Scale(options) => scale::run(&options),
         What::Tcp(options) => tcp::run(&options),
         What::Filler(options) => handover::filler(&options),

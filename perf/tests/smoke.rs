@@ -72,6 +72,15 @@ fn scale_counts_threads_and_destinations_and_copies_regions() {
 }
 
 #[test]
+fn placements_stand_beside_spreading_with_their_aims() {
+    let rows = rows("placement --seconds 6 --trace constant");
+    assert!(peers(&rows, "power, constant 10 %").iter().any(|name| name == "spread"), "{rows:#?}");
+    assert_eq!(aims(&rows, "power, constant 20 %"), ["<= 0.75"]);
+    assert_eq!(aims(&rows, "last gasp, gathered then"), [">= 1.5"]);
+    assert!(rows.iter().all(|row| row["label"] == "simulated"), "{rows:#?}");
+}
+
+#[test]
 fn tcp_is_told_plain_and_encrypted() {
     let rows = rows("tcp --time-ms 100 --count 100 --rounds 1");
     for what in ["write, plain", "write, encrypted", "write to completion"] {

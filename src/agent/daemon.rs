@@ -26,6 +26,7 @@ use super::group::{Controller, GroupError};
 use super::holder::{FdKeeper, Holder, KeeperError};
 use super::local::Local;
 use super::metrics::Metrics;
+use super::placement::Placement;
 use super::power_watch::PowerWatch;
 use super::roles::{self, Roles, RolesError};
 use super::sessions::{Node, Sessions};
@@ -117,6 +118,7 @@ struct Parts {
     controllers: Vec<Arc<dyn Controller>>,
     power: Option<Arc<PowerWatch>>,
     budget: Option<BudgetWatch>,
+    placement: Option<Arc<Placement>>,
     /// Keeps listening for other agents.
     _roles: Roles,
     stop: Mutex<Stop>,
@@ -153,15 +155,16 @@ impl Daemon {
         // A program that names no group gets the first, whether it can be used or not.
         let place = |name: &str| context.config.groups.iter().position(|group| group.name == name);
         controllers.sort_by_key(|c| place(c.name()).unwrap_or(usize::MAX));
+        let placement = Placement::start(&context).map(Arc::new);
         let power = context.config.power.as_ref().map(|power| {
-            PowerWatch::start(power, &context, controllers.clone())
+            PowerWatch::start(power, &context, controllers.clone(), placement.clone())
                 .map_err(|why| DaemonError::Machine(why.to_string()))
         });
         let power = power.transpose()?.map(Arc::new);
         let budget = BudgetWatch::start(&context, &controllers, power.as_ref())
             .map_err(|why| DaemonError::Machine(format!("cannot watch the battery budget: {why}")))?;
-        let parts =
-            Arc::new(Parts { context, controllers, power, budget, _roles: roles, stop: Mutex::new(stop) });
+        let stop = Mutex::new(stop);
+        let parts = Arc::new(Parts { context, controllers, power, budget, placement, _roles: roles, stop });
         let socket = parts.context.config.socket();
         let sessions = Sessions::start(Listener::bind(&socket, SOCKET_MODE)?, parts.clone())
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
@@ -239,6 +242,7 @@ impl Node for Parts {
                 rdma: rdma_status(&self.context.config),
             },
             power: self.power.as_ref().map(|power| power.status()),
+            placement: self.placement.as_ref().map(|placement| placement.status()),
             groups: self.controllers.iter().map(|c| self.report(c)).collect(),
         }
     }

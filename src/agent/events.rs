@@ -107,6 +107,10 @@ pub enum Kind {
     FilesPlaced,
     /// At the heir: they could not be put there.
     PlacingFailed,
+    /// A group of threads was moved between packages, or could not be.
+    GroupPlaced,
+    /// Something that placement had changed could not be set back.
+    PlacementLeft,
     /// To one subscriber: what it asked for is no longer remembered.
     Missed,
 }

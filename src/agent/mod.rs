@@ -14,6 +14,7 @@
 //! | [`roles`], [`role`] | the groups shared with other nodes; one of them, as source or destination |
 //! | [`messenger`] | the way to the other node for who owns a group |
 //! | [`application`], [`restarts`] | a group's application: frozen, thawed, killed, started, and how often |
+//! | [`placement`] | places groups of threads over processor packages |
 //! | [`power_watch`] | tells the groups of external power |
 //! | [`budget_watch`] | whether the battery is enough for what groups expose |
 //! | [`source`] | a group's stream at its source: the link, kept up |
@@ -48,6 +49,7 @@ pub mod local;
 pub mod messenger;
 pub mod metrics;
 pub mod ownership;
+pub mod placement;
 pub mod power_watch;
 pub mod restarts;
 pub mod role;

@@ -3,6 +3,7 @@
 mod s1;
 mod s2;
 mod s3;
+mod s4;
 
 use pmemha_testkit::node::Binaries;
 

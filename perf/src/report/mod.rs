@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 pub use row::{Aim, Row, Series};
+pub use svg::{Chart, Curve};
 
 use crate::Outcome;
 
@@ -45,6 +46,7 @@ pub struct Report {
     rows: Vec<Row>,
     absent: Vec<Absent>,
     notes: Vec<String>,
+    charts: Vec<Chart>,
 }
 
 impl Report {
@@ -53,7 +55,15 @@ impl Report {
         let bar = ProgressBar::new(steps as u64);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed_precise} {msg}");
         bar.set_style(style.expect("a constant template"));
-        Report { bench, output: output.clone(), bar, rows: Vec::new(), absent: Vec::new(), notes: Vec::new() }
+        Report {
+            bench,
+            output: output.clone(),
+            bar,
+            rows: Vec::new(),
+            absent: Vec::new(),
+            notes: Vec::new(),
+            charts: Vec::new(),
+        }
     }
 
     /// A step begins.
@@ -79,6 +89,11 @@ impl Report {
         self.notes.push(note.into());
     }
 
+    /// Adds a chart to the page, before those of the rows.
+    pub fn draw(&mut self, chart: Chart) {
+        self.charts.push(chart);
+    }
+
     /// Prints the rows and writes the page.
     pub fn finish(self) -> Outcome<()> {
         self.bar.finish_and_clear();
@@ -93,7 +108,7 @@ impl Report {
             self.absent.iter().for_each(|a| println!("not measured: {}: {}", a.name, a.remedy));
         }
         if let Some(path) = &self.output.html {
-            let page = page::render(self.bench, &facts, &self.rows, &self.absent, &self.notes);
+            let page = page::render(self.bench, &facts, &self.rows, &self.absent, &self.notes, &self.charts);
             std::fs::write(path, page).map_err(|e| format!("{}: {e}", path.display()))?;
         }
         Ok(())

@@ -8,7 +8,14 @@ use super::svg::{Chart, Curve, escape};
 use super::{Absent, Row, bytes};
 
 /// The page.
-pub fn render(bench: &str, facts: &Value, rows: &[Row], absent: &[Absent], notes: &[String]) -> String {
+pub fn render(
+    bench: &str,
+    facts: &Value,
+    rows: &[Row],
+    absent: &[Absent],
+    notes: &[String],
+    charts: &[Chart],
+) -> String {
     let mut out = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>pmemha-perf {bench}</title><style>{STYLE}</style>\
          <h1>pmemha-perf {bench}</h1>"
@@ -20,7 +27,11 @@ pub fn render(bench: &str, facts: &Value, rows: &[Row], absent: &[Absent], notes
     );
     list(&mut out, "how to read this", METHOD.iter().map(|m| m.to_string()).chain(notes.iter().cloned()));
     list(&mut out, "not measured", absent.iter().map(|a| format!("{}: {}", a.name, a.remedy)));
-    size_curves(rows).iter().chain(&percentile_curves(rows)).for_each(|chart| out += &chart.svg());
+    charts
+        .iter()
+        .chain(&size_curves(rows))
+        .chain(&percentile_curves(rows))
+        .for_each(|chart| out += &chart.svg());
     table(&mut out, rows);
     out + "</html>\n"
 }
@@ -157,7 +168,8 @@ mod tests {
             let ours = Series::of_times(&times);
             Row::new("wait <durable>", Some(size), "us", ours).beside("librpma", vec![7.0].into())
         };
-        let page = render("latency", &serde_json::json!({"kernel": "6.1"}), &[row(64), row(4096)], &[], &[]);
+        let page =
+            render("latency", &serde_json::json!({"kernel": "6.1"}), &[row(64), row(4096)], &[], &[], &[]);
         assert_eq!(page.matches("<svg").count(), 3, "{page}");
         assert_eq!(page.matches("<tr class").count(), 2);
         assert!(page.contains("4 KiB") && page.contains("librpma") && !page.contains("<durable>"));

@@ -61,6 +61,14 @@ impl Chart {
         out + "</svg>"
     }
 
+    /// The drawing as a file of its own.
+    pub fn standalone(&self) -> String {
+        let head = "<svg xmlns=\"http://www.w3.org/2000/svg\" ";
+        let style = "<style>text{font:12px sans-serif}.t{font-weight:bold}.m{text-anchor:middle}.e{text-anchor:end}\
+                     .g{stroke:#ddd}.a{stroke:#000;fill:none}</style>";
+        self.svg().replacen("<svg ", head, 1).replacen('>', &format!(">{style}"), 1)
+    }
+
     fn axes(&self, out: &mut String, x: &Axis, y: &Axis) {
         let (left, right, top, bottom) = (x.from, x.to, y.to, y.from);
         for value in x.marks() {

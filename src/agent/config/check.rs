@@ -8,6 +8,7 @@ use super::message::{Fault, Step};
 use super::model::{FabricKind, Group, Replica};
 use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS, power};
+use crate::agent::placement;
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::failover::{OnDeath, Trigger};
 use crate::log::format::{MAX_RING, MIN_RING};
@@ -35,6 +36,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     for (i, replica) in config.replicas.iter().enumerate() {
         check_replica(config, i, replica, &mut found);
     }
+    check_placement(config, &mut found);
     check_directories(config, &mut found);
     found.into_inner()
 }
@@ -376,6 +378,24 @@ fn check_replica(config: &Config, index: usize, replica: &Replica, found: &mut F
         found.absolute(&["replica", &i, "working_dir"], dir);
     }
     check_command("replica", &i, "start", &replica.start, found);
+}
+
+fn check_placement(config: &Config, found: &mut Faults) {
+    let groups = config.placement.iter().flat_map(|placement| &placement.groups).enumerate();
+    for (i, group) in groups {
+        let n = i.to_string();
+        found.name(&["placement", "group", &n, "name"], &group.name);
+        found.absolute(&["placement", "group", &n, "cgroup"], &group.cgroup);
+        let placed = config.placement.iter().flat_map(|placement| &placement.groups[..i]);
+        let taken = config.groups.iter().map(|group| &group.name).chain(placed.map(|group| &group.name));
+        if taken.chain([&placement::OWN.to_owned()]).any(|name| *name == group.name) {
+            found.add(
+                &["placement", "group", &n, "name"],
+                format!("`{}` is another group's", group.name),
+                "give it a name of its own; applications that the agent starts, and the agent, are placed without being named",
+            );
+        }
+    }
 }
 
 fn check_command(list: &str, i: &str, key: &str, command: &[String], found: &mut Faults) {

@@ -195,6 +195,7 @@ fn stand_in(tree: &mut Spanned<DeTable<'_>>, path: &[Step], lost: &Lost) -> Opti
         "group" => "group = '/?'",
         "dir" => "dir = '/?'",
         "path" => "path = '/?'",
+        "cgroup" => "cgroup = '/?'",
         "ca" => "ca = '/?'",
         "cert" => "cert = '/?'",
         "key" => "key = '/?'",

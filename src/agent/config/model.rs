@@ -77,6 +77,43 @@ pub struct Metrics {
     pub listen: SocketAddr,
 }
 
+/// `[placement]`: where groups of threads run.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Placement {
+    /// When they are placed.
+    #[serde(default)]
+    pub mode: PlacementMode,
+    /// The network adapter whose package is kept, and where all gathers on battery; the one of `[rdma]` if absent.
+    pub nic: Option<String>,
+    /// Groups beside the applications that the agent starts, and the agent itself.
+    #[serde(default, rename = "group")]
+    pub groups: Vec<PlacedGroup>,
+}
+
+/// When groups of threads are placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlacementMode {
+    /// Never.
+    Off,
+    /// While external power is lost.
+    #[default]
+    LastGasp,
+    /// Always.
+    On,
+}
+
+/// `[[placement.group]]`: a group of threads.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlacedGroup {
+    /// Its name.
+    pub name: String,
+    /// The directory of its control group, with a cpuset of its own.
+    pub cgroup: PathBuf,
+}
+
 /// `[[peer]]`: another node.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

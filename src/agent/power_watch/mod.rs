@@ -18,6 +18,7 @@ use super::config::Power;
 use super::context::Context;
 use super::events::Kind;
 use super::group::Controller;
+use super::placement::Placement;
 use super::status::{PowerSourceStatus, PowerStatus};
 use crate::locks::lock;
 use crate::power::combine::{Rule, View, combine};
@@ -61,11 +62,12 @@ struct Views {
 }
 
 impl PowerWatch {
-    /// Watches what `power` names.
+    /// Watches what `power` names. `placement` is told after the groups, which have the more pressing business.
     pub fn start(
         power: &Power,
         context: &Arc<Context>,
         controllers: Vec<Arc<dyn Controller>>,
+        placement: Option<Arc<Placement>>,
     ) -> Result<PowerWatch, WatchError> {
         let stop = Arc::new(AtomicBool::new(false));
         let made = sources::make(power, &stop)?;
@@ -84,7 +86,7 @@ impl PowerWatch {
         }
         let (debounce, context) = (Debounce::new(power.confirm, power.settle), context.clone());
         let (doubt, spoken) = (Doubt::default(), false);
-        let judge = move || Judge { shared, context, controllers, debounce, doubt, spoken }.run();
+        let judge = move || Judge { shared, context, controllers, placement, debounce, doubt, spoken }.run();
         watch.threads.push(thread::Builder::new().name("power".into()).spawn(judge)?);
         Ok(watch)
     }
@@ -169,6 +171,7 @@ struct Judge {
     shared: Arc<Shared>,
     context: Arc<Context>,
     controllers: Vec<Arc<dyn Controller>>,
+    placement: Option<Arc<Placement>>,
     debounce: Debounce,
     doubt: Doubt,
     /// Something was told: power that is there from the beginning is not back.
@@ -194,6 +197,7 @@ impl Judge {
         let now = Instant::now();
         if let Some(event) = self.debounce.event(state, now) {
             self.controllers.iter().for_each(|c| c.power(event == PowerEvent::Back));
+            self.placement.iter().for_each(|p| p.power(event == PowerEvent::Back));
             let kind = match event {
                 PowerEvent::Lost => Some(Kind::PowerLost),
                 PowerEvent::Back => self.spoken.then_some(Kind::PowerBack),

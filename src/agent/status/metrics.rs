@@ -13,11 +13,13 @@ use prometheus_client::registry::{Metric, Registry};
 
 use super::{BudgetStatus, DestinationStatus, GroupStatus, LogStatus, Role, Status};
 use crate::agent::clock::WallTime;
+use crate::node::placement::status::{PackageStatus, PlacementStatus};
 
 /// `status` in the text format of OpenMetrics 1.0, which Prometheus reads as its own.
 pub fn render(status: &Status) -> String {
     let mut page = Page(Registry::with_prefix("pmemha"));
     page.node(status);
+    status.placement.iter().for_each(|placement| page.placement(placement));
     page.groups(&status.groups);
     page.logs(&status.groups);
     page.budgets(&status.groups);
@@ -101,6 +103,31 @@ impl Page {
             .flat_map(|p| &p.sources)
             .filter_map(|source| Some((vec![("source", source.name.clone())], flag(source.online?))));
         self.gauge("power_source_online", "Whether a source says that there is external power", sources);
+    }
+
+    fn placement(&mut self, placement: &PlacementStatus) {
+        let of = |package: &PackageStatus| vec![("package", package.package.to_string())];
+        let packages = || placement.packages.iter();
+        self.gauge("package_load_ratio", "Share of a package in use", packages().map(|p| (of(p), p.load)));
+        self.gauge(
+            "package_residency_ratio",
+            "Share of time that a package sleeps whatever the others do",
+            packages().filter_map(|p| Some((of(p), p.residency?))),
+        );
+        let class = packages().filter_map(|p| Some((with(of(p), "class", &p.class?.to_string()), 1.0)));
+        self.gauge("package_class", "1 for the package's present class", class);
+        let watts = placement.watts.map(|watts| (vec![], watts));
+        self.gauge("package_power_watts", "Power of all packages", watts);
+        self.gauge(
+            "placement_gathered",
+            "Whether all has gathered on battery",
+            [(vec![], flag(placement.gathered))],
+        );
+        self.counter(
+            "placement_moves",
+            "Groups of threads that were moved",
+            [(vec![], placement.moves as f64)],
+        );
     }
 
     fn groups(&mut self, groups: &[GroupStatus]) {
@@ -257,6 +284,7 @@ mod tests {
     use super::super::sample::status;
     use super::super::{ArchiveStatus, LogStatus, PowerSourceStatus, PowerStatus, SyncStatus};
     use super::*;
+    use crate::node::placement::policy::model::{Class, PackageId};
     use crate::region::kind::MemoryKind;
     use crate::types::{Level, Lsn};
 
@@ -281,6 +309,18 @@ mod tests {
                 error: None,
                 as_of: s.as_of.clone(),
             }],
+        });
+        s.placement = Some(PlacementStatus {
+            watts: Some(99.5),
+            packages: vec![PackageStatus {
+                package: PackageId(1),
+                cpus: "4-7".into(),
+                load: 0.25,
+                residency: Some(0.5),
+                class: Some(Class::Medium),
+            }],
+            moves: 3,
+            ..PlacementStatus::default()
         });
         let group = &mut s.groups[0];
         group.destinations[0].sync = Some(SyncStatus::at(1, 4, 2));
@@ -328,6 +368,8 @@ mod tests {
         for line in [
             "pmemha_power_online 0.0",
             "pmemha_power_charge_ratio 0.5",
+            "pmemha_package_class{package=\"1\",class=\"medium\"} 1.0",
+            "pmemha_placement_moves_total 3.0",
             "pmemha_group_state{group=\"db\",role=\"source\",state=\"running\"} 1.0",
             "pmemha_log_commits_given_up_total{group=\"db\",role=\"source\"} 7.0",
             "pmemha_destination_exposure_bytes{group=\"db\",role=\"source\",destination=\"beta\"} 1024.0",

@@ -14,6 +14,7 @@ pub mod text;
 pub use power::{BudgetStatus, PowerSourceStatus, PowerStatus};
 use serde::{Deserialize, Serialize};
 
+use crate::node::placement::status::PlacementStatus;
 use crate::region::kind::MemoryKind;
 use crate::types::{Generation, Level, Lsn, RegionId};
 
@@ -26,6 +27,9 @@ pub struct Status {
     pub node: NodeStatus,
     /// External power; none if no source is configured.
     pub power: Option<PowerStatus>,
+    /// Where groups of threads run; none if that is off.
+    #[serde(default)]
+    pub placement: Option<PlacementStatus>,
     /// Every group that this node has a part in.
     pub groups: Vec<GroupStatus>,
 }

@@ -64,6 +64,7 @@ pub fn status() -> Status {
             rdma: RdmaStatus::default(),
         },
         power: None,
+        placement: None,
         groups: vec![group],
     }
 }

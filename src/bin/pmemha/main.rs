@@ -11,6 +11,7 @@ mod local_agent;
 mod log;
 mod operate;
 mod output;
+mod placement;
 mod private;
 mod run;
 mod verify;
@@ -62,6 +63,8 @@ enum Command {
     Demo(demo::Demo),
     /// Say what this machine offers pmemha, what it lacks, and what to do
     Doctor(doctor::Doctor),
+    /// Show where groups of threads run: packages, their load, sleep and class, and the last moves
+    Placement(placement::Placement),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
 }
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Scrub(scrub) => scrub.execute(&agent),
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
+        Command::Placement(placement) => placement.execute(&agent).map(|()| 0),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {
