@@ -22,6 +22,7 @@
 //! | `ship` | source: shipping loop, first sync, last gasp |
 //! | `power` | power events |
 //! | `failover` | group state machine (pure), supervision of applications |
+//! | `node` | the host's resources: memory and large pages |
 //! | `agent` | pmemhad: configuration, sessions, control protocol, status |
 //! | `capi` | the C ABI |
 //!
@@ -55,6 +56,8 @@ pub mod agent;
 pub mod fabric;
 #[cfg(feature = "agent")]
 pub mod failover;
+#[cfg(feature = "agent")]
+pub mod node;
 #[cfg(feature = "agent")]
 pub mod power;
 #[cfg(feature = "agent")]

@@ -14,6 +14,7 @@ pub mod node;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod ranges;
 pub mod small_disk;
 pub mod test_agent;
 pub mod wait;

@@ -6,6 +6,7 @@ mod doctor;
 mod failure;
 mod filled;
 mod init;
+mod largepages;
 mod last_gasp;
 mod local_agent;
 mod log;
@@ -62,6 +63,9 @@ enum Command {
     Demo(demo::Demo),
     /// Say what this machine offers pmemha, what it lacks, and what to do
     Doctor(doctor::Doctor),
+    /// Say which ranges of a process earn large pages, and map them
+    #[command(name = "largepages")]
+    LargePages(largepages::LargePages),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
 }
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Command::Scrub(scrub) => scrub.execute(&agent),
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
+        Command::LargePages(large) => large.execute().map(|()| 0),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {

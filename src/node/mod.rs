@@ -1,0 +1,10 @@
+//! The host that pmemha shares with virtual machines and other tenants. Each room is a policy (pure, simulated, property-tested) with
+//! real sources and actuators behind small traits.
+//!
+//! | room | what it is for |
+//! | --- | --- |
+//! | [`kernel`] | probes: the kernel's own structures, read from outside |
+//! | [`largepage`] | large pages for the ranges that earn them, by access bits |
+
+pub mod kernel;
+pub mod largepage;
