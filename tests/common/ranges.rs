@@ -1,8 +1,9 @@
 //! The program `ranges` of `tests/programs`: a process whose memory is used as a plan says.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::programs;
 
@@ -20,7 +21,9 @@ pub struct Ranges {
 impl Ranges {
     /// Starts it with memory of a kind (`anon`, `memfd`, or a directory) and a plan; see the program.
     pub fn start(kind: &str, plan: &str) -> Ranges {
-        Ranges::start_by(&programs::compile("ranges", &["ranges.c"], &[]), kind, plan)
+        static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+        let program = PROGRAM.get_or_init(|| programs::compile("ranges", &["ranges.c"], &[]));
+        Ranges::start_by(program, kind, plan)
     }
 
     /// As [`Ranges::start`], by a program that was compiled before.
