@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | [`kernel`] | probes: the kernel's own structures, read from outside |
 //! | [`largepage`] | large pages for the ranges that earn them, by access bits |
+//! | [`reclaim`] | room for what fails over to here, by classes of use |
 
 pub mod kernel;
 pub mod largepage;
+pub mod reclaim;

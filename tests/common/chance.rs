@@ -20,6 +20,11 @@ impl Chance {
         Chance(seed)
     }
 
+    /// The sequence of this seed.
+    pub fn from_seed(seed: u64) -> Chance {
+        Chance(seed)
+    }
+
     /// A sequence of its own for `lane`.
     pub fn lane(&self, lane: u64) -> Chance {
         let mut own = Chance(self.0 ^ lane.wrapping_mul(0xd1b5_4a32_d192_ed03));
