@@ -1,6 +1,7 @@
 //! What each mechanism must show, as statements that a test decides: one module a mechanism, one test a claim.
 
 mod s3;
+mod s5;
 mod s6;
 
 use pmemha_testkit::node::Binaries;

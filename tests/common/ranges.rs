@@ -64,7 +64,7 @@ impl Ranges {
         self.does("once", "ok");
     }
 
-    /// Reads a second that it does in `ms` milliseconds.
+    /// Reads a second of a processor's time that it does in `ms` milliseconds of that.
     pub fn run(&mut self, ms: u64) -> f64 {
         self.does(&format!("run {ms}"), "ops ") * 1e3 / ms as f64
     }

@@ -35,6 +35,27 @@ pub enum Entry {
     },
 }
 
+/// What one address is mapped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// Nothing, or what cannot be read.
+    Absent,
+    /// A page of 4 KiB.
+    Small {
+        /// Number of its frame in physical memory.
+        frame: u64,
+        /// Whether its access bit is set.
+        accessed: bool,
+    },
+    /// A part of a large page.
+    Large {
+        /// Number of this part's frame in physical memory.
+        frame: u64,
+        /// Whether that one's access bit is set.
+        accessed: bool,
+    },
+}
+
 /// See the module.
 pub struct PageTables {
     memory: KernelMemory,
@@ -77,7 +98,7 @@ impl PageTables {
         for (i, start) in starts.iter().enumerate() {
             match self.lowest(&mut directories, *start)? {
                 Lowest::Absent => {}
-                Lowest::Large { accessed } => entries[i] = Entry::Large { accessed },
+                Lowest::Large { accessed, .. } => entries[i] = Entry::Large { accessed },
                 Lowest::Table(at) => {
                     tables.push(at);
                     whose.push(i);
@@ -92,6 +113,65 @@ impl PageTables {
         Ok(entries)
     }
 
+    /// The pages at `addresses`, in their order. Each is looked for by itself: for samples.
+    pub fn pages(&mut self, pid: u32, addresses: &[u64]) -> io::Result<Vec<Page>> {
+        let root = self.root_of(pid)?;
+        let mut directories = Directories { root, ..Directories::default() };
+        let mut pages = vec![Page::Absent; addresses.len()];
+        let (mut entries, mut whose) = (Vec::new(), Vec::new());
+        for (i, address) in addresses.iter().enumerate() {
+            match self.lowest(&mut directories, address / SPAN * SPAN)? {
+                Lowest::Absent => {}
+                Lowest::Large { frame, accessed } => {
+                    pages[i] = Page::Large { frame: frame + (address >> 12 & 511), accessed };
+                }
+                Lowest::Table(at) => {
+                    entries.push(at + (address >> 12 & 511) * 8);
+                    whose.push(i);
+                }
+            }
+        }
+        self.memory.read(&entries, 8, |n, entry| {
+            let entry = entry.map_or(0, word);
+            if entry & PRESENT != 0 {
+                let (frame, accessed) = ((entry & FRAME) >> 12, entry & ACCESSED != 0);
+                pages[whose[n]] = Page::Small { frame, accessed };
+            }
+        })?;
+        Ok(pages)
+    }
+
+    /// Gives the runs of pages, as first address and the one behind the last, that are mapped by small pages and whose access bit is not
+    /// set, within the 2 MiB ranges that begin at `starts`.
+    pub fn unused(&mut self, pid: u32, starts: &[u64], mut each: impl FnMut(u64, u64)) -> io::Result<()> {
+        let root = self.root_of(pid)?;
+        let mut directories = Directories { root, ..Directories::default() };
+        let (mut tables, mut whose) = (Vec::new(), Vec::new());
+        for start in starts {
+            if let Lowest::Table(at) = self.lowest(&mut directories, *start)? {
+                tables.push(at);
+                whose.push(*start);
+            }
+        }
+        self.memory.read(&tables, PAGE, |n, table| {
+            let mut run: Option<(u64, u64)> = None;
+            for (page, entry) in table.unwrap_or_default().chunks_exact(8).map(word).enumerate() {
+                let at = whose[n] + (page * PAGE) as u64;
+                if entry & (PRESENT | ACCESSED) != PRESENT {
+                    continue;
+                }
+                run = match run {
+                    Some((from, to)) if to == at => Some((from, at + PAGE as u64)),
+                    before => {
+                        before.into_iter().for_each(|(from, to)| each(from, to));
+                        Some((at, at + PAGE as u64))
+                    }
+                };
+            }
+            run.into_iter().for_each(|(from, to)| each(from, to));
+        })
+    }
+
     /// What maps the 2 MiB at `start`: the directories on the way are kept in `known`.
     fn lowest(&self, known: &mut Directories, start: u64) -> io::Result<Lowest> {
         let index = |level: u32| (start >> (12 + 9 * level) & 511) as usize;
@@ -100,13 +180,16 @@ impl PageTables {
         let middle = known.entry_at(&self.memory, 1, upper, index(2))?;
         if middle & HUGE != 0 {
             // A page of 1 GiB: nothing here to be mapped large.
-            return Ok(Lowest::Large { accessed: middle & ACCESSED != 0 });
+            let frame = (middle & FRAME & !(GIB - 1) | start & (GIB - 1)) >> 12;
+            return Ok(Lowest::Large { frame, accessed: middle & ACCESSED != 0 });
         }
         let Some(middle) = self.next(middle) else { return Ok(Lowest::Absent) };
         let entry = known.entry_at(&self.memory, 2, middle, index(1))?;
         Ok(match self.next(entry) {
             None => Lowest::Absent,
-            Some(_) if entry & HUGE != 0 => Lowest::Large { accessed: entry & ACCESSED != 0 },
+            Some(_) if entry & HUGE != 0 => {
+                Lowest::Large { frame: (entry & FRAME & !(SPAN - 1)) >> 12, accessed: entry & ACCESSED != 0 }
+            }
             Some(table) => Lowest::Table(table),
         })
     }
@@ -167,7 +250,11 @@ impl PageTables {
 
 enum Lowest {
     Absent,
-    Large { accessed: bool },
+    /// A large page: the frame that this range begins with.
+    Large {
+        frame: u64,
+        accessed: bool,
+    },
     Table(u64),
 }
 
@@ -278,6 +365,7 @@ const PRESENT: u64 = 1;
 const ACCESSED: u64 = 1 << 5;
 const HUGE: u64 = 1 << 7;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
+const GIB: u64 = 1 << 30;
 const LOWEST_DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 
 /// The map lies within 64 TiB from its lowest place.
@@ -315,6 +403,18 @@ mod tests {
         let seen = tables.look(std::process::id(), &starts).unwrap();
         assert_eq!(seen[..2], [table(512, 100), table(7, 0)]);
         assert!(matches!(seen[2], Entry::Absent | Entry::Table { present: 0, .. }), "{seen:?}");
+        let mut runs = Vec::new();
+        let place = |address: u64| (address - first) / PAGE as u64;
+        tables.unused(std::process::id(), &starts, |from, to| runs.push((place(from), place(to)))).unwrap();
+        assert_eq!(runs, [(100, 512), (512, 519)]);
+        let frame = frame_of(first).unwrap();
+        let pages =
+            tables.pages(std::process::id(), &[first, first + 511 * PAGE as u64, first + 2 * SPAN]).unwrap();
+        assert_eq!(pages[0], Page::Small { frame, accessed: true });
+        assert!(
+            matches!(pages[1], Page::Small { accessed: false, .. }) && pages[2] == Page::Absent,
+            "{pages:?}"
+        );
     }
 
     #[test]

@@ -7,6 +7,14 @@
 //! | --- | --- |
 //! | [`classes`] | classes of pages, and estimates of their totals from samples (pure) |
 //! | [`decision`] | who gives up what, by which technique (pure) |
+//! | [`sample`] | classes of a process's pages, from a sample |
+//! | [`group`] | control groups as tenants |
+//! | [`page_out`] | page-out of exactly the unused pages |
+//! | [`balloon`] | a guest's balloon, over QMP |
 
+pub mod balloon;
 pub mod classes;
 pub mod decision;
+pub mod group;
+pub mod page_out;
+pub mod sample;
