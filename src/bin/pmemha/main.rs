@@ -10,6 +10,7 @@ mod largepages;
 mod last_gasp;
 mod local_agent;
 mod log;
+mod memory;
 mod operate;
 mod output;
 mod private;
@@ -66,6 +67,8 @@ enum Command {
     /// Say which ranges of a process earn large pages, and map them
     #[command(name = "largepages")]
     LargePages(largepages::LargePages),
+    /// Say what processes and control groups use their memory for, and plan how to make room
+    Memory(memory::Memory),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
 }
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::LargePages(large) => large.execute().map(|()| 0),
+        Command::Memory(memory) => memory.execute().map(|()| 0),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {
