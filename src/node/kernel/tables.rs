@@ -377,10 +377,12 @@ const MOST_TASKS: usize = 1 << 17;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     /// Ours, or nothing where this machine does not let us; said so.
     fn tables() -> Option<PageTables> {
-        PageTables::open().inspect_err(|e| eprintln!("\nskipped: page tables: {e}")).ok()
+        let said = |e: &io::Error| _ = writeln!(io::stderr(), "\nskipped: page tables: {e}");
+        PageTables::open().inspect_err(said).ok()
     }
 
     #[test]
