@@ -1,7 +1,7 @@
 //! `pmemha-perf largepages`: what large pages gain a program, by how many of its ranges have them and in which order they got them.
 //!
-//! A program has ranges that are dense and hot, sparse and hot, and cold, mixed over its addresses. Four of it run beside each other;
-//! each has its ranges mapped large step by step in another order: by address, as khugepaged goes; at random; by the
+//! A program has ranges that are dense and hot, sparse and hot, and cold, mixed over its addresses. Five of it run beside each other. One
+//! keeps its small pages; each of the others has its ranges mapped large step by step in another order: by address, as khugepaged goes; at random; by the
 //! policy's ranking from access bits that it counted itself; and by what only the plan knows. At each step all read at random, in
 //! turns.
 
@@ -48,8 +48,11 @@ pub struct Options {
 /// Turns that programs take at each step.
 const SLICES: u64 = 4;
 
-/// The orders, ours first.
-const ORDERS: [&str; 4] = ["ours", "address order", "random", "oracle"];
+/// The programs: by the order in which their ranges are mapped large, ours first, and the one whose ranges are not.
+const ORDERS: [&str; 5] = ["ours", "address order", "random", "oracle", "all small"];
+
+/// Index of the program that keeps its small pages.
+const SMALL: usize = 4;
 
 /// Measures, and tells a row for each kind of memory, step and order.
 pub fn run(options: &Options) -> Outcome<()> {
@@ -90,12 +93,11 @@ pub fn run(options: &Options) -> Outcome<()> {
 
 /// Figures of one kind of memory, a value a round.
 struct Seen {
-    small: Vec<f64>,
-    /// By step, then by order.
-    rates: Vec<[Vec<f64>; 4]>,
-    /// What the policy mapped by itself: share of the ranges, and the rate that this gave.
+    /// By step, then by program.
+    rates: Vec<[Vec<f64>; 5]>,
+    /// What the policy mapped by itself: share of the ranges, and what this gained.
     chosen: Vec<f64>,
-    chosen_rate: Vec<f64>,
+    chosen_gain: Vec<f64>,
     reading: Vec<f64>,
     clearing: Vec<f64>,
     collapse_ms: Vec<f64>,
@@ -106,10 +108,9 @@ impl Seen {
         let rates = (0..steps).map(|_| Default::default()).collect();
         let none = Vec::new;
         Seen {
-            small: none(),
             rates,
             chosen: none(),
-            chosen_rate: none(),
+            chosen_gain: none(),
             reading: none(),
             clearing: none(),
             collapse_ms: none(),
@@ -118,25 +119,23 @@ impl Seen {
 
     fn tell(&self, kind: &str, options: &Options, shares: &[u32], report: &mut Report) {
         let series = |values: &[f64]| Series::from(values.to_vec());
-        let all = &self.rates[shares.len() - 1][0];
+        let last = &self.rates[shares.len() - 1];
         for (step, share) in shares.iter().enumerate() {
             let bytes = u64::from(count_of(*share, options.ranges)) * Range::BYTES;
             let row = || Row::new(format!("reads, {kind}"), Some(bytes), "M/s", series(&self.rates[step][0]));
             for (order, name) in ORDERS.iter().enumerate().skip(1) {
                 report.push(row().beside(name, series(&self.rates[step][order])));
             }
-            report.push(row().beside("all small", series(&self.small)));
         }
-        let gain = |rates: &[f64]| -> Vec<f64> {
-            rates.iter().zip(&self.small).map(|(rate, small)| (rate / small - 1.0).max(0.0)).collect()
-        };
+        let all: Vec<f64> =
+            last[0].iter().zip(&last[SMALL]).map(|(rate, small)| gain(*rate, *small)).collect();
         let ours = Row::new(
             format!("gain of what the policy maps, {kind}"),
             None,
             "share",
-            series(&gain(&self.chosen_rate)),
+            series(&self.chosen_gain),
         );
-        report.push(ours.beside("gain of all large", series(&gain(all))).aiming(Some(Aim::AtLeast(0.9))));
+        report.push(ours.beside("gain of all large", series(&all)).aiming(Some(Aim::AtLeast(0.9))));
         let share =
             Row::new(format!("ranges that the policy maps, {kind}"), None, "share", series(&self.chosen));
         report.push(share.aiming(Some(Aim::OursBelow(0.2001))));
@@ -178,13 +177,12 @@ fn one_round(kind: &str, options: &Options, shares: &[u32], round: u64, seen: &m
         }
         rates
     };
-    seen.small.push(rates(&mut programs[..1])[0]);
     let mut advice = Vec::new();
     for program in &programs {
         advice.push((Advice::on(program.pid())?, Range::of(program.base()).0));
     }
     // What the policy decides by itself comes first, then the steps that are larger or smaller than that.
-    let mut done = [0; 4];
+    let mut done = [0; SMALL];
     let mut chosen = false;
     for (step, share) in shares.iter().enumerate() {
         let count = count_of(*share, options.ranges) as usize;
@@ -192,9 +190,10 @@ fn one_round(kind: &str, options: &Options, shares: &[u32], round: u64, seen: &m
             chosen = true;
             let mapped = advance(&mut advice[0], &orders[0], &mut done[0], ranked.earned, seen)?;
             seen.chosen.push(mapped as f64 / f64::from(options.ranges));
-            seen.chosen_rate.push(rates(&mut programs[..1])[0]);
+            let rates = rates(&mut programs);
+            seen.chosen_gain.push(gain(rates[0], rates[SMALL]));
         }
-        for order in 0..ORDERS.len() {
+        for order in 0..SMALL {
             advance(&mut advice[order], &orders[order], &mut done[order], count, seen)?;
         }
         for (order, rate) in rates(&mut programs).into_iter().enumerate() {
@@ -202,6 +201,11 @@ fn one_round(kind: &str, options: &Options, shares: &[u32], round: u64, seen: &m
         }
     }
     Ok(())
+}
+
+/// What a rate gains over that of small pages, measured in the same turns.
+fn gain(rate: f64, small: f64) -> f64 {
+    (rate / small - 1.0).max(0.0)
 }
 
 /// Maps ranges of an order large until `count` are; how many are.
