@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::message::{Fault, Step};
-use super::model::{FabricKind, Group, Replica};
+use super::model::{FabricKind, Group, LargePages, Replica};
 use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS};
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::failover::{OnDeath, Trigger};
 use crate::log::format::{MAX_RING, MIN_RING};
+use crate::node::largepage::{period, policy};
 use crate::types::Level;
 
 /// Longest name of a group: it becomes a file name and part of messages.
@@ -146,8 +147,29 @@ fn check_node(config: &Config, found: &mut Faults) {
     if config.rdma.port == Some(0) {
         found.add(&["rdma", "port"], "ports are counted from 1", "leave it out, or see `rdma link`");
     }
+    if let Some(large) = &config.largepages {
+        check_large_pages(large, found);
+    }
     if let Some(power) = &config.power {
         found.absolute(&["power", "path"], &power.path);
+    }
+}
+
+fn check_large_pages(large: &LargePages, found: &mut Faults) {
+    if !(1..=policy::PAGES).contains(&large.threshold) {
+        let what = format!("{} pages of the {} of a range", large.threshold, policy::PAGES);
+        found.add(&["largepages", "threshold"], what, "choose 1 to 512, such as 64");
+    }
+    if large.budget == 0 {
+        found.add(
+            &["largepages", "budget"],
+            "nothing would be mapped large",
+            "choose 1 or more, or leave [largepages] out",
+        );
+    }
+    if !(period::SHORTEST..=period::LONGEST).contains(&large.period) {
+        let what = format!("{:?} is no useful period", large.period);
+        found.add(&["largepages", "period"], what, "choose one from \"200ms\" to \"60s\"");
     }
 }
 

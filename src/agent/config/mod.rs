@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 pub use message::{ConfigError, Problem};
 use message::{Fault, Source};
 pub use model::{
-    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, Power, PowerKind, Rdma,
-    Replica, Tls, UserRef,
+    Archive, DurabilityChoice, FabricKind, Group, Keeper, LargePages, Metrics, Node, Peer, Power, PowerKind,
+    Rdma, Replica, Tls, UserRef,
 };
 pub use units::{format_bytes, parse_bytes, parse_duration, parse_rate};
 
@@ -43,6 +43,8 @@ pub struct Config {
     pub power: Option<Power>,
     /// Where metrics are served; nowhere if absent.
     pub metrics: Option<Metrics>,
+    /// Large pages for attached processes; none if absent.
+    pub largepages: Option<LargePages>,
     /// Which adapter the verbs fabric uses.
     #[serde(default)]
     pub rdma: Rdma,
