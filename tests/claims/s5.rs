@@ -19,6 +19,7 @@ use pmemha::node::reclaim::sample::{Sampled, sample};
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::ranges::{RANGE, Ranges};
 use pmemha_testkit::{dirs, wait};
+use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
@@ -158,6 +159,43 @@ fn s5_6_whether_a_promoted_region_fits_is_answered_from_the_classes() {
         cold.takes.iter().any(|t| t.class == Class::InactiveAnonymous && t.technique == Technique::PageOut)
     );
     assert_eq!(hot.short, (256 - 12) * MIB, "all hot: refused, and how much is missing is said");
+}
+
+/// S5.6, carried out: of two programs one is all hot and the other half cold. The command finds the room, makes it by page-out of the cold
+/// half, and refuses what there is not.
+#[test]
+fn s5_6_room_is_made_from_the_one_that_has_it_and_the_rest_is_refused() {
+    if page_tables().is_none() {
+        return;
+    }
+    let Some(_swap) = Swap::on() else { return };
+    let mut hot = Ranges::start("anon", &"D".repeat(16));
+    let mut half = Ranges::start("anon", &format!("{}{}", "D".repeat(8), "-".repeat(16)));
+    for program in [&mut hot, &mut half] {
+        program.tell("run 600000");
+    }
+    let pmemha = |need: &str| {
+        let out = Command::new(super::BINARIES.cli)
+            .args(["memory", "--json", "--act", "--interval", "800ms", "--need", need])
+            .args([hot.pid(), half.pid()].map(|pid| pid.to_string()))
+            .output()
+            .expect("pmemha runs");
+        let told: Value = serde_json::from_slice(&out.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)));
+        (out.status.code(), told)
+    };
+    let (code, told) = pmemha("16MiB");
+    let moved = |told: &Value, tenant: u64| -> u64 {
+        let done = told["room"]["done"].as_array().expect("a list").iter();
+        done.filter(|d| d["take"]["tenant"] == tenant).filter_map(|d| d["effect"]["moved"].as_u64()).sum()
+    };
+    println!("{:#}", told["room"]);
+    assert_eq!(code, Some(0), "{told:#}");
+    assert!(moved(&told, 1) >= 15 * MIB && moved(&told, 0) < 2 * MIB, "{told:#}");
+    let (code, told) = pmemha("1GiB");
+    assert_eq!(code, Some(1), "{told:#}");
+    assert!(told["room"]["short"].as_u64().is_some_and(|short| short > 900 * MIB), "{told:#}");
+    assert!(moved(&told, 0) < 4 * MIB, "what is hot was left alone: {told:#}");
 }
 
 /// S5.8: free, inactive buffer, inactive anonymous (host page-out of exactly those pages), then active ones; pinned memory never.

@@ -67,7 +67,7 @@ enum Command {
     /// Say which ranges of a process earn large pages, and map them
     #[command(name = "largepages")]
     LargePages(largepages::LargePages),
-    /// Say what processes and control groups use their memory for, and plan how to make room
+    /// Say what processes and control groups use their memory for, and make room
     Memory(memory::Memory),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::LargePages(large) => large.execute().map(|()| 0),
-        Command::Memory(memory) => memory.execute().map(|()| 0),
+        Command::Memory(memory) => memory.execute(),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {

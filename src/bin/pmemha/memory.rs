@@ -1,20 +1,22 @@
-//! `pmemha memory`: what tenants of this host use their memory for, and what would be taken from whom to make room. Changes nothing
-//! but access bits.
+//! `pmemha memory`: what tenants of this host use their memory for, and what would be taken from whom to make room. Takes it only
+//! where that is asked for; access bits are cleared in any case.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use pmemha::agent::config::{format_bytes, parse_bytes, parse_duration};
 use pmemha::node::kernel::tables::PageTables;
 use pmemha::node::reclaim::classes::{Class, Estimate, PerClass};
 use pmemha::node::reclaim::decision::{
-    self, Depth, Host, Means, Need, Plan, Technique, Tenant, allotment, working_set,
+    self, Depth, Host, Means, Need, Plan, Take, Technique, Tenant, allotment, working_set,
 };
 use pmemha::node::reclaim::group::Group;
+use pmemha::node::reclaim::page_out::{Effect, page_out};
+use pmemha::node::reclaim::room::{Room, Taker, make_room};
 use pmemha::node::reclaim::sample::sample;
 use serde::Serialize;
 
@@ -36,6 +38,9 @@ pub struct Memory {
     /// Plan to take caches that are in use, too
     #[arg(long, requires = "need")]
     active_buffer: bool,
+    /// Do what is planned, and say what it brought
+    #[arg(long, requires = "need")]
+    act: bool,
     /// Interval over which processes' pages count as used
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
@@ -54,6 +59,8 @@ struct Told {
     tenants: Vec<Row>,
     need: Option<Need>,
     plan: Option<Plan>,
+    /// What was done; none for a dry run.
+    room: Option<Room>,
 }
 
 #[derive(Serialize)]
@@ -72,8 +79,8 @@ enum Source {
 }
 
 impl Memory {
-    /// Looks, plans if a need is given, and tells.
-    pub fn execute(self) -> Result<(), Failure> {
+    /// Looks, plans if a need is given, acts if asked to, and tells. The exit code says whether the need is met.
+    pub fn execute(self) -> Result<u8, Failure> {
         if self.interval > LONGEST {
             return Err(Failure::new(USAGE, "--interval is an hour at most"));
         }
@@ -98,8 +105,22 @@ impl Memory {
         let need = self.need.map(|bytes| Need { bytes, within: self.within, depth });
         let tenants: Vec<Tenant> = rows.iter().map(|row| row.tenant.clone()).collect();
         let plan = need.map(|need| decision::plan(host, &tenants, need));
-        let told = Told { host, tenants: rows, need, plan };
-        if self.json { json_line(&told) } else { print(&text(&told, swap)) }
+        let room = match need.filter(|_| self.act) {
+            Some(need) => {
+                let (sources, began) = (sources.iter().map(|(_, source)| source).collect(), Instant::now());
+                let mut taker = Hands { sources, names: &self.tenants, tables };
+                Some(make_room(host, tenants, need, &mut taker, &|| began.elapsed()))
+            }
+            None => None,
+        };
+        let told = Told { host, tenants: rows, need, plan, room };
+        if self.json {
+            json_line(&told)?
+        } else {
+            print(&text(&told, swap))?
+        }
+        let short = told.room.map_or(told.plan.map_or(0, |plan| plan.short), |room| room.short);
+        Ok(if short > 0 { SHORT } else { 0 })
     }
 
     fn row(
@@ -134,6 +155,25 @@ impl Memory {
         }
         let (working_set, allotment) = (working_set(&tenant), allotment(&tenant));
         Ok(Row { tenant, working_set, allotment, sampled })
+    }
+}
+
+/// What a plan is carried out by.
+struct Hands<'a> {
+    sources: Vec<&'a Source>,
+    names: &'a [String],
+    tables: Option<PageTables>,
+}
+
+impl Taker for Hands<'_> {
+    fn take(&mut self, _tenant: &Tenant, take: &Take) -> io::Result<Effect> {
+        match (self.sources[take.tenant], take.technique, &mut self.tables) {
+            (Source::Process(pid), Technique::PageOut, Some(tables)) => {
+                page_out(tables, *pid, take.bytes, &[])
+            }
+            (Source::Group(group), Technique::Limit, _) => group.reclaim(take.bytes),
+            _ => Err(io::Error::other(format!("nothing works on {}", self.names[take.tenant]))),
+        }
     }
 }
 
@@ -219,7 +259,8 @@ fn text(told: &Told, swap: u64) -> String {
         out += &classes(&tenant.classes);
     }
     let Some(plan) = &told.plan else { return out };
-    out += &format!("plan for {} (nothing is done):\n", format_bytes(told.need.map_or(0, |n| n.bytes)));
+    let done = if told.room.is_some() { "" } else { " (nothing is done)" };
+    out += &format!("plan for {}{done}:\n", format_bytes(told.need.map_or(0, |n| n.bytes)));
     for take in &plan.takes {
         let how = match take.technique {
             Technique::Balloon => "by its balloon",
@@ -231,6 +272,15 @@ fn text(told: &Told, swap: u64) -> String {
     }
     if plan.short > 0 {
         out += &format!("  {:>10}  missing: it does not fit\n", format_bytes(plan.short));
+    }
+    if let Some(room) = &told.room {
+        out += &format!("made {}, missing {}:\n", format_bytes(room.made), format_bytes(room.short));
+        for done in &room.done {
+            let name = &told.tenants[done.take.tenant].tenant.name;
+            let (moved, asked) = (format_bytes(done.effect.moved), format_bytes(done.effect.asked));
+            let why = done.error.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            out += &format!("  {moved:>10}  of {asked} asked of {name}{why}\n");
+        }
     }
     out
 }
@@ -258,6 +308,9 @@ fn word(class: Class) -> &'static str {
         Class::Free => "free",
     }
 }
+
+/// Exit code where not all of the need is met.
+const SHORT: u8 = 1;
 
 const LONGEST: Duration = Duration::from_secs(3600);
 
