@@ -45,8 +45,11 @@ pub struct Options {
     output: Output,
 }
 
+/// Percent of the ranges that are to bring nearly all of the gain.
+const FEW: u32 = 20;
+
 /// Turns that programs take at each step.
-const SLICES: u64 = 4;
+const SLICES: u64 = 8;
 
 /// The programs: by the order in which their ranges are mapped large, ours first, and the one whose ranges are not.
 const ORDERS: [&str; 5] = ["ours", "address order", "random", "oracle", "all small"];
@@ -119,7 +122,6 @@ impl Seen {
 
     fn tell(&self, kind: &str, options: &Options, shares: &[u32], report: &mut Report) {
         let series = |values: &[f64]| Series::from(values.to_vec());
-        let last = &self.rates[shares.len() - 1];
         for (step, share) in shares.iter().enumerate() {
             let bytes = u64::from(count_of(*share, options.ranges)) * Range::BYTES;
             let row = || Row::new(format!("reads, {kind}"), Some(bytes), "M/s", series(&self.rates[step][0]));
@@ -127,15 +129,19 @@ impl Seen {
                 report.push(row().beside(name, series(&self.rates[step][order])));
             }
         }
-        let all: Vec<f64> =
-            last[0].iter().zip(&last[SMALL]).map(|(rate, small)| gain(*rate, *small)).collect();
-        let ours = Row::new(
-            format!("gain of what the policy maps, {kind}"),
-            None,
-            "share",
-            series(&self.chosen_gain),
-        );
-        report.push(ours.beside("gain of all large", series(&all)).aiming(Some(Aim::AtLeast(0.9))));
+        let gains = |rates: &[Vec<f64>; 5]| -> Vec<f64> {
+            rates[0].iter().zip(&rates[SMALL]).map(|(rate, small)| gain(*rate, *small)).collect()
+        };
+        let all = gains(&self.rates[shares.len() - 1]);
+        let beside_all = |what: String, ours: &[f64]| {
+            let row = Row::new(what, None, "share", series(ours)).beside("gain of all large", series(&all));
+            row.aiming(Some(Aim::AtLeast(0.9)))
+        };
+        if let Some(step) = shares.iter().rposition(|share| *share <= FEW) {
+            let what = format!("gain of the best {} %, {kind}", shares[step]);
+            report.push(beside_all(what, &gains(&self.rates[step])));
+        }
+        report.push(beside_all(format!("gain of what the policy maps, {kind}"), &self.chosen_gain));
         let share =
             Row::new(format!("ranges that the policy maps, {kind}"), None, "share", series(&self.chosen));
         report.push(share.aiming(Some(Aim::OursBelow(0.2001))));
@@ -170,9 +176,11 @@ fn one_round(kind: &str, options: &Options, shares: &[u32], round: u64, seen: &m
     let rates = |programs: &mut [Ranges]| -> Vec<f64> {
         let slice = (options.time_ms / SLICES).max(1);
         let mut rates = vec![0.0; programs.len()];
-        for _ in 0..SLICES {
-            for (rate, program) in rates.iter_mut().zip(programs.iter_mut()) {
-                *rate += program.run(slice) / 1e6 / SLICES as f64;
+        for turn in 0..SLICES as usize {
+            // Who comes first changes, and so does who comes after whom.
+            for i in 0..programs.len() {
+                let i = (turn + i * (1 + turn % 4)) % programs.len();
+                rates[i] += programs[i].run(slice) / 1e6 / SLICES as f64;
             }
         }
         rates

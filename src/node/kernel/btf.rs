@@ -61,7 +61,7 @@ impl<'a> Btf<'a> {
             } else {
                 None
             };
-            inside.filter(|_| bits % 8 == 0).map(|inside| bits / 8 + inside)
+            inside.filter(|_| bits.is_multiple_of(8)).map(|inside| bits / 8 + inside)
         })
     }
 
