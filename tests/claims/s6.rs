@@ -79,8 +79,8 @@ fn s6_3_the_count_ranks_the_candidates_and_a_threshold_bounds_them() {
         let Some((mut program, mut governor)) = governed(kind, "S-D-D", settings) else { return };
         let first = Range::of(program.base()).0;
         let mut mapped = Vec::new();
-        // The third range begins a period after the fifth, and so ranks below it.
-        for plan in ["S---D", "S---D", "S---D", "S-D-D", "S-D-D", "S-D-D", "S-D-D"] {
+        // The third range begins later than the fifth, and so ranks below it; both have earned it once the first phase is over.
+        for plan in ["S---D", "S---D", "S-D-D", "S-D-D", "S-D-D", "S-D-D", "S-D-D"] {
             program.plan(plan);
             program.once();
             let step = governor.step(true, Asked::default()).expect("it runs");
