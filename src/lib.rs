@@ -22,8 +22,8 @@
 //! | `replica` | destination: landing, apply, image, restore |
 //! | `ship` | source: shipping loop, first sync, last gasp |
 //! | `power` | power events |
-//! | `node` | the node's own resources: groups of threads over processor packages |
 //! | `failover` | group state machine (pure), supervision of applications |
+//! | `node` | the host's resources: placement over packages, memory, large pages |
 //! | `agent` | pmemhad: configuration, sessions, control protocol, status |
 //! | `capi` | the C ABI |
 //!

@@ -9,6 +9,7 @@ mod failover;
 mod figures;
 mod handover;
 mod instructions;
+mod largepages;
 mod last_gasp;
 mod latency;
 mod overhead;
@@ -47,6 +48,9 @@ enum What {
     Failover(failover::Options),
     /// A capture, in instructions: counted one by one
     Instructions(instructions::Options),
+    /// What large pages gain a program, by how many of its ranges have them and in which order
+    #[command(name = "largepages")]
+    LargePages(largepages::Options),
     /// How fast the rest of the log drains when the power fails
     LastGasp(last_gasp::Options),
     /// From a store to its acknowledgement at each level, beside the network's latency
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         What::Bandwidth(options) => bandwidth::run(&options),
         What::Failover(options) => failover::run(&options),
         What::Instructions(options) => instructions::run(&options),
+        What::LargePages(options) => largepages::run(&options),
         What::LastGasp(options) => last_gasp::run(&options),
         What::Latency(options) => latency::run(&options),
         What::Overhead(options) => overhead::run(&options),

@@ -3,6 +3,7 @@
 
 mod rows;
 
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -102,4 +103,20 @@ fn overhead_compares_a_program_bare_and_protected() {
         assert_eq!(aims(&rows, mode), [aim]);
         assert_eq!(aims(&rows, &format!("{mode}, flushing")), [aim]);
     }
+}
+
+#[test]
+fn large_pages_stand_beside_other_orders() {
+    if let Err(why) = pmemha::node::kernel::tables::PageTables::open() {
+        let _ = writeln!(std::io::stderr(), "\nskipped: large pages: page tables cannot be read here: {why}");
+        return;
+    }
+    let rows = rows("largepages --kinds anon --ranges 20 --shares 20 --time-ms 8 --rounds 1");
+    let all = ["address order", "random", "oracle", "all small"];
+    assert_eq!(peers(&rows, "reads, anon"), [all, all].concat());
+    assert_eq!(aims(&rows, "gain of what the policy maps, anon"), [">= 0.9"]);
+    assert!(
+        rows.iter().any(|row| row["what"] == "sampling, anon" && row["ours"].as_f64() > Some(0.0)),
+        "{rows:#?}"
+    );
 }

@@ -24,6 +24,7 @@ use super::fabrics::rdma_status;
 use super::fdstore::FdStore;
 use super::group::{Controller, GroupError};
 use super::holder::{FdKeeper, Holder, KeeperError};
+use super::large_pages::LargePages;
 use super::local::Local;
 use super::metrics::Metrics;
 use super::placement::Placement;
@@ -109,6 +110,7 @@ pub struct Daemon {
     parts: Arc<Parts>,
     sessions: Arc<Sessions>,
     metrics: Option<Metrics>,
+    large_pages: Option<LargePages>,
     socket: PathBuf,
 }
 
@@ -170,13 +172,14 @@ impl Daemon {
             .map_err(|source| DaemonError::System { what: "serve", path: socket.clone(), source })?;
         let sessions = Arc::new(sessions);
         let metrics = metrics.map(|metrics| serve_metrics(metrics, &parts, &sessions)).transpose()?;
+        let large_pages = start_large_pages(&parts)?;
         let node = &parts.context.config.node.name;
         parts.context.events.emit(
             None,
             Kind::AgentStarted,
             json!({ "node": node, "pid": std::process::id() }),
         );
-        Ok(Daemon { parts, sessions, metrics, socket })
+        Ok(Daemon { parts, sessions, metrics, large_pages, socket })
     }
 
     /// Where applications and operators reach it.
@@ -196,6 +199,7 @@ impl Daemon {
     /// Stops accepting, has every group bring out what it can by `deadline`, and returns what is left, a sentence each.
     pub fn finish(self, deadline: Instant) -> Vec<String> {
         drop(self.metrics);
+        drop(self.large_pages);
         drop(self.sessions);
         // Whoever connects from here on finds no agent instead of one that does not answer.
         if let Err(error) = fs::remove_file(&self.socket) {
@@ -331,6 +335,18 @@ fn serve_metrics(
     let (parts, sessions) = (Arc::downgrade(parts), Arc::downgrade(sessions));
     let status = move || Some(parts.upgrade()?.status(sessions.upgrade()?.count()));
     metrics.serve(status).map_err(|why| DaemonError::Machine(format!("cannot serve metrics: {why}")))
+}
+
+fn start_large_pages(parts: &Arc<Parts>) -> Result<Option<LargePages>, DaemonError> {
+    let weak = Arc::downgrade(parts);
+    let attached = move || -> Option<Vec<u32>> {
+        let reports = weak.upgrade()?.controllers.iter().map(|c| c.report()).collect::<Vec<_>>();
+        let its = reports.iter().filter(|g| g.role == Role::Source).flat_map(|g| &g.sessions);
+        Some(its.filter_map(|session| session.pid).collect())
+    };
+    let start = |wanted| LargePages::start(wanted, attached);
+    let started = parts.context.config.largepages.as_ref().map(start).transpose();
+    started.map_err(|why| DaemonError::Machine(format!("cannot start the thread of [largepages]: {why}")))
 }
 
 fn keeper(config: &Config, program: &Path) -> Result<Box<dyn FdKeeper>, KeeperError> {

@@ -23,6 +23,7 @@
 //! | [`fabrics`] | the networks of this node |
 //! | [`ownership`] | who owns a group: drives the state machine of `failover` |
 //! | [`holder`], [`fdstore`] | who keeps log regions while application and agent die |
+//! | [`large_pages`] | large pages for the processes of this node's groups |
 //! | [`local`] | controller of a group that is shipped nowhere |
 //! | [`sessions`] | the Unix socket: applications and operators |
 //! | [`state`] | what must outlive the agent |
@@ -45,6 +46,7 @@ pub mod fabrics;
 pub mod fdstore;
 pub mod group;
 pub mod holder;
+pub mod large_pages;
 pub mod local;
 pub mod messenger;
 pub mod metrics;

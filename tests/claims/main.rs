@@ -4,6 +4,8 @@ mod s1;
 mod s2;
 mod s3;
 mod s4;
+mod s5;
+mod s6;
 
 use pmemha_testkit::node::Binaries;
 

@@ -4,6 +4,7 @@
 mod arguments;
 mod check;
 mod doctor;
+mod host;
 mod init;
 mod last_gasp;
 mod run;

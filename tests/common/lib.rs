@@ -15,6 +15,7 @@ pub mod nut;
 pub mod process;
 pub mod programs;
 pub mod proxy;
+pub mod ranges;
 pub mod sim_store;
 pub mod small_disk;
 pub mod test_agent;

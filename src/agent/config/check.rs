@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::message::{Fault, Step};
-use super::model::{FabricKind, Group, Replica};
+use super::model::{FabricKind, Group, LargePages, Replica};
 use super::units::exact_bytes;
 use super::{Config, MAX_GROUPS, power};
 use crate::agent::placement;
 use crate::fabric::tls::MAX_NODE_NAME;
 use crate::failover::{OnDeath, Trigger};
 use crate::log::format::{MAX_RING, MIN_RING};
+use crate::node::largepage::{period, policy};
 use crate::types::Level;
 
 /// Longest name of a group: it becomes a file name and part of messages.
@@ -149,6 +150,27 @@ fn check_node(config: &Config, found: &mut Faults) {
         found.add(&["rdma", "port"], "ports are counted from 1", "leave it out, or see `rdma link`");
     }
     power::check(config.power.as_ref(), &config.budget, found);
+    if let Some(large) = &config.largepages {
+        check_large_pages(large, found);
+    }
+}
+
+fn check_large_pages(large: &LargePages, found: &mut Faults) {
+    if !(1..=policy::PAGES).contains(&large.threshold) {
+        let what = format!("{} pages of the {} of a range", large.threshold, policy::PAGES);
+        found.add(&["largepages", "threshold"], what, "choose 1 to 512, such as 64");
+    }
+    if large.budget == 0 {
+        found.add(
+            &["largepages", "budget"],
+            "nothing would be mapped large",
+            "choose 1 or more, or leave [largepages] out",
+        );
+    }
+    if !(period::SHORTEST..=period::LONGEST).contains(&large.period) {
+        let what = format!("{:?} is no useful period", large.period);
+        found.add(&["largepages", "period"], what, "choose one from \"200ms\" to \"60s\"");
+    }
 }
 
 fn check_peers(config: &Config, found: &mut Faults) {

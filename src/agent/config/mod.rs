@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 pub use message::{ConfigError, Problem};
 use message::{Fault, Source};
 pub use model::{
-    Archive, DurabilityChoice, FabricKind, Group, Keeper, Metrics, Node, Peer, PlacedGroup, Placement,
-    PlacementMode, Rdma, Replica, Tls, UserRef,
+    Archive, DurabilityChoice, FabricKind, Group, Keeper, LargePages, Metrics, Node, Peer, PlacedGroup,
+    Placement, PlacementMode, Rdma, Replica, Tls, UserRef,
 };
 pub use power::{BudgetKeys, BudgetMode, LostWhen, Power, PowerKind, PowerSourceKeys, WhenUnknown};
 pub use units::{format_bytes, parse_bytes, parse_duration, parse_rate};
@@ -50,6 +50,8 @@ pub struct Config {
     pub metrics: Option<Metrics>,
     /// Where groups of threads run; only while power is lost if absent.
     pub placement: Option<Placement>,
+    /// Large pages for attached processes; none if absent.
+    pub largepages: Option<LargePages>,
     /// Which adapter the verbs fabric uses.
     #[serde(default)]
     pub rdma: Rdma,

@@ -77,6 +77,21 @@ pub struct Metrics {
     pub listen: SocketAddr,
 }
 
+/// `[largepages]`: large pages for attached processes.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LargePages {
+    /// Pages of a range's 512 that must be in use.
+    #[serde(default = "large_threshold")]
+    pub threshold: u16,
+    /// Ranges of a process that are mapped large in a period at most.
+    #[serde(default = "large_budget")]
+    pub budget: u16,
+    /// Shortest time from one count to the next.
+    #[serde(default = "large_period", deserialize_with = "units::duration")]
+    pub period: Duration,
+}
+
 /// `[placement]`: where groups of threads run.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -371,6 +386,18 @@ fn commit_timeout() -> Duration {
 
 fn freeze_deadline() -> Duration {
     Duration::from_millis(500)
+}
+
+fn large_threshold() -> u16 {
+    64
+}
+
+fn large_budget() -> u16 {
+    8
+}
+
+fn large_period() -> Duration {
+    Duration::from_secs(1)
 }
 
 fn keep_bytes() -> u64 {

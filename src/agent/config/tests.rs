@@ -26,6 +26,11 @@ path = "/run/power/online"
 [metrics]
 listen = "127.0.0.1:9475"
 
+[largepages]
+threshold = 100
+budget = 4
+period = "2s"
+
 [rdma]
 device = "mlx5_0"
 port = 1
@@ -153,6 +158,9 @@ fn a_bad_value_is_named_with_its_line_key_and_remedy() {
         ("commit_timeout = \"5s\"", "commit_timeout = 5", "group[0].commit_timeout", "in quotes"),
         ("listen = \"127.0.0.1:9475\"", "listen = \"here\"", "metrics.listen", "\"127.0.0.1:9475\""),
         ("listen = \"127.0.0.1:9475\"", "listen = 9475", "metrics.listen", "in quotes"),
+        ("threshold = 100", "threshold = 513", "largepages.threshold", "1 to 512"),
+        ("budget = 4", "budget = 0", "largepages.budget", "leave [largepages] out"),
+        ("period = \"2s\"", "period = \"1ms\"", "largepages.period", "200ms"),
         (
             "protect = [\"/mnt/pmem/db/*.pool\"]",
             "protect = \"/mnt/pmem/db/*.pool\"",

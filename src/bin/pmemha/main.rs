@@ -6,9 +6,11 @@ mod doctor;
 mod failure;
 mod filled;
 mod init;
+mod largepages;
 mod last_gasp;
 mod local_agent;
 mod log;
+mod memory;
 mod operate;
 mod output;
 mod placement;
@@ -65,6 +67,11 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Show where groups of threads run: packages, their load, sleep and class, and the last moves
     Placement(placement::Placement),
+    /// Say which ranges of a process earn large pages, and map them
+    #[command(name = "largepages")]
+    LargePages(largepages::LargePages),
+    /// Say what processes and control groups use their memory for, and make room
+    Memory(memory::Memory),
     /// Read an archive: list its records, or build the files of any moment
     Log(log::Log),
 }
@@ -90,6 +97,8 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Placement(placement) => placement.execute(&agent).map(|()| 0),
+        Command::LargePages(large) => large.execute().map(|()| 0),
+        Command::Memory(memory) => memory.execute(),
         Command::Log(log) => log.execute().map(|()| 0),
     };
     match done {
