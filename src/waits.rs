@@ -20,6 +20,8 @@ use crate::locks::lock;
 pub trait Simulation {
     /// Its clock.
     fn now(&self) -> Instant;
+    /// Has others run for so long.
+    fn sleep(&self, time: Duration);
     /// Has others run until `deadline`, or until `ready` says so.
     fn wait(&self, deadline: Instant, ready: &dyn Fn() -> bool);
     /// Has `body` run among the others.
@@ -52,7 +54,7 @@ pub fn since(then: Instant) -> Duration {
 pub fn sleep(time: Duration) {
     match SIMULATION.get() {
         None => thread::sleep(time),
-        Some(simulation) => simulation.wait(simulation.now() + time, &|| false),
+        Some(simulation) => simulation.sleep(time),
     }
 }
 
@@ -60,7 +62,7 @@ pub fn sleep(time: Duration) {
 pub fn yield_now() {
     match SIMULATION.get() {
         None => thread::yield_now(),
-        Some(simulation) => simulation.wait(simulation.now() + YIELD, &|| false),
+        Some(simulation) => simulation.sleep(YIELD),
     }
 }
 
@@ -77,14 +79,6 @@ pub fn wait_timeout<'a, T>(
     drop(guard);
     sleep(time);
     lock(mutex)
-}
-
-/// Has the others of a simulation run until `deadline`, or until `ready` says so. For what is simulated; elsewhere it only sleeps.
-pub fn wait_for(deadline: Instant, ready: &dyn Fn() -> bool) {
-    match SIMULATION.get() {
-        None => thread::sleep(deadline.saturating_duration_since(Instant::now())),
-        Some(simulation) => simulation.wait(deadline, ready),
-    }
 }
 
 /// As `FUTEX_WAIT` (futex(2)), for as long as `word` is `expected` and at most `timeout`; may return sooner.

@@ -31,6 +31,17 @@ impl LogRegion {
         control.u64(cell::BUDGET).swap(t2, AcqRel);
     }
 
+    /// Agent: a destination has made everything below `lsn` durable, whatever commits ask of the others. May go back, where that one
+    /// begins anew. Not past an open gap, as acknowledgements.
+    pub fn set_durable_somewhere(&self, lsn: Lsn) {
+        let limit = self.gap().filter(|gap| gap.end.is_none()).map_or(lsn, |gap| gap.start);
+        self.control().u64(cell::BUDGET + 16).store(lsn.min(limit).0, Relaxed);
+    }
+
+    fn durable_somewhere(&self) -> Lsn {
+        Lsn(self.control().u64(cell::BUDGET + 16).load(Relaxed))
+    }
+
     /// How much may be exposed.
     pub fn budget(&self) -> Option<Thresholds> {
         match self.control().u64(cell::BUDGET).load(Acquire) {
@@ -44,10 +55,15 @@ impl LogRegion {
         let Some(thresholds) = self.budget() else { return };
         // What this process has published since it last came here, by whichever thread.
         let before = self.paid.fetch_max(lsn.0, Relaxed);
-        let bytes = lsn.0.saturating_sub(before.max(self.acks().durable.0));
+        let bytes = lsn.0.saturating_sub(before.max(self.durable_somewhere().0));
         let (mut thresholds, began) = (thresholds, Instant::now());
         loop {
-            let exposed = self.published().since(self.acks().durable);
+            let durable = self.durable_somewhere();
+            // What this drain was about is safe, whatever others expose.
+            if durable >= lsn {
+                return;
+            }
+            let exposed = self.published().since(durable);
             let left = match thresholds.delay(bytes, exposed) {
                 Delay::None => return,
                 Delay::For(time) => time.saturating_sub(began.elapsed()),
@@ -68,7 +84,7 @@ impl LogRegion {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Acks, Appender, LogSpec, Policy};
+    use super::super::{Appender, LogSpec, Policy};
     use super::*;
     use crate::log::format::{Kind, MIN_RING};
     use crate::log::region::AGENT_TIMEOUT;
@@ -90,20 +106,18 @@ mod tests {
         (log, appender)
     }
 
-    fn durable(log: &LogRegion, lsn: Lsn) {
-        log.set_acks(Acks { received: lsn, durable: lsn, applied: lsn });
-    }
-
-    /// Whether a drain is still held when something has been done for it twenty times.
+    /// Whether a drain is held: still, a while after it has published, with `done` called again and again meanwhile. One that is not
+    /// may take its time.
     fn is_held_while(log: &Arc<LogRegion>, appender: &Appender, mut done: impl FnMut(u32)) -> bool {
         std::thread::scope(|s| {
             let program = s.spawn(|| appender.commit(appender.drain()));
             let mut times = 0;
-            while times < 20 && !program.is_finished() {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !program.is_finished() && times < 40 && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(2));
                 log.beat(boottime(), std::process::id(), LinkState::Counting);
                 done(times);
-                times += 1;
+                times += u32::from(log.published() == log.tail());
             }
             let held = !program.is_finished();
             log.set_budget(None);
@@ -112,12 +126,29 @@ mod tests {
         })
     }
 
+    /// The same where it is not to be held: waits for its end.
+    fn ends(log: &Arc<LogRegion>, appender: &Appender, mut done: impl FnMut(u32)) {
+        std::thread::scope(|s| {
+            let program = s.spawn(|| appender.commit(appender.drain()));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            for times in 0.. {
+                if program.is_finished() {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "it is held");
+                log.beat(boottime(), std::process::id(), LinkState::Counting);
+                done(times);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+    }
+
     #[test]
     fn nobody_is_held_below_the_first_threshold_nor_without_a_budget() {
         let (log, appender) = log(3);
-        assert!(!is_held_while(&log, &appender, |_| {}));
+        ends(&log, &appender, |_| {});
         log.set_budget(Some(Thresholds::of(8 * PIECE as u64, 1 << 20)));
-        assert!(!is_held_while(&log, &appender, |_| {}));
+        ends(&log, &appender, |_| {});
     }
 
     #[test]
@@ -126,7 +157,7 @@ mod tests {
         log.set_budget(Some(Thresholds::of(2 * PIECE as u64, 1 << 30)));
         assert!(is_held_while(&log, &appender, |_| {}), "it exposes more than the battery carries");
         log.set_budget(Some(Thresholds::of(2 * PIECE as u64, 1 << 30)));
-        assert!(!is_held_while(&log, &appender, |_| durable(&log, log.published())));
+        ends(&log, &appender, |_| log.set_durable_somewhere(log.published()));
     }
 
     #[test]
@@ -134,9 +165,11 @@ mod tests {
         let (log, appender) = log(3);
         for then in [Some(Thresholds::of(1 << 30, 1 << 20)), None] {
             log.set_budget(Some(Thresholds::of(1, 0)));
-            assert!(!is_held_while(&log, &appender, |times| if times > 3 {
-                log.set_budget(then);
-            }));
+            ends(&log, &appender, |times| {
+                if times > 3 {
+                    log.set_budget(then);
+                }
+            });
         }
     }
 
@@ -149,6 +182,25 @@ mod tests {
         log.beat(boottime() - AGENT_TIMEOUT, std::process::id(), LinkState::Counting);
         appender.commit(appender.drain());
         assert!(log.budget().is_some());
+    }
+
+    #[test]
+    fn a_drain_whose_records_are_safe_goes_on_whatever_others_expose() {
+        let (log, appender) = log(3);
+        let mine = appender.drain();
+        appender.append(Kind::Filler, RegionId(0), 0, &[0; PIECE]).unwrap();
+        appender.drain();
+        log.set_budget(Some(Thresholds::of(1, 1 << 20)));
+        log.set_durable_somewhere(mine);
+        std::thread::scope(|s| {
+            let program = s.spawn(|| appender.commit(mine));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !program.is_finished() {
+                assert!(Instant::now() < deadline, "it is held for another's records");
+                log.beat(boottime(), std::process::id(), LinkState::Counting);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
     }
 
     #[test]

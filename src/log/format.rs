@@ -368,7 +368,8 @@ pub mod cell {
     /// `u64`: how far the log may reach before drains hold their programs; see `log::Pace`.
     pub const PACE: usize = 4096 + 1920;
 
-    /// `u64` bytes that may be exposed (0: as many as there are), `u64` bytes a second that drain; see `log::budget`.
+    /// `u64` bytes that may be exposed (0: as many as there are), `u64` bytes a second that drain, `u64` LSN up to where a destination has
+    /// all; see `log::budget`.
     pub const BUDGET: usize = 4096 + 2048;
 
     /// Bit of the TAIL cell, see there. LSNs are multiples of 32, so the bit is free.

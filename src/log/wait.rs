@@ -110,7 +110,7 @@ impl LogRegion {
             if let Some(error) = self.hindrance(lsn, level) {
                 return Err(error);
             }
-            let left = deadline.map_or(WAIT_SLICE, |d| d.saturating_duration_since(Instant::now()));
+            let left = deadline.map_or(WAIT_SLICE, |d| d.saturating_duration_since(waits::now()));
             if left.is_zero() {
                 look.given_up();
                 return Err(self.late(lsn));
@@ -165,9 +165,9 @@ impl LogRegion {
             return true;
         }
         if self.commits_wait() {
-            let (began, free) = (Instant::now(), self.free());
+            let (began, free) = (waits::now(), self.free());
             if self.wait_out(lsn, level, limit) {
-                self.keep_pace(limit.saturating_sub(began.elapsed()));
+                self.keep_pace(limit.saturating_sub(waits::since(began)));
                 return true;
             }
             // Not where the commit did not even wait: a program that goes on would always be a little past what the
@@ -202,7 +202,7 @@ impl LogRegion {
                 look.reached();
                 return true;
             }
-            let left = limit.saturating_sub(look.began.elapsed());
+            let left = limit.saturating_sub(waits::since(look.began));
             if left.is_zero() || self.link() == LinkState::None {
                 look.given_up();
                 return false;
@@ -297,13 +297,13 @@ impl Look<'_> {
     fn begin(log: &LogRegion) -> Look<'_> {
         log.control().u64(cell::WAITED).store(boottime().as_nanos() as u64, Release);
         log.wake_agent(SleepDepth::Nap);
-        Look { log, began: Instant::now(), looks_for: log.eager.begin() }
+        Look { log, began: waits::now(), looks_for: log.eager.begin() }
     }
 
     fn again_or_sleep(&self, seen: u32, left: Duration) {
-        if self.began.elapsed() < self.looks_for {
+        if waits::since(self.began) < self.looks_for {
             // Whoever is to acknowledge may need this processor.
-            std::thread::yield_now();
+            waits::yield_now();
         } else {
             self.log.wake_agent(SleepDepth::Nap);
             self.log.sleep_for_acks(seen, left.min(WAIT_SLICE));
@@ -311,7 +311,7 @@ impl Look<'_> {
     }
 
     fn reached(self) {
-        self.log.eager.took(self.began.elapsed(), !self.looks_for.is_zero());
+        self.log.eager.took(waits::since(self.began), !self.looks_for.is_zero());
     }
 
     /// Whatever it would have taken, looking has not shortened it.

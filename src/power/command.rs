@@ -19,8 +19,9 @@ use super::{PowerSource, PowerState, file};
 /// Longest output, as a watched file's.
 const MAX_OUTPUT: usize = 4096;
 
-/// How often a run is looked at: well below what it takes to start a program.
+/// How often a run is looked at: at first, well below what it takes to start a program; then more and more seldom.
 const LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(50);
 
 /// What is run, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +127,8 @@ impl Run {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
+            // That is the agent's.
+            .env_remove("NOTIFY_SOCKET")
             .spawn()?;
         let pid = Pid::from_child(&child);
         Ok(Run { child, pid, buried: false })
@@ -137,7 +140,7 @@ impl Run {
         let mut stdout = self.child.stdout.take().ok_or_else(|| io::Error::other("no output"))?;
         let flags = fcntl_getfl(&stdout).map_err(io::Error::from)?;
         fcntl_setfl(&stdout, flags | OFlags::NONBLOCK).map_err(io::Error::from)?;
-        let mut output = Vec::new();
+        let (mut output, mut look) = (Vec::new(), LOOK);
         loop {
             // Its end before its output: what it printed is in the pipe by then.
             let ended = self.has_ended()?;
@@ -151,7 +154,8 @@ impl Run {
             if stop.load(Ordering::Acquire) {
                 return Err(RunError::Stopped);
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(look);
+            look = LONGEST_LOOK.min(look * 2);
         }
     }
 }

@@ -98,8 +98,9 @@ impl Debounce {
                 PowerEvent::Lost
             }
             true => {
-                let since = *self.online_since.get_or_insert(now);
-                if self.told.is_some() && !lasted(since, self.settle) {
+                // Between two words of the source, not between two looks at one.
+                let since = *self.online_since.get_or_insert(state.as_of);
+                if self.told.is_some() && state.as_of.saturating_duration_since(since) < self.settle {
                     return None;
                 }
                 PowerEvent::Back
@@ -125,17 +126,29 @@ mod tests {
     fn a_loss_counts_at_once_and_a_return_only_when_it_lasts() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let (lost, back) = (view(Some(false), 1, start), view(Some(true), 1, start));
         let mut debounce = Debounce::new(Duration::ZERO, Duration::from_millis(100));
-        assert_eq!(debounce.event(&back, at(0)), Some(PowerEvent::Back));
-        assert_eq!(debounce.event(&lost, at(1)), Some(PowerEvent::Lost));
-        assert_eq!(debounce.event(&back, at(2)), None);
-        assert_eq!(debounce.event(&lost, at(50)), None);
-        assert_eq!(debounce.event(&back, at(60)), None);
-        assert_eq!(debounce.event(&view(None, 1, start), at(120)), None);
-        assert_eq!(debounce.event(&back, at(161)), None);
-        assert_eq!(debounce.event(&back, at(261)), Some(PowerEvent::Back));
-        assert_eq!(debounce.event(&back, at(300)), None);
+        let mut event = |online, ms| debounce.event(&view(online, 1, at(ms)), at(ms));
+        let (back, lost) = (Some(true), Some(false));
+        assert_eq!(event(back, 0), Some(PowerEvent::Back));
+        assert_eq!(event(lost, 1), Some(PowerEvent::Lost));
+        assert_eq!(event(back, 2), None);
+        assert_eq!(event(lost, 50), None);
+        assert_eq!(event(back, 60), None);
+        assert_eq!(event(None, 120), None);
+        assert_eq!(event(back, 161), None);
+        assert_eq!(event(back, 261), Some(PowerEvent::Back));
+        assert_eq!(event(back, 300), None);
+    }
+
+    #[test]
+    fn one_word_that_power_is_back_is_not_made_more_by_looking_at_it_again() {
+        let start = Instant::now();
+        let mut debounce = Debounce::new(Duration::ZERO, Duration::from_millis(100));
+        assert_eq!(debounce.event(&view(Some(false), 1, start), start), Some(PowerEvent::Lost));
+        let back = view(Some(true), 1, start + Duration::from_millis(1));
+        for seconds in 1..10 {
+            assert_eq!(debounce.event(&back, start + Duration::from_secs(seconds)), None);
+        }
     }
 
     #[test]

@@ -51,15 +51,19 @@ impl Commits {
 
     /// Destination `who` begins anew: what it had it may have lost. What was acknowledged stays so.
     pub fn begins_anew(&self, who: usize) {
-        lock(&self.acks)[who] = Acks::default();
+        let mut all = lock(&self.acks);
+        all[who] = Acks::default();
+        self.log.set_durable_somewhere(reached(&all, 1).durable);
     }
 
     /// Destination `who` resumes, and has so much: what had landed there may have been lost in a crash.
     pub fn resumes(&self, who: usize, has: Acks) {
-        let mine = &mut lock(&self.acks)[who];
+        let mut all = lock(&self.acks);
+        let mine = &mut all[who];
         mine.received = mine.received.min(has.received);
         mine.durable = mine.durable.min(has.durable);
         mine.applied = mine.applied.min(has.applied);
+        self.log.set_durable_somewhere(reached(&all, 1).durable);
     }
 
     /// Destination `who` has come so far: never back before it begins anew, since what it has it keeps.
@@ -72,6 +76,7 @@ impl Commits {
         mine.applied = mine.applied.max(acks.applied);
         if *mine != before {
             self.log.set_acks(reached(&all, self.enough));
+            self.log.set_durable_somewhere(reached(&all, 1).durable);
         }
     }
 }

@@ -82,16 +82,28 @@ impl SimStore {
             }
         }
         for (now, durable) in &world.files {
-            let found = if lossy { mix(chance, now, durable) } else { now.clone() };
-            next.files.push((found.clone(), found));
+            next.files.push(match lossy {
+                true => {
+                    let found = mix(chance, now, durable);
+                    (found.clone(), found)
+                }
+                false => (now.clone(), durable.clone()),
+            });
         }
         for ring in &world.rings {
             let mut now = vec![0; ring.memory.len()];
             ring.memory.read(0, &mut now);
-            let found = if lossy { mix(chance, &now, &ring.durable.lock().unwrap()) } else { now };
-            next.rings.push(SimRing::new(ring.header.clone(), found));
+            let durable = ring.durable.lock().unwrap();
+            next.rings.push(match lossy {
+                true => SimRing::new(ring.header.clone(), mix(chance, &now, &durable)),
+                false => SimRing {
+                    durable: Arc::new(Mutex::new(durable.clone())),
+                    ..SimRing::new(ring.header.clone(), now)
+                },
+            });
         }
-        next.durable_names = next.names.clone();
+        // What was not made durable before the process died still is not.
+        next.durable_names = if lossy { next.names.clone() } else { world.durable_names.clone() };
         SimStore(Arc::new(Mutex::new(next)))
     }
 
@@ -123,6 +135,11 @@ fn mix(chance: &mut Chance, now: &[u8], durable: &[u8]) -> Vec<u8> {
         }
     }
     found
+}
+
+/// Devices take time: a simulation has others run meanwhile, or cuts the power.
+fn pause() {
+    pmemha::waits::yield_now();
 }
 
 fn power_cut() -> io::Error {
@@ -173,6 +190,7 @@ impl World {
 
 impl Store for SimStore {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        pause();
         self.world().volatile(|w| {
             w.names.insert(dir.to_owned(), Node::Dir);
             Ok(())
@@ -201,6 +219,7 @@ impl Store for SimStore {
     }
 
     fn write(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        pause();
         self.world().volatile(|w| {
             w.create(file, bytes.to_vec());
             Ok(())
@@ -212,6 +231,7 @@ impl Store for SimStore {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        pause();
         self.world().volatile(|w| {
             let node = w.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
             w.names.insert(to.to_owned(), node);
@@ -220,6 +240,7 @@ impl Store for SimStore {
     }
 
     fn remove_file(&self, file: &Path) -> io::Result<()> {
+        pause();
         self.world().volatile(|w| {
             w.names.remove(file);
             Ok(())
@@ -227,6 +248,7 @@ impl Store for SimStore {
     }
 
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        pause();
         self.world().volatile(|w| {
             w.names.retain(|p, _| !p.starts_with(dir));
             Ok(())
@@ -234,6 +256,7 @@ impl Store for SimStore {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        pause();
         self.world().sync(|w| {
             let names = &w.names;
             w.durable_names.retain(|p, _| p.parent() != Some(dir) || names.contains_key(p));
@@ -270,6 +293,7 @@ impl Store for SimStore {
     }
 
     fn create_ring(&self, file: &Path, header: &[u8], ring_bytes: u64) -> io::Result<()> {
+        pause();
         self.world().volatile(|w| {
             w.rings.push(SimRing::new(header.to_vec(), vec![0; ring_bytes as usize]));
             let i = w.rings.len() - 1;
@@ -305,6 +329,9 @@ impl SimRegion {
 
 impl RegionFile for SimRegion {
     fn write(&mut self, offset: u64, bytes: Bytes<'_>) -> io::Result<()> {
+        if offset.is_multiple_of(1024) {
+            pause();
+        }
         let mut copy = vec![0; bytes.len()];
         bytes.copy_to(&mut copy);
         self.change(|file| file[offset as usize..offset as usize + copy.len()].copy_from_slice(&copy))
@@ -325,8 +352,7 @@ impl RegionFile for SimRegion {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        // Devices take time; a simulation has others run meanwhile.
-        pmemha::waits::yield_now();
+        pause();
         self.world.lock().unwrap().sync(|w| {
             let (now, durable) = &mut w.files[self.index];
             durable.clone_from(now);
@@ -355,7 +381,7 @@ impl RingFile for OpenRing {
     }
 
     fn sync(&self, offset: usize, len: usize, _again: bool) -> io::Result<()> {
-        pmemha::waits::yield_now();
+        pause();
         self.world.lock().unwrap().sync(|_| {
             let mut bytes = vec![0; len];
             self.ring.memory.read(offset, &mut bytes);

@@ -77,13 +77,16 @@ impl Agent {
     pub fn start(world: &Arc<World>, node: &Arc<Node>) {
         // In a process that is killed nobody finishes anything: so nobody of the last life is left when the next begins.
         let last_is_gone = || clock::living_on(node.index) == 1;
-        waits::wait_for(waits::now() + Duration::from_secs(10), &last_is_gone);
-        let (policy, durable, life, ends, store, program) = {
+        clock::wait_for(waits::now() + Duration::from_secs(10), &last_is_gone);
+        if !last_is_gone() {
+            world.accuse(Some(format!("threads of the agent of {} do not end", node.name)));
+        }
+        let (policy, durable, life, ends, store) = {
             let mut inner = node.inner();
             inner.lives += 1;
             let policy = policy(world, node, inner.boot);
             let (life, ends) = (inner.lives, inner.ends);
-            (policy, inner.durable.clone(), life, ends, inner.store.clone(), inner.program.life)
+            (policy, inner.durable.clone(), life, ends, inner.store.clone())
         };
         say(|| format!("the agent of {} starts, {:?}", node.name, durable.standing));
         let heir = match &durable.standing {
@@ -110,6 +113,7 @@ impl Agent {
             let same = inner.on && inner.ends == ends;
             same.then(|| inner.agent = Some(agent.clone())).is_none()
         };
+        let program = node.inner().program.life;
         if replaced {
             return agent.standby.end();
         }
@@ -161,7 +165,7 @@ impl Agent {
         let reply = Box::new(move |answer| *lock(&theirs) = Some(answer));
         lock(&self.inbox).push_back(Input::Request(request, reply));
         let deadline = waits::now() + Duration::from_millis(200);
-        waits::wait_for(deadline, &|| lock(&answer).is_some() || !self.lives());
+        clock::wait_for(deadline, &|| lock(&answer).is_some() || !self.lives());
         lock(&answer).take()
     }
 
@@ -170,7 +174,7 @@ impl Agent {
         while self.lives() {
             let due = machine.policy().patience(since.0).map(|patience| since.1 + patience);
             let deadline = due.unwrap_or(waits::now() + Duration::from_millis(50));
-            waits::wait_for(deadline, &|| !lock(&self.inbox).is_empty() || !self.lives());
+            clock::wait_for(deadline, &|| !lock(&self.inbox).is_empty() || !self.lives());
             let input = lock(&self.inbox).pop_front();
             if !self.lives() {
                 return;
@@ -255,6 +259,7 @@ impl Agent {
                         program.life = Life::Running;
                     }
                 });
+                self.world.check_writers();
             }
             Action::HoldFrozen => self.of_program(|program| program.held = true),
             Action::Kill => {
@@ -352,6 +357,9 @@ impl Agent {
     }
 
     fn hear_answer(&self, node: usize, answer: Answer) {
+        if self.world.is_cut(node, self.node.index) {
+            return;
+        }
         let mut envoys = lock(&self.envoys);
         let passes = match &answer {
             Answer::Follows { life } if *life == envoys.life => {
@@ -378,11 +386,21 @@ impl Agent {
         };
         let oracle = lock(&self.world.oracle);
         let mut faults = vec![oracle.fault(generation, lsn, &files)];
-        if matches!(mandate, Mandate::Saved(_)) {
-            faults.push(oracle.lacks(generation, lsn));
+        match mandate {
+            Mandate::Saved(saved) if (generation, lsn) != (round.generation, saved.lsn) => {
+                faults.push(Some(format!("{lsn} of {generation} is promoted for {saved:?} of {round}")));
+            }
+            Mandate::Saved(_) => faults.push(oracle.lacks(generation, lsn)),
+            // Of all who are left, the operator has chosen the one that has most.
+            Mandate::Force => faults.push(oracle.told().and_then(|told| told.lost(generation, lsn))),
+            Mandate::SaveStarted | Mandate::Arbiter if self.world.all_have_it() => {
+                faults.push(oracle.told().and_then(|told| told.lost(generation, lsn)));
+            }
+            Mandate::SaveStarted | Mandate::Arbiter => {}
         }
         drop(oracle);
         self.world.accuse(faults.into_iter().flatten());
+        self.node.inner().verified = Some((generation, lsn));
         self.tell(Event::ImageVerified { round });
     }
 
@@ -397,6 +415,8 @@ impl Agent {
             return;
         }
         let Some((of, lsn, files)) = found else { return self.tell(Event::PlacingFailed) };
+        let other = self.node.inner().verified != Some((of, lsn));
+        self.world.accuse(other.then(|| format!("{lsn} of {of} is put in place, and another was promoted")));
         self.world.accuse(lock(&self.world.oracle).fault(of, lsn, &files));
         {
             let mut inner = self.node.inner();
@@ -434,7 +454,7 @@ impl Agent {
                 inner.disk = Some(Arc::new(Disk::with(&files)));
                 inner.log = Some((fd, log.clone()));
                 drop(inner);
-                lock(&self.world.oracle).begins(generation, files);
+                lock(&self.world.oracle).begins(generation, self.node.index, files);
                 (log, true)
             }
         };
@@ -474,12 +494,13 @@ impl Hands for OwnHands<'_> {
     type Error = ();
 
     fn persist(&mut self, durable: &Durable) -> Result<(), ()> {
-        let mut inner = self.agent.node.inner();
-        if !self.agent.lives() {
-            return Err(());
+        // It may die before, and between what is stored and what is done on it.
+        waits::sleep(up_to(Duration::from_micros(200)));
+        if self.agent.lives() {
+            self.agent.node.inner().durable = durable.clone();
+            waits::sleep(up_to(Duration::from_micros(200)));
         }
-        inner.durable = durable.clone();
-        Ok(())
+        if self.agent.lives() { Ok(()) } else { Err(()) }
     }
 
     fn act(&mut self, action: Action) {
@@ -513,7 +534,8 @@ pub fn run(world: &Arc<World>, node: &Arc<Node>, log: &Arc<LogRegion>, number: u
         let program = &here.inner().program;
         program.number != number || program.life == Life::Gone || everywhere.is_over()
     };
-    let frozen = move || there.inner().program.life == Life::Frozen;
+    let rests = world.clone();
+    let frozen = move || there.inner().program.life == Life::Frozen || rests.is_at_rest();
     let idle = || world.is_calm();
     program.run(ended, frozen, idle);
 }

@@ -38,6 +38,8 @@ struct State {
     living: usize,
     /// Where each of them runs.
     homes: BTreeMap<TaskId, Home>,
+    /// Threads of the agent of each node that have not begun.
+    begin: BTreeMap<usize, usize>,
     /// Until when nothing runs there.
     stalled: BTreeMap<usize, Duration>,
     trace: Option<Vec<String>>,
@@ -96,6 +98,7 @@ pub fn begin(chance: Chance, trace: bool) {
         chance,
         living: 0,
         homes: BTreeMap::new(),
+        begin: BTreeMap::new(),
         stalled: BTreeMap::new(),
         trace: trace.then(Vec::new),
     }));
@@ -152,8 +155,8 @@ pub fn after(time: Duration, call: impl FnOnce() + 'static) {
 /// Nothing runs on a node for a while.
 pub fn stall(node: usize, time: Duration) {
     with(|state| {
-        let until = state.now + time;
-        state.stalled.insert(node, until);
+        let until = state.stalled.entry(node).or_default();
+        *until = (state.now + time).max(*until);
     });
 }
 
@@ -164,10 +167,17 @@ pub fn spawn_on(node: usize, name: String, body: impl FnOnce() + Send + 'static)
 
 /// Has `body` run beside the others.
 pub fn spawn(home: Option<Home>, name: String, body: impl FnOnce() + Send + 'static) {
-    with(|state| state.living += 1);
+    let of_agent = home.filter(|home| home.agent).map(|home| home.node);
+    with(|state| {
+        state.living += 1;
+        of_agent.into_iter().for_each(|node| *state.begin.entry(node).or_default() += 1);
+    });
     let run = move || {
         let me = shuttle::current::me();
-        home.into_iter().for_each(|home| _ = with(|state| state.homes.insert(me, home)));
+        with(|state| {
+            of_agent.into_iter().for_each(|node| *state.begin.entry(node).or_default() -= 1);
+            home.into_iter().for_each(|home| _ = state.homes.insert(me, home));
+        });
         body();
         with(|state| {
             state.living -= 1;
@@ -175,6 +185,11 @@ pub fn spawn(home: Option<Home>, name: String, body: impl FnOnce() + Send + 'sta
         });
     };
     shuttle::thread::Builder::new().name(name).spawn(run).expect("a simulated thread");
+}
+
+/// Has the others run until `deadline`, or until `ready` says so.
+pub fn wait_for(deadline: Instant, ready: &dyn Fn() -> bool) {
+    Clock.wait(deadline, ready);
 }
 
 /// Lets time pass for everybody until `done` says so, or until `limit`; whether it did. For the thread that simulates.
@@ -199,12 +214,28 @@ pub fn drive(limit: Duration, done: impl Fn() -> bool) -> bool {
 
 /// Threads of the agent of a node that have not ended.
 pub fn living_on(node: usize) -> usize {
-    with(|state| state.homes.values().filter(|home| **home == Home { node, agent: true }).count())
+    with(|state| {
+        let begun = state.homes.values().filter(|home| **home == Home { node, agent: true }).count();
+        begun + state.begin.get(&node).copied().unwrap_or_default()
+    })
 }
 
 /// Threads that have not ended.
 pub fn living() -> usize {
     with(|state| state.living)
+}
+
+/// Has the others run until then, or a little longer.
+fn park(until: Duration) {
+    let me = shuttle::current::me();
+    let until = with(|state| {
+        let late = state.chance.below(LATE_ONE_IN) == 0;
+        let late = if late { state.chance.below(LATE.as_nanos() as u64) } else { 0 };
+        let stalled = state.homes.get(&me).and_then(|home| state.stalled.get(&home.node)).copied();
+        (until + Duration::from_nanos(late)).max(stalled.unwrap_or_default())
+    });
+    set(until, What::Wake(shuttle::thread::current()));
+    shuttle::thread::park();
 }
 
 struct Clock;
@@ -214,26 +245,16 @@ impl Simulation for Clock {
         with(|state| state.start + state.now)
     }
 
+    fn sleep(&self, time: Duration) {
+        park(now() + time);
+    }
+
     fn wait(&self, deadline: Instant, ready: &dyn Fn() -> bool) {
-        let (mut look, me) = (FIRST_LOOK, shuttle::current::me());
-        let home = with(|state| state.homes.get(&me).copied());
-        while !ready() {
-            let until = with(|state| {
-                let deadline = deadline.saturating_duration_since(state.start);
-                if deadline <= state.now {
-                    return None;
-                }
-                let mut until = deadline.min(state.now + look);
-                if state.chance.below(LATE_ONE_IN) == 0 {
-                    until += Duration::from_nanos(state.chance.below(LATE.as_nanos() as u64));
-                }
-                let stalled = home.and_then(|home| state.stalled.get(&home.node)).copied();
-                Some(until.max(stalled.unwrap_or_default()))
-            });
-            let Some(until) = until else { return };
+        let deadline = deadline.saturating_duration_since(with(|state| state.start));
+        let mut look = FIRST_LOOK;
+        while !ready() && now() < deadline {
+            park(deadline.min(now() + look));
             look = LONGEST_LOOK.min(look * 2);
-            set(until, What::Wake(shuttle::thread::current()));
-            shuttle::thread::park();
         }
     }
 

@@ -14,7 +14,7 @@ use pmemha::locks::lock;
 use pmemha::region::memory::SharedMem;
 use pmemha::waits;
 
-use crate::clock::{after, below, one_in, up_to};
+use crate::clock::{self, after, below, one_in, up_to};
 
 /// Requests of one end in flight.
 const LIMIT: usize = 12;
@@ -309,7 +309,7 @@ impl Endpoint for End {
             let side = &lock(&self.pipe.sides)[self.side];
             some(side) || side.interrupted || side.closed.is_some()
         };
-        waits::wait_for(waits::now() + timeout, &ready);
+        clock::wait_for(waits::now() + timeout, &ready);
         let side = &mut lock(&self.pipe.sides)[self.side];
         let interrupted = std::mem::take(&mut side.interrupted);
         match () {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use pmemha::failover::{Durable, Life};
 use pmemha::locks::lock;
 use pmemha::log::LogRegion;
-use pmemha::types::{Durability, Generation};
+use pmemha::types::{Durability, Generation, Lsn};
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::sim_store::SimStore;
 
@@ -38,6 +38,8 @@ pub struct Inner {
     /// The program's files, where it has run here, and for which generation they were put in place.
     pub disk: Option<Arc<Disk>>,
     pub placed: Option<Generation>,
+    /// What it was promoted with.
+    pub verified: Option<(Generation, Lsn)>,
     /// The log, which a holder keeps for as long as the machine has power.
     pub log: Option<(OwnedFd, Arc<LogRegion>)>,
     pub program: Program,
@@ -70,6 +72,7 @@ impl Node {
             store: SimStore::new(),
             disk: disk.map(Arc::new),
             placed: None,
+            verified: None,
             log: None,
             program,
             agent: None,

@@ -1,8 +1,9 @@
 //! What may be found: every store of the program, with its place in the log, and what follows from that. Shares no code with the product.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use pmemha::types::{Generation, Lsn};
+use pmemha::types::{Generation, LINE, Lsn};
 
 /// Files by name.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -30,10 +31,30 @@ const NEVER: Lsn = Lsn(u64::MAX);
 
 /// One generation of the group.
 struct History {
+    /// Where the program ran.
+    owner: usize,
     base: Files,
     events: Vec<Event>,
     /// What a program was told that survives the loss of the source.
     acknowledged: Lsn,
+}
+
+/// Everything below `lsn` of `generation` survives the loss of `owner`: a program was told so.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    pub owner: usize,
+    pub generation: Generation,
+    pub lsn: Lsn,
+}
+
+impl Told {
+    /// What an image that ends there lacks of it, if anything.
+    pub fn lost(&self, generation: Generation, lsn: Lsn) -> Option<String> {
+        let all = (generation, lsn) >= (self.generation, self.lsn);
+        (!all).then(|| {
+            format!("up to {lsn} of {generation}, and {} of {} was acknowledged", self.lsn, self.generation)
+        })
+    }
 }
 
 #[derive(Default)]
@@ -42,9 +63,9 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// A program begins to write with these files.
-    pub fn begins(&mut self, generation: Generation, base: Files) {
-        let history = History { base, events: Vec::new(), acknowledged: Lsn(0) };
+    /// A program begins to write on a machine, with these files.
+    pub fn begins(&mut self, generation: Generation, owner: usize, base: Files) {
+        let history = History { owner, base, events: Vec::new(), acknowledged: Lsn(0) };
         let before = self.generations.insert(generation, history);
         assert!(before.is_none(), "two programs write in generation {generation}");
     }
@@ -75,10 +96,14 @@ impl Oracle {
         *acknowledged = lsn.max(*acknowledged);
     }
 
-    /// The last of what programs were told.
-    pub fn told(&self) -> Option<(Generation, Lsn)> {
+    /// The last of what programs were told, and on which machine.
+    pub fn told(&self) -> Option<Told> {
         let told = self.generations.iter().rev().find(|(_, history)| history.acknowledged > Lsn(0));
-        told.map(|(generation, history)| (*generation, history.acknowledged))
+        told.map(|(generation, history)| Told {
+            owner: history.owner,
+            generation: *generation,
+            lsn: history.acknowledged,
+        })
     }
 
     fn history(&mut self, generation: Generation) -> &mut History {
@@ -112,15 +137,20 @@ impl Oracle {
                     wanted.len()
                 ));
             }
-            let may_be = |at: usize| {
+            // A line is one instant's content.
+            let may_be = |line: Range<usize>| {
                 loose.iter().any(|event| match &event.change {
-                    Change::Write { name: of, offset, bytes } if of == name => {
-                        at.checked_sub(*offset).and_then(|i| bytes.get(i)) == Some(&found[at])
+                    Change::Write { name: of, offset, bytes } => {
+                        of == name && *offset == line.start && **bytes == found[line.clone()]
                     }
                     _ => false,
                 })
             };
-            let differs = (0..found.len()).find(|at| found[*at] != wanted[*at] && !may_be(*at));
+            let lines = (0..found.len()).step_by(LINE).map(|at| at..found.len().min(at + LINE));
+            let differs = lines
+                .clone()
+                .find(|line| found[line.clone()] != wanted[line.clone()] && !may_be(line.clone()));
+            let differs = differs.and_then(|line| line.into_iter().find(|at| found[*at] != wanted[*at]));
             if let Some(at) = differs {
                 let last = history.events.iter().rev().find(|event| matches!(&event.change,
                     Change::Write { name: of, offset, bytes } if of == name && (*offset..offset + bytes.len()).contains(&at)));

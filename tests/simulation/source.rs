@@ -392,9 +392,18 @@ impl Source {
 
     /// Destinations that count and have everything.
     pub fn complete(&self) -> BTreeSet<usize> {
+        if !self.log.is_whole() || self.syncer.is_active_for_all() {
+            return BTreeSet::new();
+        }
         let published = self.log.published();
         let complete = |to: &&Destination| to.ship.view().counts && to.ship.view().applied >= published;
         self.destinations.iter().filter(complete).map(|to| to.node).collect()
+    }
+
+    /// Publishes what is complete, as a last gasp does.
+    pub fn publish(&self) {
+        self.log.publish_filled(&|_| false);
+        self.log.wake_agent(SleepDepth::Deep);
     }
 
     /// Generation of the log.

@@ -10,7 +10,7 @@ use pmemha::locks::lock;
 use pmemha::log::LogRegion;
 use pmemha::replica::recover;
 use pmemha::ship::commits::Over;
-use pmemha::types::Durability;
+use pmemha::types::{Durability, Generation, Lsn};
 use pmemha_testkit::chance::Chance;
 
 use crate::agent::{self, Agent};
@@ -25,7 +25,7 @@ pub struct World {
     pub nodes: Vec<Arc<Node>>,
     pub nodes_wanted: usize,
     pub over: Over,
-    /// The operator has programs wait for commits.
+    /// The ring is kept for those without whom no commit would go on, as where programs wait for commits.
     pub commit: bool,
     pub on_death: OnDeath,
     pub trigger: Trigger,
@@ -34,6 +34,8 @@ pub struct World {
     cut: Mutex<Vec<(usize, usize)>>,
     /// Nothing goes wrong any more.
     calm: AtomicBool,
+    /// The program stores nothing any more.
+    at_rest: AtomicBool,
     over_all: AtomicBool,
     faults: Mutex<Vec<String>>,
 }
@@ -58,6 +60,7 @@ pub fn run() -> Option<String> {
         oracle: Arc::default(),
         cut: Mutex::default(),
         calm: AtomicBool::new(false),
+        at_rest: AtomicBool::new(false),
         over_all: AtomicBool::new(false),
         faults: Mutex::default(),
     };
@@ -80,7 +83,9 @@ pub fn run() -> Option<String> {
     world.until(clock::now() + storm, || false);
     world.heal();
     let settled = world.until(clock::now() + CALM, || world.is_settled());
-    if !settled && lock(&world.faults).is_empty() {
+    if settled {
+        world.compare_all();
+    } else if lock(&world.faults).is_empty() {
         world.accuse(Some(format!("it does not come to rest: {}", world.describe())));
     }
     world.end();
@@ -118,7 +123,7 @@ impl World {
             log
         };
         let files = owner.inner().disk.as_ref().expect("the first owner's").content();
-        lock(&self.oracle).begins(log.spec().generation, files);
+        lock(&self.oracle).begins(log.spec().generation, 0, files);
         self.run_program(&owner, &log);
         self.nodes.iter().for_each(|node| self.start_agent(node));
     }
@@ -147,7 +152,7 @@ impl World {
         });
     }
 
-    fn check_writers(&self) {
+    pub fn check_writers(&self) {
         let runs = |node: &&Arc<Node>| node.inner().program.life == Life::Running;
         let running: Vec<_> = self.nodes.iter().filter(runs).map(|node| node.name.clone()).collect();
         if running.len() > 1 {
@@ -166,12 +171,22 @@ impl World {
         self.over_all.load(SeqCst)
     }
 
+    /// Whether every destination has what was acknowledged.
+    pub fn all_have_it(&self) -> bool {
+        self.over == Over::All || self.nodes.len() == 2
+    }
+
+    /// The program stores nothing any more.
+    pub fn is_at_rest(&self) -> bool {
+        self.at_rest.load(SeqCst)
+    }
+
     /// Nothing goes wrong any more.
     pub fn is_calm(&self) -> bool {
         self.calm.load(SeqCst)
     }
 
-    fn is_cut(&self, a: usize, b: usize) -> bool {
+    pub fn is_cut(&self, a: usize, b: usize) -> bool {
         lock(&self.cut).contains(&(a.min(b), a.max(b)))
     }
 
@@ -304,7 +319,9 @@ impl World {
         let world = self.clone();
         after(a_while, move || {
             say(|| "a cable is whole again".to_owned());
-            lock(&world.cut).retain(|cut| *cut != cable);
+            let cuts = &mut *lock(&world.cut);
+            let one = cuts.iter().position(|cut| *cut == cable);
+            one.into_iter().for_each(|at| _ = cuts.swap_remove(at));
         });
     }
 
@@ -354,41 +371,59 @@ impl World {
 
     /// What would be found at each destination if the power went everywhere at this instant.
     fn look_at_copies(self: &Arc<Self>) {
-        let told = lock(&self.oracle).told();
-        // Each has what was acknowledged only if each had to.
-        let owner = self.nodes.iter().find(|node| node.inner().program.life != Life::Gone);
-        let all = self.over == Over::All || self.nodes.len() == 2;
+        let told = lock(&self.oracle).told().filter(|_| self.all_have_it());
         for node in &self.nodes {
             let standing = node.inner().durable.standing.clone();
             if !matches!(standing, Standing::Standby { .. } | Standing::Demoted { .. }) {
                 continue;
             }
-            let mut chance = Chance::seeded(below(u64::MAX));
-            let store = node.inner().store.after_crash(&mut chance, node.is_lossy());
-            let (world, node) = (self.clone(), node.clone());
-            let told = told.filter(|(generation, _)| {
-                let owned = owner.map(|owner| owner.inner().durable.generation);
-                all && owned == Some(*generation)
-            });
-            spawn(None, "look".into(), move || {
-                let config = standby::config(&store, node.durability);
-                let (applier, _) = recover::open(config).expect("a copy can be opened");
-                let found = standby::yields(&store, &applier);
-                let fault = match (&found, told) {
-                    (Some((generation, lsn, files)), _)
-                        if let Some(fault) = lock(&world.oracle).fault(*generation, *lsn, files) =>
-                    {
-                        Some(fault)
-                    }
-                    (Some((generation, lsn, _)), Some(told)) if (*generation, *lsn) < told => {
-                        Some(format!("up to {lsn} of {generation}, and {told:?} was acknowledged"))
-                    }
-                    (None, Some(told)) => Some(format!("nothing, and {told:?} was acknowledged")),
-                    _ => None,
-                };
-                world.accuse(fault.map(|fault| format!("{} would yield: {fault}", node.name)));
+            let told = told.filter(|told| told.owner != node.index);
+            self.look_at(node, move |_, found| match (found, told) {
+                (Some((generation, lsn)), Some(told)) => told.lost(generation, lsn),
+                (None, Some(told)) => Some(format!("nothing, and {told:?}")),
+                _ => None,
             });
         }
+    }
+
+    /// Everybody has everything: what each destination would yield is what the program has stored, to the last record.
+    fn compare_all(self: &Arc<Self>) {
+        self.at_rest.store(true, SeqCst);
+        // What the program has recorded and not drained, too.
+        let sources = self.nodes.iter().filter_map(|node| node.agent()?.source());
+        sources.for_each(|source| source.publish());
+        self.until(clock::now() + CALM, || self.is_settled());
+        let before = clock::living();
+        let owner = self.nodes.iter().find(|node| node.inner().program.life != Life::Gone);
+        let generation = owner.map(|owner| owner.inner().durable.generation);
+        for node in self.nodes.iter().filter(|node| Some(node.index) != owner.map(|owner| owner.index)) {
+            self.look_at(node, move |world, found| match found {
+                Some((of, lsn)) if Some(of) == generation => lock(&world.oracle).lacks(of, lsn),
+                found => Some(format!("{found:?} in place of all of {generation:?}")),
+            });
+        }
+        self.until(clock::now() + CALM, || clock::living() <= before);
+    }
+
+    /// Opens what a node would find of its copy if its power went at this instant: what is wrong with it, as such or as `judge` says.
+    fn look_at(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        judge: impl FnOnce(&World, Option<(Generation, Lsn)>) -> Option<String> + Send + 'static,
+    ) {
+        let mut chance = Chance::seeded(below(u64::MAX));
+        let store = node.inner().store.after_crash(&mut chance, node.is_lossy());
+        let (world, node) = (self.clone(), node.clone());
+        spawn(None, "look".into(), move || {
+            let (applier, _) =
+                recover::open(standby::config(&store, node.durability)).expect("a copy can be opened");
+            let found = standby::yields(&store, &applier);
+            let place = found.as_ref().map(|(generation, lsn, _)| (*generation, *lsn));
+            let fault =
+                found.and_then(|(generation, lsn, files)| lock(&world.oracle).fault(generation, lsn, &files));
+            let fault = fault.or_else(|| judge(&world, place));
+            world.accuse(fault.map(|fault| format!("{} would yield: {fault}", node.name)));
+        });
     }
 
     /// Nothing goes wrong from here on.

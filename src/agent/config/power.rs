@@ -331,6 +331,25 @@ fn check_source(i: &str, source: &PowerSourceKeys, found: &mut Faults) {
             Some(_) => {}
         }
     }
+    if source.supplies.as_ref().is_some_and(|names| names.is_empty() || names.iter().any(String::is_empty)) {
+        found.add(&at("supplies"), "names no supply", "leave it out, or see /sys/class/power_supply");
+    }
+    if let Some(name) =
+        source.name.as_ref().filter(|name| name.is_empty() || name.chars().any(char::is_control))
+    {
+        found.add(&at("name"), format!("`{}` is no name", name.escape_debug()), "such as \"ups-a\"");
+    }
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let is_server = |server: &String| {
+        server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && is_port(port))
+    };
+    if let Some(server) = source.server.as_ref().filter(|server| !is_server(server)) {
+        found.add(
+            &at("server"),
+            format!("`{}` is no host:port", server.escape_debug()),
+            "such as \"127.0.0.1:3493\"",
+        );
+    }
     for (key, value) in [("every", source.every), ("deadline", source.deadline)] {
         if value.is_some_and(|v| v > MAX_PERIOD || v.is_zero()) {
             found.add(&at(key), "is no time between nothing and an hour", "such as \"1s\"");

@@ -28,6 +28,9 @@ pub use sources::SourceError;
 /// A source is asked this often although nothing moved.
 const ASK: Duration = Duration::from_millis(100);
 
+/// The agent waits for its sources so long at its end.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long nothing may be known before it is told: longer than what a daemon takes to be restarted.
 const DOUBT: Duration = Duration::from_secs(2);
 
@@ -57,6 +60,8 @@ struct Shared {
 
 struct Views {
     of: Vec<View>,
+    /// Which of them have said something.
+    spoken: Vec<bool>,
     /// Moves whenever a source has said something new.
     news: u64,
 }
@@ -76,7 +81,8 @@ impl PowerWatch {
             state: PowerState::unknown("no word yet", Instant::now()),
             good_for: *good_for,
         };
-        let views = Mutex::new(Views { of: made.iter().map(view).collect(), news: 0 });
+        let (of, spoken) = (made.iter().map(view).collect(), vec![false; made.len()]);
+        let views = Mutex::new(Views { of, spoken, news: 0 });
         let shared = Arc::new(Shared { rule: power.rule(), views, spoke: Condvar::new(), stop });
         let mut watch = PowerWatch { shared: shared.clone(), threads: Vec::new() };
         for (at, (source, _)) in made.into_iter().enumerate() {
@@ -131,8 +137,15 @@ impl Drop for PowerWatch {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.spoke.notify_all();
+        // A name that is resolved slowly, or a file on a server that is gone, must not keep the agent from ending.
+        let deadline = Instant::now() + ENDS_WITHIN;
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(ASK / 10);
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -157,6 +170,7 @@ impl Shared {
             let before = &views.of[at].state;
             let is_new = PowerState { as_of: state.as_of, ..before.clone() } != state;
             views.of[at].state = state;
+            let is_new = !std::mem::replace(&mut views.spoken[at], true) || is_new;
             drop(views);
             if is_new {
                 self.tell();
@@ -187,7 +201,11 @@ impl Judge {
             let waited = self.shared.spoke.wait_timeout_while(views, ASK, unheard);
             let (views, _) = waited.unwrap_or_else(PoisonError::into_inner);
             heard = views.news;
-            let state = combine(self.shared.rule, &views.of, Instant::now());
+            // One that has not spoken yet may be slow: that is no reason to take power for lost.
+            let all_spoke = views.spoken.iter().all(|spoke| *spoke);
+            let rule = self.shared.rule;
+            let rule = Rule { unknown_is_lost: rule.unknown_is_lost && all_spoke, ..rule };
+            let state = combine(rule, &views.of, Instant::now());
             drop(views);
             self.judge(&state);
         }
@@ -208,7 +226,7 @@ impl Judge {
             kind.into_iter().for_each(|kind| self.context.events.emit(None, kind, detail.clone()));
         }
         if self.doubt.is_due(state.online.is_none(), now) {
-            let why = state.fault.as_deref().unwrap_or("the sources contradict each other");
+            let why = state.fault.as_deref().unwrap_or_default();
             tracing::warn!(why, "whether there is external power is not known");
             self.context.events.emit(None, Kind::PowerUnknown, json!({ "why": why }));
         }

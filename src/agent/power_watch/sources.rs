@@ -1,10 +1,12 @@
 //! The power sources that the configuration names.
 
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use std::{fs, io};
 
 use crate::agent::config::{Power, PowerKind, PowerSourceKeys};
 use crate::power::command::{CommandSetup, CommandSource};
@@ -43,7 +45,7 @@ type Made = (Box<dyn PowerSource>, Duration);
 
 /// The sources of `power`; `stop` ends what they wait for.
 pub(super) fn make(power: &Power, stop: &Arc<AtomicBool>) -> Result<Vec<Made>, SourceError> {
-    power.all_sources().iter().map(|keys| named(keys, one(keys, stop)?)).collect()
+    power.all_sources().iter().map(|keys| Ok(named(keys, one(keys, stop)?))).collect()
 }
 
 fn one(keys: &PowerSourceKeys, stop: &Arc<AtomicBool>) -> Result<Made, SourceError> {
@@ -82,20 +84,31 @@ fn nut(keys: &PowerSourceKeys) -> Result<NutSetup, SourceError> {
 }
 
 fn password(path: &Path) -> io::Result<String> {
-    if fs::metadata(path)?.len() > MAX_PASSWORD {
+    // Whatever lies there must not hold the agent up.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("no regular file"));
+    }
+    if found.mode() & 0o077 != 0 {
+        let text = format!("its mode is {:o}: others may read it; chmod 600", found.mode() & 0o777);
+        return Err(io::Error::other(text));
+    }
+    let mut text = String::new();
+    file.take(MAX_PASSWORD + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_PASSWORD {
         return Err(io::Error::other(format!("longer than {MAX_PASSWORD} bytes")));
     }
-    let text = fs::read_to_string(path)?;
     let line = text.lines().next().filter(|line| !line.is_empty() && !line.chars().any(char::is_control));
     line.map(str::to_owned).ok_or_else(|| io::Error::other("its first line is no password"))
 }
 
 /// The source by the name that the operator gave it, if any.
-fn named(keys: &PowerSourceKeys, (source, good_for): Made) -> Result<Made, SourceError> {
-    Ok(match &keys.name {
+fn named(keys: &PowerSourceKeys, (source, good_for): Made) -> Made {
+    match &keys.name {
         Some(name) => (Box::new(Named { name: name.clone(), source }), good_for),
         None => (source, good_for),
-    })
+    }
 }
 
 struct Named {
@@ -114,5 +127,27 @@ impl PowerSource for Named {
 
     fn wait(&mut self, timeout: Duration) -> PowerState {
         self.source.wait(timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_password_is_read_from_a_file_that_nobody_else_may_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        std::fs::write(&path, "secret\nmore").unwrap();
+        let mode = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o644);
+        assert!(password(&path).unwrap_err().to_string().contains("644"));
+        mode(0o600);
+        assert_eq!(password(&path).unwrap(), "secret");
+        assert!(password(dir.path()).unwrap_err().to_string().contains("no regular file"));
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(password(&pipe).unwrap_err().to_string().contains("no regular file"));
     }
 }
