@@ -1,7 +1,7 @@
 //! The interrupts of a network adapter, and the package that it is at.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::node::placement::cpus;
 use crate::node::placement::monitor::topology::Topology;
@@ -10,14 +10,17 @@ use crate::node::placement::policy::model::PackageId;
 
 /// Numbers of the adapter's interrupts: a network interface's, or an RDMA device's. None where the system does not list them.
 pub fn of(roots: &Roots, device: &str) -> Vec<u32> {
-    let mut found =
-        classes(roots, device).iter().map(listed).find(|irqs| !irqs.is_empty()).unwrap_or_default();
+    let mut found = classes(roots, device)
+        .iter()
+        .map(|dir| listed(dir))
+        .find(|irqs| !irqs.is_empty())
+        .unwrap_or_default();
     found.sort_unstable();
     found
 }
 
 /// The interrupts that a device's directory names.
-fn listed(dir: &PathBuf) -> Vec<u32> {
+fn listed(dir: &Path) -> Vec<u32> {
     let entries = fs::read_dir(dir.join("msi_irqs")).into_iter().flatten().flatten();
     let found: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     if found.is_empty() {
