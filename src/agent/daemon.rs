@@ -196,7 +196,8 @@ impl Daemon {
         notify(&[NotifyState::Stopping]);
     }
 
-    /// Stops accepting, has every group bring out what it can by `deadline`, and returns what is left, a sentence each.
+    /// Stops accepting, has every group bring out what it can by `deadline`, sets back what placement has changed, and returns what is
+    /// left, a sentence each.
     pub fn finish(self, deadline: Instant) -> Vec<String> {
         drop(self.metrics);
         drop(self.large_pages);
@@ -206,7 +207,7 @@ impl Daemon {
             tracing::warn!(%error, socket = %self.socket.display(), "the socket could not be removed");
         }
         let controllers = &self.parts.controllers;
-        thread::scope(|scope| {
+        let left = thread::scope(|scope| {
             let finishing: Vec<_> =
                 controllers.iter().map(|c| scope.spawn(move || c.finish(deadline))).collect();
             let outcome = finishing.into_iter().zip(controllers).filter_map(|(thread, controller)| {
@@ -215,7 +216,10 @@ impl Daemon {
                     .unwrap_or_else(|_| Some(format!("group `{}`: stopping failed", controller.name())))
             });
             outcome.collect()
-        })
+        });
+        // Whoever else still holds it must not keep changes in place.
+        self.parts.placement.iter().for_each(|placement| placement.stop());
+        left
     }
 }
 

@@ -21,6 +21,7 @@ use crate::mounts;
 use crate::node::placement::keeper::{EPOCH, GUARD, Keeper, KeeperError, Wishes};
 use crate::node::placement::monitor::Roots;
 use crate::node::placement::monitor::group::{Group, Members};
+use crate::node::placement::monitor::idle_trace::{TRACEFS, remove_left};
 use crate::node::placement::status::{Moved, PlacementStatus};
 
 /// The journal in the state directory.
@@ -29,11 +30,11 @@ const JOURNAL: &str = "placement.journal";
 /// The name of the group that the agent's own threads are.
 pub const OWN: &str = "pmemhad";
 
-/// The thread; stopped on drop.
+/// The thread; stopped on drop at the latest.
 pub struct Placement {
     tell: Sender<Word>,
     status: Arc<Mutex<PlacementStatus>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 enum Word {
@@ -46,6 +47,7 @@ impl Placement {
     /// Undoes what an earlier agent has left, and begins, unless it is configured off. A machine that it cannot be on is no reason not to
     /// start: it says why, and there is none.
     pub fn start(context: &Arc<Context>) -> Option<Placement> {
+        remove_left(&Roots::default().sys.join(TRACEFS), std::process::id());
         let mode = mode(&context.config);
         let journal = journal(&context.config);
         if mode == PlacementMode::Off && !journal.exists() {
@@ -67,6 +69,15 @@ impl Placement {
         let _ = self.tell.send(Word::Power(online));
     }
 
+    /// Ends it, and undoes whatever it has changed.
+    pub fn stop(&self) {
+        // It has ended if nobody listens.
+        let _ = self.tell.send(Word::Stop);
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+
     /// How it is.
     pub fn status(&self) -> PlacementStatus {
         lock(&self.status).clone()
@@ -75,10 +86,7 @@ impl Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        let _ = self.tell.send(Word::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
@@ -140,7 +148,7 @@ fn begin(
         tell_left(&context.events, &keeper.restore());
     };
     let thread = thread::Builder::new().name("placement".into()).spawn(work).map_err(KeeperError::Load)?;
-    Ok(Some(Placement { tell, status, thread: Some(thread) }))
+    Ok(Some(Placement { tell, status, thread: Mutex::new(Some(thread)) }))
 }
 
 /// Until it is stopped. `always`: also while there is power.
@@ -151,7 +159,6 @@ fn serve(
     status: &Mutex<PlacementStatus>,
     context: &Context,
 ) {
-    let frozen: Vec<String> = context.config.groups.iter().map(|group| group.name.clone()).collect();
     let mut next = Instant::now();
     let mut gathered = false;
     loop {
@@ -167,7 +174,7 @@ fn serve(
                 if online {
                     tell_left(&context.events, &keeper.disperse());
                 } else {
-                    tell_moves(&context.events, &keeper.gather(&frozen));
+                    tell_moves(&context.events, &keeper.gather());
                 }
             }
             Ok(Word::Power(_)) => {}

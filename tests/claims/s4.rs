@@ -3,14 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 use pmemha::node::placement::actuate::Actuator;
-use pmemha::node::placement::gasp::{Scene, Step, plan};
+use pmemha::node::placement::gasp::{Scene, Step, order};
 use pmemha::node::placement::independent::{Dependence, Window, dependence};
 use pmemha::node::placement::keeper::{Keeper, Wishes};
 use pmemha::node::placement::monitor::group::{Group, Members};
@@ -67,11 +72,12 @@ impl Rig {
         write(&self.roots.proc.join("stat"), &text);
     }
 
-    /// A process that does nothing for long, visible below the rig's own /proc.
+    /// A process that does nothing for long, on processors 0 and 1, visible below the rig's own /proc.
     fn process(&mut self) -> u32 {
         let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().expect("sleep starts");
         let pid = child.id();
         self.children.push(child);
+        confine(pid, &[0, 1]);
         // Its start is not to be taken for load: epochs are milliseconds here.
         let soon = Instant::now() + Duration::from_secs(30);
         let state = || {
@@ -83,9 +89,21 @@ impl Rig {
         while state() != Some(true) && Instant::now() < soon {
             std::thread::yield_now();
         }
+        self.show(pid);
+        pid
+    }
+
+    /// Has a process be visible below the rig's own /proc.
+    fn show(&self, pid: u32) {
         std::os::unix::fs::symlink(format!("/proc/{pid}"), self.roots.proc.join(pid.to_string()))
             .expect("a link");
-        pid
+    }
+
+    /// A group that lists processes in a file, as an application's control group does.
+    fn listed(&self, name: &str, pids: &[u32]) -> Group {
+        let file = self.dir.path().join(name).join("cgroup.procs");
+        write(&file, &pids.iter().map(u32::to_string).collect::<Vec<_>>().join("\n"));
+        Group { name: name.into(), members: Members::Listed(file) }
     }
 
     /// A real control group with a cpuset, in which a process is.
@@ -127,8 +145,60 @@ impl Drop for Rig {
             while fs::remove_dir(dir).is_err() && dir.exists() && Instant::now() < soon {
                 std::thread::yield_now();
             }
+            ADDED.release();
         }
     }
+}
+
+/// The controller that the first control group has added to its hierarchy of version 2, and the last one takes out again.
+struct Added(Mutex<(usize, Option<PathBuf>)>);
+
+static ADDED: Added = Added(Mutex::new((0, None)));
+
+impl Added {
+    fn take(&self, root: Option<&Path>) {
+        let mut added = self.0.lock().expect("nobody panics under it");
+        added.0 += 1;
+        let Some(control) = root.map(|root| root.join("cgroup.subtree_control")) else { return };
+        let has =
+            fs::read_to_string(&control).is_ok_and(|text| text.split_whitespace().any(|w| w == "cpuset"));
+        if !has && fs::write(&control, "+cpuset").is_ok() {
+            added.1 = Some(control);
+        }
+    }
+
+    fn release(&self) {
+        let mut added = self.0.lock().expect("nobody panics under it");
+        added.0 -= 1;
+        if added.0 == 0
+            && let Some(control) = added.1.take()
+        {
+            let _ = fs::write(control, "-cpuset");
+        }
+    }
+}
+
+/// Has a process or thread use these processors only.
+fn confine(tid: u32, cpus: &[usize]) {
+    let mut mask = CpuSet::new();
+    cpus.iter().for_each(|cpu| mask.set(*cpu));
+    let pid = Pid::from_raw(tid as i32);
+    sched_setaffinity(pid, &mask).unwrap_or_else(|e| panic!("{tid} on processors {cpus:?}: {e}"));
+}
+
+/// Whether processors 0 and 1 are not both to be had here; says that `name` is skipped then.
+fn skipped(name: &str) -> bool {
+    let both = || {
+        let mut mask = CpuSet::new();
+        [0, 1].into_iter().for_each(|cpu| mask.set(cpu));
+        sched_setaffinity(None, &mask).is_ok() && sched_getaffinity(None).is_ok_and(|now| now.count() == 2)
+    };
+    let missing = !std::thread::spawn(both).join().expect("it only asks");
+    if missing {
+        // Past the capture of output: whoever runs the tests is to see it.
+        let _ = writeln!(std::io::stderr(), "\nskipped: {name}: needs processors 0 and 1");
+    }
+    missing
 }
 
 fn write(path: &Path, text: &str) {
@@ -150,13 +220,13 @@ fn make_cgroup() -> PathBuf {
     if let Some(root) = at(" - cgroup cgroup ", ",cpuset") {
         let dir = root.join(name);
         fs::create_dir(&dir).expect("root makes a cpuset");
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            write(&dir.join(file), read(&root.join(file)).as_str());
-        }
+        ADDED.take(None);
+        write(&dir.join("cpuset.cpus"), "0-1");
+        write(&dir.join("cpuset.mems"), read(&root.join("cpuset.mems")).as_str());
         return dir;
     }
     let root = at(" - cgroup2 ", "").expect("a cgroup hierarchy with cpusets");
-    let _ = fs::write(root.join("cgroup.subtree_control"), "+cpuset");
+    ADDED.take(Some(&root));
     let dir = root.join(name);
     fs::create_dir(&dir).expect("root makes a control group");
     assert!(dir.join("cpuset.cpus").exists(), "this machine's cgroups have no cpuset");
@@ -217,6 +287,9 @@ fn group(name: &str, load: f64, on: &[u32]) -> GroupView {
 /// S4.1: several groups of threads and several packages are monitored, through processors that come and go.
 #[test]
 fn s4_1_groups_and_packages_are_monitored() {
+    if skipped("s4_1_groups_and_packages_are_monitored") {
+        return;
+    }
     let mut rig = Rig::new();
     let (first, _) = rig.cgroup("first");
     let pid = rig.process();
@@ -271,35 +344,67 @@ fn s4_2_independent_states_are_found_by_observation() {
 /// idle processors, beside a thread that keeps one package busy.
 #[test]
 fn s4_3_r_and_l_are_shares_of_a_window() {
+    if skipped("s4_3_r_and_l_are_shares_of_a_window") {
+        return;
+    }
     let rig = Rig::new();
     let real = Roots { proc: "/proc".into(), ..rig.roots.clone() };
     let tracing = real.sys.join("kernel/tracing");
     fs::create_dir_all(&tracing).expect("a directory");
-    let mount = |command: &mut Command| command.arg(&tracing).status().expect("the command runs").success();
-    assert!(mount(Command::new("mount").args(["-t", "tracefs", "nodev"])), "root mounts tracefs");
+    let mounted = Mounted::tracefs(&tracing);
     let topology = Topology::read(&real).expect("the tree is sound");
     let mut source = find(&real, &topology).unwrap_or_else(|wrong| panic!("{wrong:?}"));
     assert_eq!(source.name(), "trace of idle processors");
-    let mut burner = Command::new("taskset")
-        .args(["-c", "1", "sh", "-c", "while :; do :; done"])
-        .spawn()
-        .expect("taskset starts");
+    let burner = Busy::on(1);
     source.sample().expect("the trace is read");
     let before = load::sample(&real).expect("/proc/stat");
     std::thread::sleep(Duration::from_millis(700));
     let shares = source.sample().expect("the trace is read");
     let loads = load::between(&before, &load::sample(&real).expect("/proc/stat"), &topology);
-    let _ = burner.kill();
-    let _ = burner.wait();
-    drop(source);
-    // Busy for another moment while the instance is closed.
-    let _ = mount(Command::new("umount").arg("-l"));
+    drop((burner, source, mounted));
     println!("R {shares:?}, L {loads:?}");
     for id in topology.ids() {
         let (l, r) = (loads[&id], shares[&id]["idle"]);
         assert!((0.0..=1.0).contains(&r) && l + r < 1.1, "package {id}: L {l} R {r}");
     }
     assert!(loads[&PackageId(1)] > 0.8 && shares[&PackageId(1)]["idle"] < 0.1, "{loads:?} {shares:?}");
+}
+
+/// A process that keeps a processor busy; ended on drop.
+struct Busy(Child);
+
+impl Busy {
+    fn on(cpu: usize) -> Busy {
+        let child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("a shell starts");
+        let busy = Busy(child);
+        confine(busy.0.id(), &[cpu]);
+        busy
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A mount of tracefs; taken away on drop.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tracefs(at: &Path) -> Mounted {
+        let status = Command::new("mount").args(["-t", "tracefs", "nodev"]).arg(at).status();
+        assert!(status.expect("mount runs").success(), "root mounts tracefs");
+        Mounted(at.into())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Busy for another moment while the instance is closed.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
 
 /// S4.4: a package is of one of five classes.
@@ -322,6 +427,9 @@ fn s4_4_each_package_is_of_one_of_five_classes() {
 /// S4.5: an inefficient package is drained, a high one relieved, an efficient one left alone: with real groups.
 #[test]
 fn s4_5_allocation_follows_the_classes() {
+    if skipped("s4_5_allocation_follows_the_classes") {
+        return;
+    }
     let mut rig = Rig::new();
     let (first, pid) = rig.cgroup("first");
     let thread = rig.process();
@@ -358,6 +466,9 @@ fn s4_5_allocation_follows_the_classes() {
 /// S4.6: a move that did not raise R is undone, backed off from, and nothing is moved while it cools down.
 #[test]
 fn s4_6_a_move_that_brings_nothing_is_undone() {
+    if skipped("s4_6_a_move_that_brings_nothing_is_undone") {
+        return;
+    }
     let mut rig = Rig::new();
     let (group, pid) = rig.cgroup("db");
     let told = Told::default();
@@ -407,6 +518,9 @@ fn s4_7_the_medium_drain_saves_where_five_classes_do_not() {
 /// parked; it all returns when power does.
 #[test]
 fn s4_8_on_battery_all_gathers_where_the_nic_is() {
+    if skipped("s4_8_on_battery_all_gathers_where_the_nic_is") {
+        return;
+    }
     let mut rig = Rig::new();
     let device = rig.roots.sys.join("class/net/eth0/device");
     write(&device.join("local_cpulist"), "1");
@@ -414,18 +528,20 @@ fn s4_8_on_battery_all_gathers_where_the_nic_is() {
     let affinity = rig.roots.proc.join("irq/42/smp_affinity_list");
     write(&affinity, "0-1");
     let (rest, pid) = rig.cgroup("rest");
-    let (frozen, _) = rig.cgroup("db");
+    let database = rig.process();
+    let frozen = rig.listed("db", &[database]);
+    write(&rig.dir.path().join("db/freezer.state"), "FROZEN");
     let worker = rig.process();
     let agent =
         Group { name: "pmemhad".into(), members: Members::Threads { pid: worker, prefix: String::new() } };
-    let mut keeper = rig.keeper(vec![rest.clone(), frozen.clone(), agent], &Told::default());
-    let moves = keeper.gather(&["db".into()]);
+    let mut keeper = rig.keeper(vec![rest.clone(), frozen, agent], &Told::default());
+    let moves = keeper.gather();
     assert!(moves.len() == 2 && moves.iter().all(|m| m.failed.is_none()), "{moves:?}");
     assert_eq!(
         (cpuset(&rest), allowed(pid), allowed(worker), read(&affinity)),
         ("1".into(), "1".into(), "1".into(), "1".into())
     );
-    assert_eq!(cpuset(&frozen), "0-1", "a frozen group stays as it is");
+    assert_eq!(allowed(database), "0-1", "a frozen group stays as it is");
     rig.used([0.9, 0.9]);
     assert_eq!(keeper.epoch().expect("the tree is sound"), [], "nothing else is moved meanwhile");
     assert_eq!(keeper.disperse(), Vec::<String>::new());
@@ -435,7 +551,7 @@ fn s4_8_on_battery_all_gathers_where_the_nic_is() {
     let scene = Scene { nic: Some(PackageId(1)), packages: set(&[0, 1, 2]), running: Vec::new(), dirty };
     let ship_of = |id, bytes| Step::Ship { package: PackageId(id), bytes };
     let park = |id| Step::Park { package: PackageId(id) };
-    assert_eq!(plan(&scene).steps, [ship_of(2, 10), park(2), ship_of(0, 30), park(0), ship_of(1, 5)]);
+    assert_eq!(order(&scene, &[]), [ship_of(2, 10), park(2), ship_of(0, 30), park(0), ship_of(1, 5)]);
 
     let per_joule = |manner| ship(manner, 4, 1).bytes_per_joule();
     let (gathered, unmanaged) = (per_joule(Manner::Gathered), per_joule(Manner::Unmanaged));
@@ -443,9 +559,60 @@ fn s4_8_on_battery_all_gathers_where_the_nic_is() {
     assert!(gathered > unmanaged * 1.3, "{gathered} and {unmanaged}");
 }
 
+/// What threads and processes have inherited from those that were moved is set back with these; what somebody else confined is not.
+#[test]
+fn s4_what_was_started_after_a_move_is_set_back_too() {
+    if skipped("s4_what_was_started_after_a_move_is_set_back_too") {
+        return;
+    }
+    let mut rig = Rig::new();
+    let own = std::process::id();
+    rig.show(own);
+    let (tell_parent, parent) = channel();
+    let (tell_child, child) = channel();
+    let (go, gone) = channel::<()>();
+    let (done, until_done) = channel::<()>();
+    let starter = move || {
+        let tid = || rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        confine(tid(), &[0, 1]);
+        tell_parent.send(tid()).expect("the test waits");
+        let _ = gone.recv();
+        let started = move || {
+            tell_child.send(tid()).expect("the test waits");
+            let _ = until_done.recv();
+        };
+        let _ = std::thread::Builder::new().name("s4-child".into()).spawn(started).expect("a thread").join();
+    };
+    let thread = std::thread::Builder::new().name("s4-parent".into()).spawn(starter).expect("a thread");
+    let parent = parent.recv().expect("it starts");
+    let first = rig.process();
+    let threads = Members::Threads { pid: own, prefix: "s4-parent".into() };
+    let groups = [Group { name: "threads".into(), members: threads }, rig.listed("app", &[first])];
+    let topology = Topology::read(&rig.roots).expect("the tree is sound");
+    let (mut actuator, _) = Actuator::open(rig.roots.clone(), &rig.journal()).expect("a journal");
+    for group in &groups {
+        actuator.place(group, &set(&[0]), &topology).expect("it can be moved");
+    }
+    go.send(()).expect("it waits");
+    let child = child.recv().expect("it starts");
+    // A process that the application has started, and one that is not its own.
+    let (second, stranger) = (rig.process(), rig.process());
+    [second, stranger].into_iter().for_each(|pid| confine(pid, &[0]));
+    rig.listed("app", &[first, second]);
+    let all = [parent, child, first, second, stranger];
+    assert_eq!(all.map(allowed), ["0"; 5]);
+    assert_eq!(actuator.restore(&groups).expect("the journal is whole"), Vec::<String>::new());
+    assert_eq!(all.map(allowed), ["0-1", "0-1", "0-1", "0-1", "0"]);
+    drop(done);
+    thread.join().expect("it ends");
+}
+
 /// Whoever is killed in the middle of moving leaves a journal from which the next one puts everything back.
 #[test]
 fn s4_an_agent_killed_in_the_middle_of_a_move_is_undone_at_the_next_start() {
+    if skipped("s4_an_agent_killed_in_the_middle_of_a_move_is_undone_at_the_next_start") {
+        return;
+    }
     let mut rig = Rig::new();
     let (group, pid) = rig.cgroup("db");
     let worker = rig.process();
@@ -461,13 +628,16 @@ fn s4_an_agent_killed_in_the_middle_of_a_move_is_undone_at_the_next_start() {
             .spawn()
             .expect("the helper starts");
         let soon = Instant::now() + Duration::from_secs(30);
-        while !rig.journal().exists() && Instant::now() < soon {
+        // Near the journal's first writing, and, however slow the disk is, with something moved.
+        let is_moved = || allowed(pid) != "0-1" || allowed(worker) != "0-1";
+        let ready = || if round % 2 == 0 { rig.journal().exists() } else { is_moved() };
+        while !ready() && Instant::now() < soon {
             std::thread::yield_now();
         }
         std::thread::sleep(Duration::from_micros(700 * round));
         helper.kill().expect("it runs");
         helper.wait().expect("it ends");
-        moved += u32::from(allowed(pid) != "0-1" || allowed(worker) != "0-1");
+        moved += u32::from(is_moved());
         let (_, left) = Actuator::open(rig.roots.clone(), &rig.journal()).expect("the journal is whole");
         assert!(left.is_empty(), "{left:?}");
         assert_eq!(

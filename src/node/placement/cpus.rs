@@ -38,6 +38,13 @@ pub fn format(set: &CpuSet) -> String {
     written.collect::<Vec<_>>().join(",")
 }
 
+/// Whether two lists name the same processors, of those `online`: the kernel leaves others out of what it tells. Where nobody knows which
+/// are online, or a text is no list, the texts must be the same.
+pub fn same(a: &str, b: &str, online: &CpuSet) -> bool {
+    let present = |text: &str| Some(&parse(text)? & online);
+    a == b || (!online.is_empty() && present(a).is_some_and(|a| !a.is_empty() && present(b) == Some(a)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -50,6 +57,14 @@ mod tests {
             assert_eq!(parse(text), None, "{text}");
         }
         assert_eq!((parse(""), parse(" \n")), (Some(CpuSet::new()), Some(CpuSet::new())));
+    }
+
+    #[test]
+    fn lists_are_compared_by_the_processors_that_are_online() {
+        let online = [0, 1, 2].into();
+        assert!(same("0-3", "0-2", &online) && same("x", "x", &online) && same("3", "3", &online));
+        assert!(!same("0-3", "0-1", &online) && !same("3", "4", &online) && !same("x", "", &online));
+        assert!(!same("0-3", "0-2", &CpuSet::new()));
     }
 
     proptest! {

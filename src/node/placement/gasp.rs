@@ -41,20 +41,16 @@ pub enum Step {
     },
 }
 
-/// What is done.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GaspPlan {
-    /// Groups that gather.
-    pub moves: Vec<Move>,
-    /// In this order.
-    pub steps: Vec<Step>,
+impl Scene {
+    /// The NIC's package, if it is one of these.
+    fn center(&self) -> Option<PackageId> {
+        self.nic.filter(|nic| self.packages.contains(nic))
+    }
 }
 
-/// The plan for a scene.
-pub fn plan(scene: &Scene) -> GaspPlan {
-    let Some(nic) = scene.nic.filter(|nic| scene.packages.contains(nic)) else {
-        return GaspPlan { moves: Vec::new(), steps: ship(scene, &scene.packages) };
-    };
+/// Groups that gather.
+pub fn gather(scene: &Scene) -> Vec<Move> {
+    let Some(nic) = scene.center() else { return Vec::new() };
     let here: PackageSet = [nic].into();
     let gather = |group: &&GroupView| {
         group.movable() && group.on != here && group.allowed(&scene.packages).contains(&nic)
@@ -65,10 +61,15 @@ pub fn plan(scene: &Scene) -> GaspPlan {
         to: here.clone(),
         reason: Reason::Gather { package: nic },
     });
-    let moves: Vec<Move> = moved.collect();
+    moved.collect()
+}
+
+/// What is shipped, and what sleeps, in which order, once `moves` are made.
+pub fn order(scene: &Scene, moves: &[Move]) -> Vec<Step> {
+    let Some(nic) = scene.center() else { return ship(scene, &scene.packages) };
+    let here: PackageSet = [nic].into();
     // Where something stays that cannot be moved, the package cannot sleep.
     let stays = |package: &PackageId| {
-        let moves = &moves;
         scene
             .running
             .iter()
@@ -82,7 +83,7 @@ pub fn plan(scene: &Scene) -> GaspPlan {
         steps.extend((!stays(&package)).then_some(Step::Park { package }));
     }
     steps.extend(ship(scene, &here).into_iter().filter(|step| !matches!(step, Step::Ship { bytes: 0, .. })));
-    GaspPlan { moves, steps }
+    steps
 }
 
 /// The least first.
@@ -119,23 +120,26 @@ mod tests {
 
     #[test]
     fn all_gathers_with_the_nic_and_its_own_memory_comes_last() {
-        let plan = plan(&scene());
-        assert_eq!(plan.moves.iter().map(|m| m.group.as_str()).collect::<Vec<_>>(), ["agent", "rest"]);
+        let moves = gather(&scene());
+        assert_eq!(moves.iter().map(|m| m.group.as_str()).collect::<Vec<_>>(), ["agent", "rest"]);
         let park = |id| Step::Park { package: PackageId(id) };
         let ship = |id, bytes| Step::Ship { package: PackageId(id), bytes };
-        assert_eq!(plan.steps, [park(3), ship(2, 10), park(2), ship(0, 30), park(0), ship(1, 5)]);
+        assert_eq!(
+            order(&scene(), &moves),
+            [park(3), ship(2, 10), park(2), ship(0, 30), park(0), ship(1, 5)]
+        );
     }
 
     #[test]
     fn a_package_with_a_pinned_group_is_not_parked_and_without_a_nic_nothing_gathers() {
         let mut scene = scene();
         scene.running[1].limits.fixed = Some("pinned".into());
-        let planned = plan(&scene);
-        assert!(!planned.steps.contains(&Step::Park { package: PackageId(2) }), "{planned:?}");
-        assert_eq!(planned.moves.len(), 1);
+        let moves = gather(&scene);
+        let steps = order(&scene, &moves);
+        assert!(!steps.contains(&Step::Park { package: PackageId(2) }), "{steps:?}");
+        assert_eq!(moves.len(), 1);
         scene.nic = None;
-        let planned = plan(&scene);
-        assert!(planned.moves.is_empty() && planned.steps.len() == 4, "{planned:?}");
+        assert_eq!((gather(&scene), order(&scene, &[]).len()), (Vec::new(), 4));
     }
 
     proptest! {
@@ -148,7 +152,7 @@ mod tests {
                 nic: Some(PackageId(nic)), packages: (0..6).map(PackageId).collect(), running: Vec::new(), dirty: dirty.clone(),
             };
             let (mut shipped, mut parked) = (BTreeMap::new(), PackageSet::new());
-            for step in plan(&scene).steps {
+            for step in order(&scene, &[]) {
                 match step {
                     Step::Ship { package, bytes } => {
                         prop_assert!(!parked.contains(&package));

@@ -75,6 +75,8 @@ pub struct Keeper {
     moves: u64,
     /// Where each group was when it was first seen, if that is not everywhere.
     homes: BTreeMap<String, Option<PackageSet>>,
+    /// Packages that each group's memory is bound to, and when that was read.
+    bound: BTreeMap<String, (Instant, Option<PackageSet>)>,
     gathered: bool,
 }
 
@@ -105,6 +107,7 @@ impl Keeper {
             moved: VecDeque::new(),
             moves: 0,
             homes: BTreeMap::new(),
+            bound: BTreeMap::new(),
             gathered: false,
         };
         Ok((keeper, left))
@@ -159,21 +162,28 @@ impl Keeper {
         self.carry_out(moves)
     }
 
-    /// Power is lost: what runs, and the adapter's interrupts, gather on its package. `frozen`: names of groups that do not run.
-    pub fn gather(&mut self, frozen: &[String]) -> Vec<Moved> {
+    /// Power is lost: what runs, and the adapter's interrupts, gather on its package. A group that is frozen by now stays. Nothing is done
+    /// where there is no other package.
+    pub fn gather(&mut self) -> Vec<Moved> {
+        match Topology::read(&self.wishes.roots) {
+            Ok(topology) => self.topology = topology,
+            Err(error) => tracing::warn!(%error, "packages are taken to be as they were"),
+        }
+        if !self.has_choice() {
+            return Vec::new();
+        }
         let nic = self.nic();
-        let running =
-            self.groups.iter().filter(|group| !frozen.contains(&group.name)).cloned().collect::<Vec<_>>();
+        let running: Vec<Group> = self.groups.iter().filter(|group| !group.is_frozen()).cloned().collect();
         let views = running.iter().map(|group| self.group_view(group, 0.0, None)).collect();
         let packages = self.topology.ids();
-        let planned = gasp::plan(&Scene { nic, packages, running: views, dirty: BTreeMap::new() });
+        let moves = gasp::gather(&Scene { nic, packages, running: views, dirty: BTreeMap::new() });
         self.gathered = true;
         if let (Some(nic), Some(device), Some(actuator)) = (nic, &self.wishes.nic, &mut self.actuator)
             && let Err(error) = actuator.place_interrupts(device, &[nic].into(), &self.topology)
         {
             tracing::warn!(%error, "the adapter's interrupts stay where they are");
         }
-        self.carry_out(planned.moves)
+        self.carry_out(moves)
     }
 
     /// Power is back: everything is as it was before pmemha changed it, and the policy begins anew. Says what could not be undone.
@@ -185,7 +195,7 @@ impl Keeper {
 
     /// Undoes every change. Says what could not be undone.
     pub fn restore(&mut self) -> Vec<String> {
-        match self.actuator.as_mut().map(Actuator::restore) {
+        match self.actuator.as_mut().map(|actuator| actuator.restore(&self.groups)) {
             None => Vec::new(),
             Some(Ok(left)) => left,
             Some(Err(error)) => vec![error.to_string()],
@@ -253,7 +263,8 @@ impl Keeper {
         let all = self.topology.ids();
         let cpus = group.cpus(&self.wishes.roots);
         let on = self.topology.packages_of(&cpus);
-        let mut limits = group.limits(&self.wishes.roots, &self.topology);
+        let memory = self.bound(group);
+        let mut limits = group.limits(&self.wishes.roots, &self.topology, memory.as_ref());
         let whole: super::cpus::CpuSet = self.topology.cpus(&on);
         if cpus.is_empty() {
             limits.fixed = Some("it has no processor".into());
@@ -278,17 +289,28 @@ impl Keeper {
         }
     }
 
+    /// What the group's memory is bound to, read anew when that was long ago.
+    fn bound(&mut self, group: &Group) -> Option<PackageSet> {
+        let known = self.bound.get(&group.name).filter(|(at, _)| at.elapsed() < BOUND);
+        if let Some((_, bound)) = known {
+            return bound.clone();
+        }
+        let bound = group.bound(&self.wishes.roots, &self.topology);
+        self.bound.insert(group.name.clone(), (Instant::now(), bound.clone()));
+        bound
+    }
+
     fn nic(&self) -> Option<PackageId> {
         irq::package(&self.wishes.roots, self.wishes.nic.as_deref()?, &self.topology)
     }
 
-    /// Carries moves out, all of a reason or none: where one fails, those before it are taken back.
+    /// Carries moves out, all of a reason or none: where one fails, it and those before it are taken back; in need, it alone.
     fn carry_out(&mut self, moves: Vec<Move>) -> Vec<Moved> {
         let mut done: Vec<Moved> = Vec::new();
         for moved in moves {
             let started = Instant::now();
             let result = self.place(&moved.group, &moved.to);
-            let failed = result.err().map(|error| error.to_string());
+            let failed = result.err().map(|error| self.whole_again(&moved, &error));
             let stop =
                 failed.is_some() && !matches!(moved.reason, Reason::Overload { .. } | Reason::Gather { .. });
             done.push(Moved {
@@ -310,6 +332,14 @@ impl Keeper {
             }
         }
         done
+    }
+
+    /// A group of which some threads were moved goes back. Says what went wrong.
+    fn whole_again(&mut self, moved: &Move, error: &MoveError) -> String {
+        match self.place(&moved.group, &moved.from) {
+            Ok(()) => error.to_string(),
+            Err(back) => format!("{error}; what was moved of it could not be taken back: {back}"),
+        }
     }
 
     fn take_back(&mut self, done: &mut [Moved]) {
@@ -362,6 +392,9 @@ impl Keeper {
         }
     }
 }
+
+/// How long it is believed what memory is bound to: to find out, the kernel walks the page tables of processes.
+const BOUND: Duration = Duration::from_secs(60);
 
 /// Time of an epoch, and between two looks of the guard.
 pub const EPOCH: Duration = Duration::from_secs(1);

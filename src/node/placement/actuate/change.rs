@@ -21,6 +21,8 @@ pub enum Target {
     File(PathBuf),
     /// A thread's affinity.
     Thread {
+        /// Its process.
+        pid: u32,
         /// Its number.
         tid: u32,
         /// When it was started, in ticks since boot: numbers are used again.
@@ -29,9 +31,25 @@ pub enum Target {
 }
 
 impl Target {
-    /// A living thread.
-    pub fn thread(tid: u32) -> Option<Target> {
-        Some(Target::Thread { tid, started: stat_field(tid, STARTED)? })
+    /// A living thread of a process.
+    pub fn thread(pid: u32, tid: u32) -> Option<Target> {
+        Some(Target::Thread { pid, tid, started: stat_field(tid, STARTED)? })
+    }
+
+    /// The process that a thread is of.
+    pub fn process(&self) -> Option<u32> {
+        match self {
+            Target::File(_) => None,
+            Target::Thread { pid, .. } => Some(*pid),
+        }
+    }
+
+    /// Whether what was meant is still there.
+    pub fn is_there(&self) -> bool {
+        match self {
+            Target::File(path) => path.exists(),
+            Target::Thread { .. } => self.pid().is_ok(),
+        }
     }
 
     /// What it holds, as a list.
@@ -67,7 +85,7 @@ impl Target {
     fn pid(&self) -> io::Result<Pid> {
         let gone = || io::Error::from(rustix::io::Errno::SRCH);
         match self {
-            Target::Thread { tid, started } => {
+            Target::Thread { tid, started, .. } => {
                 let same = stat_field(*tid, STARTED) == Some(*started);
                 let pid = i32::try_from(*tid).ok().and_then(Pid::from_raw);
                 pid.filter(|_| same).ok_or_else(gone)
@@ -108,24 +126,50 @@ impl Change {
         Change { target, was: from.clone(), from, to }
     }
 
-    /// Puts back what was there. One that is gone needs nothing; one that somebody else has changed since is left to them. Says what
-    /// could not be done.
-    pub fn undo(&self) -> Result<(), String> {
-        match self.target.read() {
-            Ok(now) if now == self.from => Ok(()),
-            Ok(now) if now != self.to && now != self.was => Err(format!(
+    /// Puts back what was there. One that is gone needs nothing; one that somebody else has changed since is left to them.
+    /// `online`: the processors that are, by which lists are compared; empty where that is not known.
+    pub fn undo(&self, online: &CpuSet) -> Result<(), Left> {
+        let now = match self.target.read() {
+            Ok(now) => now,
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(Left::Failed(format!("{} cannot be read: {error}", self.target))),
+        };
+        let is = |list: &str| cpus::same(&now, list, online);
+        if now == self.from {
+            Ok(())
+        } else if is(&self.to) || is(&self.was) {
+            match self.target.write(&self.from) {
+                Err(error) if !is_gone(&error) => Err(Left::Failed(format!(
+                    "{} cannot be set back to `{}`: {error}",
+                    self.target, self.from
+                ))),
+                _ => Ok(()),
+            }
+        } else if is(&self.from) {
+            Ok(())
+        } else {
+            Err(Left::Theirs(format!(
                 "{} was changed by others to `{now}` and is left so; before pmemha it was `{}`",
                 self.target, self.from
-            )),
-            Ok(_) => match self.target.write(&self.from) {
-                Err(error) if !is_gone(&error) => {
-                    Err(format!("{} cannot be set back to `{}`: {error}", self.target, self.from))
-                }
-                _ => Ok(()),
-            },
-            Err(error) if is_gone(&error) => Ok(()),
-            Err(error) => Err(format!("{} cannot be read: {error}", self.target)),
+            )))
         }
+    }
+}
+
+/// Why a change was not undone, in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It is somebody else's now: for good.
+    Theirs(String),
+    /// The system refused: it may be tried again.
+    Failed(String),
+}
+
+impl Left {
+    /// The sentence.
+    pub fn into_text(self) -> String {
+        let (Left::Theirs(why) | Left::Failed(why)) = self;
+        why
     }
 }
 

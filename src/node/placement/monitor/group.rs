@@ -110,8 +110,32 @@ impl Group {
         }
     }
 
-    /// What must be kept when it is moved.
-    pub fn limits(&self, roots: &Roots, topology: &Topology) -> Limits {
+    /// Whether its control group is frozen.
+    pub fn is_frozen(&self) -> bool {
+        let dir = match &self.members {
+            Members::Cgroup(dir) => Some(dir.as_path()),
+            Members::Listed(file) => file.parent(),
+            Members::Threads { .. } => None,
+        };
+        let read = |file: &str| fs::read_to_string(dir?.join(file)).ok();
+        read("cgroup.events").is_some_and(|text| text.lines().any(|line| line == "frozen 1"))
+            || read("freezer.state").is_some_and(|text| text.trim() == "FROZEN")
+    }
+
+    /// The packages that memory of its processes is bound to, if these are fewer than all. `numa_maps` walks the page tables of a
+    /// process: to be asked rarely.
+    pub fn bound(&self, roots: &Roots, topology: &Topology) -> Option<PackageSet> {
+        let mut pids: Vec<u32> = self.threads(roots).iter().map(|(pid, _)| *pid).collect();
+        pids.dedup();
+        let bound = pids.into_iter().take(MAX_POLICIES).filter_map(|pid| {
+            let maps = fs::read_to_string(roots.proc.join(format!("{pid}/numa_maps"))).ok()?;
+            bound(topology, &bound_nodes(&maps))
+        });
+        bound.reduce(|all, one| &all & &one)
+    }
+
+    /// What must be kept when it is moved. `memory`: what [`Group::bound`] has told.
+    pub fn limits(&self, roots: &Roots, topology: &Topology, memory: Option<&PackageSet>) -> Limits {
         let threads = self.threads(roots);
         let mut limits = Limits::default();
         if let Members::Cgroup(dir) = &self.members {
@@ -131,16 +155,11 @@ impl Group {
                     .get_or_insert_with(|| format!("thread {tid} is pinned to {}", cpus::format(&cpus)));
             }
         }
-        let mut pids: Vec<u32> = threads.iter().map(|(pid, _)| *pid).collect();
-        pids.dedup();
-        for pid in pids.into_iter().take(MAX_POLICIES) {
-            let maps = fs::read_to_string(roots.proc.join(format!("{pid}/numa_maps"))).unwrap_or_default();
-            if let Some(within) = bound(topology, &bound_nodes(&maps)) {
-                limits.within = Some(match limits.within {
-                    Some(before) => &before & &within,
-                    None => within,
-                });
-            }
+        if let Some(memory) = memory {
+            limits.within = Some(match limits.within {
+                Some(before) => &before & memory,
+                None => memory.clone(),
+            });
         }
         if limits.within.as_ref().is_some_and(PackageSet::is_empty) {
             limits.fixed.get_or_insert_with(|| "its memory is bound to several packages".into());
@@ -184,9 +203,13 @@ fn bound(topology: &Topology, nodes: &CpuSet) -> Option<PackageSet> {
     (!nodes.is_empty() && !all.is_subset(nodes)).then(|| topology.packages_of_nodes(nodes))
 }
 
-/// Nodes that parts of a process's memory are bound to: `7f… bind:1 anon=…` in `numa_maps`.
+/// Nodes that parts of a process's memory are bound to: `7f… bind:1 anon=…` in `numa_maps`, or `bind=static:1`.
 fn bound_nodes(maps: &str) -> CpuSet {
-    let policy = |line: &str| cpus::parse(line.split_whitespace().nth(1)?.strip_prefix("bind:")?);
+    let policy = |line: &str| {
+        let (mode, nodes) = line.split_whitespace().nth(1)?.split_once(':')?;
+        let bind = mode == "bind" || mode.starts_with("bind=");
+        bind.then(|| cpus::parse(nodes)).flatten()
+    };
     maps.lines().filter_map(policy).flatten().collect()
 }
 
@@ -258,15 +281,23 @@ mod tests {
             vec![("cgroup.procs", procs), ("cpuset.cpus", "0-3\n"), ("cpuset.mems", "0-1\n")]
         };
         process(&roots, 10, &["0-3", "2"], "");
-        let pinned = cgroup(&dir.path().join("pinned"), &files("10\n")).limits(&roots, &topology);
+        let pinned = cgroup(&dir.path().join("pinned"), &files("10\n")).limits(&roots, &topology, None);
         assert!(pinned.fixed.unwrap().contains("thread 11"));
-        process(&roots, 20, &["0-3"], "7f00 default anon=1\n7f01 bind:1 anon=1\n");
-        let bound = cgroup(&dir.path().join("bound"), &files("20\n")).limits(&roots, &topology);
-        assert_eq!((bound.fixed, bound.within), (None, Some([PackageId(1)].into())));
+        for policy in ["bind:1", "bind=static:1", "bind=relative:1"] {
+            process(&roots, 20, &["0-3"], &format!("7f00 default anon=1\n7f01 {policy} anon=1\n"));
+            let bound = cgroup(&dir.path().join("bound"), &files("20\n"));
+            let memory = bound.bound(&roots, &topology);
+            assert_eq!(memory, Some([PackageId(1)].into()), "{policy}");
+            let limits = bound.limits(&roots, &topology, memory.as_ref());
+            assert_eq!((limits.fixed, limits.within), (None, memory));
+        }
         process(&roots, 30, &["0-3"], "");
         let free = cgroup(&dir.path().join("free"), &files("30\n"));
-        assert_eq!(free.limits(&roots, &topology), Limits::default());
+        assert_eq!(free.limits(&roots, &topology, free.bound(&roots, &topology).as_ref()), Limits::default());
         fs::write(dir.path().join("free/cpuset.cpu_exclusive"), "1\n").unwrap();
-        assert!(free.limits(&roots, &topology).fixed.is_some());
+        assert!(free.limits(&roots, &topology, None).fixed.is_some());
+        assert!(!free.is_frozen());
+        fs::write(dir.path().join("free/cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
+        assert!(free.is_frozen());
     }
 }

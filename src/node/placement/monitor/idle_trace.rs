@@ -103,9 +103,8 @@ impl Trace {
     /// Begins below `tracefs`, usually `/sys/kernel/tracing`, on the clock of `CLOCK_MONOTONIC`. `pid`: this process, whose the instance
     /// is.
     pub fn begin(tracefs: &Path, pid: u32) -> io::Result<Trace> {
-        let instances = tracefs.join("instances");
-        remove_left(&instances, pid);
-        let instance = instances.join(format!("{PREFIX}{pid}"));
+        remove_left(tracefs, pid);
+        let instance = tracefs.join(format!("instances/{PREFIX}{pid}"));
         fs::create_dir(&instance)?;
         let begun = (|| {
             fs::write(instance.join("trace_clock"), "mono")?;
@@ -146,15 +145,15 @@ impl Trace {
 impl Drop for Trace {
     fn drop(&mut self) {
         let _ = fs::write(self.instance.join("events/power/cpu_idle/enable"), "0");
-        // Refused while the pipe is open: that is closed after this, so the next agent removes what this one could not.
+        // Closed first: an instance whose pipe is open is not removed. What is left all the same, the next agent removes.
         let _ = File::open("/dev/null").map(|null| self.pipe = null);
         let _ = fs::remove_dir(&self.instance);
     }
 }
 
-/// Removes the instances of processes that are gone, and of an earlier one of our number.
-fn remove_left(instances: &Path, own: u32) {
-    for entry in fs::read_dir(instances).into_iter().flatten().flatten() {
+/// Removes the instances below `tracefs` of agents that are gone, and of an earlier one of our number, `own`. One that is in use stays.
+pub fn remove_left(tracefs: &Path, own: u32) {
+    for entry in fs::read_dir(tracefs.join("instances")).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
         if pid.is_some_and(|pid| pid == own || !Path::new(&format!("/proc/{pid}")).exists()) {
@@ -162,6 +161,9 @@ fn remove_left(instances: &Path, own: u32) {
         }
     }
 }
+
+/// Where tracefs is mounted, below `/sys`.
+pub const TRACEFS: &str = "kernel/tracing";
 
 /// How the names of our instances begin.
 const PREFIX: &str = "pmemha-";

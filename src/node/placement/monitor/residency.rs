@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use super::Roots;
-use super::idle_trace::{Quiet, Trace};
+use super::idle_trace::{Quiet, TRACEFS, Trace};
 use super::topology::Topology;
 use crate::node::placement::policy::model::PackageId;
 
@@ -171,7 +171,7 @@ const TARGET: f64 = 600e-6;
 
 impl IdleTrace {
     fn begin(roots: &Roots, topology: &Topology) -> io::Result<IdleTrace> {
-        let trace = Trace::begin(&roots.sys.join("kernel/tracing"), std::process::id())?;
+        let trace = Trace::begin(&roots.sys.join(TRACEFS), std::process::id())?;
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let began = time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9;
         Ok(IdleTrace { trace, quiet: Quiet::new(topology, TARGET), last: None, clock: Instant::now(), began })

@@ -1,7 +1,7 @@
 //! Which processors and memory nodes make up each package: `/sys/devices/system/cpu` and `…/node`.
 //!
-//! Read anew each epoch, since processors come and go. One that tells no package, or vanishes while it is looked at, is left out and
-//! named; what is left must have a package at all.
+//! Read anew each epoch, since processors come and go. One that tells no package, or vanishes while it is looked at, is left out;
+//! what is left must have a package at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,8 +25,6 @@ pub struct Package {
 pub struct Topology {
     /// By number.
     pub packages: BTreeMap<PackageId, Package>,
-    /// Processors online that tell no package.
-    pub unusable: CpuSet,
 }
 
 /// Why there is no topology.
@@ -74,9 +72,7 @@ impl Topology {
                     topology.packages.entry(PackageId(package)).or_default().cpus.insert(cpu);
                 }
                 // Also -1, which virtual machines say.
-                _ => {
-                    topology.unusable.insert(cpu);
-                }
+                _ => tracing::debug!(cpu, "a processor tells no package"),
             }
         }
         if topology.packages.is_empty() {
@@ -168,7 +164,7 @@ pub(crate) mod tests {
         fs::write(roots.sys.join("devices/system/cpu/online"), "0,2-3").unwrap();
         fs::remove_dir_all(roots.sys.join("devices/system/cpu/cpu3")).unwrap();
         let topology = Topology::read(&roots).unwrap();
-        assert_eq!((topology.cpus(&topology.ids()), topology.unusable), ([0, 2].into(), [3].into()));
+        assert_eq!(topology.cpus(&topology.ids()), [0, 2].into());
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct Limits {
     pub fixed: Option<String>,
     /// The packages that it may use, if not all: those whose memory its policy binds it to, or its cpuset's.
     pub within: Option<PackageSet>,
-    /// It is not to lie on more packages than it does.
+    /// It is not to lie on more packages than it does. Nothing that is read of a real group tells that; the policy keeps to it.
     pub whole: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct GroupView {
     pub limits: Limits,
     /// Share of the window in which some thread of it waited for a processor (PSI); none where nothing tells.
     pub pressure: Option<f64>,
-    /// Seconds that 99 % of its requests took at most; none where nothing tells.
+    /// Seconds that 99 % of its requests took at most; none where nothing tells, as of every real group so far.
     pub p99: Option<f64>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::parameters as p;
 use super::run::Run;
-use crate::node::placement::gasp::{Scene, Step, plan};
+use crate::node::placement::gasp::{Scene, Step, gather, order};
 use crate::node::placement::policy::model::{GroupView, Limits, PackageId, PackageSet};
 
 /// What a last gasp took.
@@ -57,13 +57,13 @@ pub fn ship(manner: Manner, packages: usize, seed: u64) -> Shipped {
         });
         let scene =
             Scene { nic: Some(PackageId(0)), packages: ids.clone(), running: running.collect(), dirty };
-        let planned = plan(&scene);
+        let moves = gather(&scene);
+        steps = order(&scene, &moves);
         if manner == Manner::Settled {
-            run.settle(&planned.moves);
+            run.settle(&moves);
         } else {
-            run.apply(0.0, planned.moves);
+            run.apply(0.0, moves);
         }
-        steps = planned.steps;
     }
     (0..cores).for_each(|core| run.occupy(0.0, if managed { 0 } else { core % packages }, seconds));
     let slots = (seconds / p::GUARD).ceil() as usize;
