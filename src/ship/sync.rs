@@ -540,7 +540,7 @@ impl Shared {
     }
 
     fn bytes_per_s(&self) -> u64 {
-        let took = lock(&self.began).map(|began| waits::since(began)).filter(|took| *took >= TELLS);
+        let took = lock(&self.began).map(waits::since).filter(|took| *took >= TELLS);
         took.map_or(0, |took| (self.done.load(Relaxed) as f64 / took.as_secs_f64()) as u64)
     }
 

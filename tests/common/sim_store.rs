@@ -17,7 +17,7 @@ use crate::chance::Chance;
 const WORD: usize = 8;
 
 /// Files, rings and directories of one simulated machine.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct SimStore(Arc<Mutex<World>>);
 
 #[derive(Default)]
@@ -57,7 +57,7 @@ impl std::fmt::Debug for SimStore {
 impl SimStore {
     /// An empty one.
     pub fn new() -> SimStore {
-        SimStore(Arc::default())
+        SimStore::default()
     }
 
     /// The power goes during the `n`th operation from now.
