@@ -197,16 +197,17 @@ impl Daemon {
     }
 
     /// Stops accepting, has every group bring out what it can by `deadline`, and returns what is left, a sentence each.
-    pub fn finish(self, deadline: Instant) -> Vec<String> {
+    pub fn finish(mut self, deadline: Instant) -> Vec<String> {
         drop(self.metrics);
-        drop(self.large_pages);
+        // Groups come first: what it is at is waited for when they have brought out theirs.
+        self.large_pages.iter_mut().for_each(LargePages::stop);
         drop(self.sessions);
         // Whoever connects from here on finds no agent instead of one that does not answer.
         if let Err(error) = fs::remove_file(&self.socket) {
             tracing::warn!(%error, socket = %self.socket.display(), "the socket could not be removed");
         }
         let controllers = &self.parts.controllers;
-        thread::scope(|scope| {
+        let left = thread::scope(|scope| {
             let finishing: Vec<_> =
                 controllers.iter().map(|c| scope.spawn(move || c.finish(deadline))).collect();
             let outcome = finishing.into_iter().zip(controllers).filter_map(|(thread, controller)| {
@@ -215,7 +216,9 @@ impl Daemon {
                     .unwrap_or_else(|_| Some(format!("group `{}`: stopping failed", controller.name())))
             });
             outcome.collect()
-        })
+        });
+        drop(self.large_pages);
+        left
     }
 }
 
