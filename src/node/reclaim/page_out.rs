@@ -125,7 +125,10 @@ const KVM: &str = "it runs a virtual machine with KVM: which of its memory the g
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::reclaim::sample::sample;
     use proptest::prelude::*;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
 
     /// A kernel that refuses some ranges, as the real one does: it goes over those before the first of them.
     fn kernel<'a>(
@@ -141,6 +144,36 @@ mod tests {
                 sum => Ok(sum),
             }
         }
+    }
+
+    #[test]
+    fn nothing_of_a_machine_with_kvm_is_paged_out_and_all_of_it_counts_as_used() {
+        let mut tables = match PageTables::open() {
+            Ok(tables) => tables,
+            Err(why) => {
+                _ = writeln!(io::stderr(), "\nskipped: machines with KVM: {why}");
+                return;
+            }
+        };
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let plain = Process::open(child.id()).unwrap();
+        plain.begin_interval().unwrap();
+        let (machine, _proc) = Process::with_kvm(child.id());
+        let mut state = 0;
+        let mut look = |process: &Process| {
+            let chance = || {
+                state += 0x9e37_79b9;
+                state
+            };
+            sample(&mut tables, process, 400, &[], chance).unwrap().classes
+        };
+        assert!(look(&plain).inactive_anonymous.bytes > 0, "it waits for its input");
+        let found = look(&machine);
+        assert!(found.inactive_anonymous.bytes == 0 && found.active_anonymous.bytes > 0, "{found:?}");
+        let error = page_out(&mut tables, &machine, 1 << 20, &[]).unwrap_err();
+        assert!(error.to_string().contains("KVM"), "{error}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -99,6 +99,17 @@ mod tests {
         assert_eq!(reused.begin_interval().unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
+    impl Process {
+        /// Process `pid` as one that runs a machine with KVM; the directory stands for what procfs says of that.
+        pub fn with_kvm(pid: u32) -> (Process, tempfile::TempDir) {
+            let proc = tempfile::tempdir().unwrap();
+            let fds = proc.path().join(pid.to_string()).join("fd");
+            fs::create_dir_all(&fds).unwrap();
+            symlink("anon_inode:kvm-vm", fds.join("9")).unwrap();
+            (Process { proc: proc.path().into(), ..Process::open(pid).unwrap() }, proc)
+        }
+    }
+
     #[test]
     fn a_machine_with_hardware_assist_is_told_by_its_descriptor() {
         let fds = tempfile::tempdir().unwrap();
