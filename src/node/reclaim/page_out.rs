@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::node::reclaim::sample::sample;
     use proptest::prelude::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::process::{Command, Stdio};
 
     /// A kernel that refuses some ranges, as the real one does: it goes over those before the first of them.
@@ -155,14 +155,19 @@ mod tests {
                 return;
             }
         };
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Once it has answered it waits for more, and uses nothing.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let plain = Process::open(child.id()).unwrap();
         plain.begin_interval().unwrap();
         let (machine, _proc) = Process::with_kvm(child.id());
-        let mut state = 0;
+        let mut state = 1u64;
         let mut look = |process: &Process| {
             let chance = || {
-                state += 0x9e37_79b9;
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
                 state
             };
             sample(&mut tables, process, 400, &[], chance).unwrap().classes
