@@ -222,7 +222,7 @@ impl Ranking {
         }
     }
 
-    /// The system put it off: it is left alone for a period, each further time in a row for twice as many, [`LONGEST_REST`] at
+    /// The system put it off: it is left alone for a period, each further time in a row for twice as many, 256 at
     /// most. What is registered with an adapter is put off for as long as it is that.
     pub fn busy(&mut self, range: Range) {
         if let Some(known) = self.ranges.get_mut(&range) {
