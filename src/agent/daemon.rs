@@ -198,9 +198,10 @@ impl Daemon {
 
     /// Stops accepting, has every group bring out what it can by `deadline`, sets back what placement has changed, and returns what is
     /// left, a sentence each.
-    pub fn finish(self, deadline: Instant) -> Vec<String> {
+    pub fn finish(mut self, deadline: Instant) -> Vec<String> {
         drop(self.metrics);
-        drop(self.large_pages);
+        // Groups come first: what it is at is waited for when they have brought out theirs.
+        self.large_pages.iter_mut().for_each(LargePages::stop);
         drop(self.sessions);
         // Whoever connects from here on finds no agent instead of one that does not answer.
         if let Err(error) = fs::remove_file(&self.socket) {
@@ -217,6 +218,7 @@ impl Daemon {
             });
             outcome.collect()
         });
+        drop(self.large_pages);
         // Whoever else still holds it must not keep changes in place.
         self.parts.placement.iter().for_each(|placement| placement.stop());
         left

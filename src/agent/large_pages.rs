@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const MOST_PROCESSES: usize = 64;
 /// How often it is looked who is attached.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The thread. It ends when this is dropped.
+/// The thread. It ends when this is dropped, which waits for the one process that it may be at.
 pub struct LargePages {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -38,6 +38,11 @@ impl LargePages {
         LargePages::start_with(attached, move |pid| governor(&wanted, pid))
     }
 
+    /// Has it end soon. Waits for nothing.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
     fn start_with(
         attached: impl Fn() -> Option<Vec<u32>> + Send + 'static,
         make: impl Fn(u32) -> io::Result<Governor> + Send + 'static,
@@ -51,7 +56,7 @@ impl LargePages {
 
 impl Drop for LargePages {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.stop();
         if let Some(thread) = self.thread.take() {
             // It has told what there was to tell.
             let _ = thread.join();
@@ -87,6 +92,9 @@ fn run(
             if watched.len() >= MOST_PROCESSES || watched.contains_key(&pid) || given_up.contains(&pid) {
                 continue;
             }
+            if stopped.try_recv() != Err(TryRecvError::Empty) {
+                return;
+            }
             match make(pid) {
                 Ok(governor) => _ = watched.insert(pid, (governor, Instant::now())),
                 Err(error) => give_up(&mut given_up, pid, &error),
@@ -94,7 +102,8 @@ fn run(
         }
         let many = watched.len().max(1) as u32;
         watched.retain(|pid, (governor, due)| {
-            if *due > Instant::now() {
+            // A process takes up to some seconds: whoever stops this does not wait for all of them.
+            if *due > Instant::now() || stopped.try_recv() != Err(TryRecvError::Empty) {
                 return true;
             }
             let going_on = step(governor);
@@ -133,8 +142,8 @@ mod tests {
     use crate::node::largepage::actuator::Actuator;
     use crate::node::largepage::policy::{Action, Bits, Range};
     use crate::node::largepage::source::{AccessBits, Kind};
-    use std::sync::Mutex;
     use std::sync::mpsc;
+    use std::sync::{Arc, Mutex};
 
     /// Sees all of every range used; tells what it was asked to do.
     struct Fake(mpsc::Sender<Action>);
@@ -186,5 +195,41 @@ mod tests {
         }
         drop(large);
         assert_eq!(makes.try_iter().collect::<Vec<_>>(), [7, 8]);
+    }
+
+    /// Takes its time over each process, until it is told to go on.
+    struct Slow(mpsc::Sender<()>, Arc<Mutex<Receiver<()>>>);
+
+    impl AccessBits for Slow {
+        fn kind(&self) -> Kind {
+            Kind::PageTables
+        }
+
+        fn count(&mut self, ranges: &[Range]) -> io::Result<Vec<Bits>> {
+            Ok(vec![Bits::Small(0); ranges.len()])
+        }
+
+        fn clear(&mut self) -> io::Result<()> {
+            self.0.send(()).expect("the test listens");
+            self.1.lock().unwrap().recv().map_err(io::Error::other)
+        }
+    }
+
+    #[test]
+    fn a_stop_waits_for_one_process_and_not_for_all_of_them() {
+        let (began, begins) = mpsc::channel();
+        let (go, gone) = mpsc::channel();
+        let gone = Arc::new(Mutex::new(gone));
+        let make = move |pid| {
+            let bits = Box::new(Slow(began.clone(), gone.clone()));
+            let actuator = Box::new(Fake(mpsc::channel().0));
+            Ok(Governor::new(Path::new("/none"), pid, bits, actuator, Settings::default(), Duration::ZERO))
+        };
+        let mut large = LargePages::start_with(|| Some((1..9).collect()), make).unwrap();
+        begins.recv_timeout(Duration::from_secs(60)).unwrap();
+        large.stop();
+        (0..8).for_each(|_| go.send(()).unwrap());
+        drop(large);
+        assert_eq!(begins.try_iter().count(), 0, "it began with another one");
     }
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pmemha::node::kernel::tables::{Entry, PageTables};
@@ -15,6 +16,7 @@ use pmemha::node::reclaim::decision::{
     self, Depth, Host, Instead, Means, Need, Plan, Technique, Tenant, plan,
 };
 use pmemha::node::reclaim::page_out::page_out;
+use pmemha::node::reclaim::process::Process;
 use pmemha::node::reclaim::sample::{Sampled, sample};
 use pmemha_testkit::chance::Chance;
 use pmemha_testkit::ranges::{RANGE, Ranges};
@@ -39,10 +41,10 @@ fn s5_1_pages_are_categorised_by_kind_and_use_over_an_interval() {
     ];
     for (kind, active, inactive) in kinds {
         let mut program = Ranges::start(kind, &plan);
-        begin_interval(&program);
+        let process = begin_interval(&program);
         program.once();
         let registered = [(program.base(), program.base() + 4 * RANGE)];
-        let found = look(&mut tables, &program, 1500, &registered, 1);
+        let found = look(&mut tables, &process, 1500, &registered, 1);
         println!("{kind}: {found:?}");
         let close = |class: Class, ranges: u64| {
             let off = found.classes[class].bytes.abs_diff(ranges * RANGE);
@@ -52,8 +54,8 @@ fn s5_1_pages_are_categorised_by_kind_and_use_over_an_interval() {
         close(active, 12);
         close(inactive, 16);
         // The next interval is one of its own: now nothing is used.
-        begin_interval(&program);
-        let found = look(&mut tables, &program, 1500, &[], 2);
+        let process = begin_interval(&program);
+        let found = look(&mut tables, &process, 1500, &[], 2);
         assert!(found.classes[inactive].bytes > found.resident * 9 / 10, "{kind}: {found:?}");
     }
 }
@@ -67,7 +69,7 @@ fn s5_2_totals_are_estimated_from_samples() {
     let Some(mut tables) = page_tables() else { return };
     let plan = format!("{}{}", "D".repeat(10), "-".repeat(22));
     let mut program = Ranges::start("anon", &plan);
-    begin_interval(&program);
+    let process = begin_interval(&program);
     program.once();
     let first = Range::of(program.base()).0;
     let starts: Vec<u64> = (first..first + 32).map(|n| n * RANGE).collect();
@@ -79,7 +81,7 @@ fn s5_2_totals_are_estimated_from_samples() {
     let truth: u64 = entries.iter().map(used).sum();
     let (mut close, mut within) = (0, 0);
     for repetition in 0..100 {
-        let found = look(&mut tables, &program, 1500, &[], repetition);
+        let found = look(&mut tables, &process, 1500, &[], repetition);
         let Estimate { bytes, least, most } = found.classes[Class::ActiveAnonymous];
         assert!(found.pages <= 1500);
         close += (bytes.abs_diff(truth) <= found.resident / 20) as u32;
@@ -218,12 +220,12 @@ fn s5_8_exactly_the_unused_pages_are_written_out_and_pinned_ones_never() {
     let Some(mut tables) = page_tables() else { return };
     let Some(_swap) = Swap::on() else { return };
     let mut program = Ranges::start("anon", &format!("{}{}", "D".repeat(16), "-".repeat(16)));
-    begin_interval(&program);
+    let process = begin_interval(&program);
     program.once();
     // Of the unused half a quarter is registered.
     let registered = [(program.base() + 16 * RANGE, program.base() + 20 * RANGE)];
     let wanted = 16 * MIB;
-    let effect = page_out(&mut tables, program.pid(), wanted, &registered).expect("it runs");
+    let effect = page_out(&mut tables, &process, wanted, &registered).expect("it runs");
     println!("{effect:?}");
     assert!(effect.moved >= wanted * 9 / 10 && effect.asked <= wanted + MIB, "{effect:?}");
     assert!(!effect.is_in_vain());
@@ -247,7 +249,7 @@ fn s5_8_exactly_the_unused_pages_are_written_out_and_pinned_ones_never() {
         "a pass over what is used reads nothing back ({pass} us)"
     );
     // All of the rest but what is registered: there is no more.
-    let rest = page_out(&mut tables, program.pid(), 1 << 30, &registered).expect("it runs");
+    let rest = page_out(&mut tables, &process, 1 << 30, &registered).expect("it runs");
     assert!(rest.asked < 12 * RANGE && present(&mut tables, 16..20) == 4 * 512, "{rest:?}");
 }
 
@@ -268,19 +270,21 @@ fn need(mib: u64) -> Need {
     Need { bytes: mib * MIB, within: None, depth: Depth::Inactive }
 }
 
-fn begin_interval(program: &Ranges) {
-    fs::write(format!("/proc/{}/clear_refs", program.pid()), "1").expect("it runs");
+fn begin_interval(program: &Ranges) -> Process {
+    let process = Process::open(program.pid()).expect("it runs");
+    process.begin_interval().expect("it runs");
+    process
 }
 
 fn look(
     tables: &mut PageTables,
-    program: &Ranges,
+    process: &Process,
     count: usize,
     registered: &[(u64, u64)],
     seed: u64,
 ) -> Sampled {
     let mut chance = Chance::seeded(seed);
-    sample(tables, program.pid(), count, registered, || chance.number()).expect("it runs")
+    sample(tables, process, count, registered, || chance.number()).expect("it runs")
 }
 
 fn page_tables() -> Option<PageTables> {
@@ -336,21 +340,29 @@ fn balloon_without_a_driver_stalls() -> Option<bool> {
     Some(stalled)
 }
 
-/// A swap: the machine's own, or one in compressed memory of 128 MiB that goes on drop.
-struct Swap(Option<String>);
+/// A swap: the machine's own, which is left as it is, or one in compressed memory of 128 MiB that goes on drop. One test at a
+/// time has it, since the kernel has one list of swaps for all.
+struct Swap {
+    /// Number of the device, if it is ours.
+    made: Option<String>,
+    _alone: MutexGuard<'static, ()>,
+}
 
 impl Swap {
     fn on() -> Option<Swap> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        // A test that failed with it has given it back.
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
         if swaps.lines().count() > 1 {
-            return Some(Swap(None));
+            return Some(Swap { made: None, _alone: alone });
         }
         let made = fs::read_to_string("/sys/class/zram-control/hot_add").map(|n| n.trim().to_owned());
         let Ok(number) = made else {
             skipped("this machine has no swap, and no zram to make one of");
             return None;
         };
-        let swap = Swap(Some(number.clone()));
+        let swap = Swap { made: Some(number.clone()), _alone: alone };
         let device = format!("/dev/zram{number}");
         let run = |program: &str| {
             let done =
@@ -368,7 +380,7 @@ impl Swap {
 
 impl Drop for Swap {
     fn drop(&mut self) {
-        if let Some(number) = &self.0 {
+        if let Some(number) = &self.made {
             let _ = Command::new("swapoff").arg(format!("/dev/zram{number}")).stderr(Stdio::null()).status();
             let _ = fs::write("/sys/class/zram-control/hot_remove", number);
         }

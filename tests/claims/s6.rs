@@ -20,6 +20,9 @@ use tempfile::TempDir;
 /// For whatever a busy machine may delay.
 const SOON: Duration = Duration::from_secs(60);
 
+/// Periods within which the system must have done what it put off.
+const PATIENCE: usize = 40;
+
 const PROC: &str = "/proc";
 
 /// S6.1: for each L1 page table (2 MiB) the set access bits are counted periodically, and a current count value is calculated from
@@ -55,15 +58,28 @@ fn s6_1_set_access_bits_of_each_page_table_are_counted_and_averaged() {
 fn s6_2_in_the_first_phase_nothing_is_mapped_large() {
     let settings = Settings { settle: 3, ..Settings::default() };
     let Some((mut program, mut governor)) = governed("anon", "DD", settings) else { return };
-    for period in 1..=3 {
+    for period in 1..=PATIENCE {
         program.once();
         let step = governor.step(true, Asked::default()).expect("it runs");
-        let identified = of_program::<2>(&governor, &program);
-        assert!(identified.iter().all(|s| settings.threshold <= s.score), "{identified:?}");
         let large = large_bytes(&program);
-        println!("period {period}: {large} bytes large");
-        assert_eq!(large, if period < 3 { 0 } else { 2 * RANGE }, "period {period}: {:?}", step.actions);
+        println!("period {period}: {large} bytes large, {:?}", step.actions);
+        if period <= 3 {
+            let identified = of_program::<2>(&governor, &program);
+            assert!(identified.iter().all(|s| settings.threshold <= s.score), "{identified:?}");
+            assert_eq!(
+                step.actions.len(),
+                if period < 3 { 0 } else { 2 },
+                "period {period}: {:?}",
+                step.actions
+            );
+        }
+        assert!(period >= 3 || large == 0, "period {period}: {large} bytes large");
+        none_is_refused(&step);
+        if large == 2 * RANGE {
+            return;
+        }
     }
+    panic!("the system put it off for {PATIENCE} periods");
 }
 
 /// S6.3: after it, the count ranks the candidates, highest first, with a threshold under which nothing is mapped large.
@@ -78,26 +94,34 @@ fn s6_3_the_count_ranks_the_candidates_and_a_threshold_bounds_them() {
         let settings = Settings { budget: 1, ..Settings::default() };
         let Some((mut program, mut governor)) = governed(kind, "S-D-D", settings) else { return };
         let first = Range::of(program.base()).0;
-        let mut mapped = Vec::new();
+        let (mut tried, mut mapped) = (Vec::new(), Vec::new());
         // The third range begins later than the fifth, and so ranks below it; both have earned it once the first phase is over.
-        for plan in ["S---D", "S---D", "S-D-D", "S-D-D", "S-D-D", "S-D-D", "S-D-D"] {
+        let plans = ["S---D", "S---D", "S-D-D", "S-D-D", "S-D-D", "S-D-D", "S-D-D"];
+        let plans = plans.into_iter().chain(std::iter::repeat("S-D-D")).take(PATIENCE).enumerate();
+        for (period, plan) in plans {
+            if period >= 7 && mapped.len() == 2 {
+                break;
+            }
             program.plan(plan);
             program.once();
             let step = governor.step(true, Asked::default()).expect("it runs");
+            none_is_refused(&step);
             for (action, outcome) in &step.actions {
-                assert_eq!(outcome, &Some(Outcome::Done), "{kind}: {action:?}");
-                assert_eq!(
-                    step.large_bytes.1,
-                    step.large_bytes.0 + RANGE,
-                    "{kind}: it is seen in the page tables"
-                );
-                if let Action::Map(range) = action {
-                    mapped.push(range.0 - first);
+                let Action::Map(range) = action else { panic!("{kind}: {action:?}") };
+                let range = range.0 - first;
+                if !tried.contains(&range) {
+                    tried.push(range);
+                }
+                if outcome == &Some(Outcome::Done) {
+                    let (before, after) = step.large_bytes;
+                    assert_eq!(after, before + RANGE, "{kind}: it is seen in the page tables");
+                    mapped.push(range);
                 }
             }
         }
         println!("{kind}: mapped {mapped:?}");
-        assert_eq!(mapped, [4, 2], "{kind}: the best first, the sparse one and the unused ones never");
+        assert_eq!(tried, [4, 2], "{kind}: the best first, the sparse one and the unused ones never");
+        assert_eq!(mapped.len(), 2, "{kind}: {mapped:?}");
         assert_eq!(large_bytes(&program), 2 * RANGE, "{kind}");
     }
 }
@@ -110,9 +134,15 @@ fn s6_4_counting_goes_on_and_the_ranking_follows() {
     let Some((mut program, mut governor)) = governed("anon", "DD--", Settings::default()) else { return };
     let mut live = |plan: &str, asked: Asked, governor: &mut Governor| {
         program.plan(plan);
-        for _ in 0..8 {
+        let (mut period, mut last) = (0, 8);
+        while period < last {
+            period += 1;
             program.once();
-            governor.step(true, asked).expect("it runs");
+            let step = governor.step(true, asked).expect("it runs");
+            none_is_refused(&step);
+            if step.actions.iter().any(|(_, outcome)| matches!(outcome, Some(Outcome::Busy(_)))) {
+                last = (period + 8).min(PATIENCE);
+            }
         }
         let standings = of_program::<4>(governor, &program);
         println!("plan {plan}: {standings:?}");
@@ -185,15 +215,22 @@ fn s6_5_nested_and_shadow_tables_are_two_sources_behind_one_interface() {
     let settings = Settings { settle: 2, steady: 1, budget: 1, ..Settings::default() };
     let bits = Box::new(nested);
     let mut governor = Governor::new(Path::new(PROC), guest.0.id(), bits, actuator, settings, Duration::ZERO);
-    let mut steps: Vec<Step> = Vec::new();
-    for _ in 0..3 {
-        steps.push(governor.step(true, Asked::default()).expect("it runs"));
+    let mut tried = None;
+    let done = (0..PATIENCE).any(|_| {
+        let step = governor.step(true, Asked::default()).expect("it runs");
+        println!("under the guest: {:?}", step.actions);
+        none_is_refused(&step);
         std::thread::sleep(Duration::from_millis(300));
-    }
-    let actions = &steps.last().expect("three").actions;
-    println!("mapped under the guest: {actions:?}");
+        if let [(Action::Map(range), outcome)] = &step.actions[..] {
+            tried = Some(*range);
+            outcome == &Some(Outcome::Done)
+        } else {
+            false
+        }
+    });
+    let best = tried.expect("something of it is dense");
+    assert!(done, "the system put {best:?} off");
     let dense = ranges[0].0..ranges[0].0 + u64::from(DENSE_PAGES) / 512;
-    let [(Action::Map(best), Some(Outcome::Done))] = actions[..] else { panic!("{actions:?}") };
     assert!(dense.contains(&best.0), "{best:?} is none of {dense:?}");
     let standing = governor.standings().into_iter().find(|s| s.range == best).expect("observed");
     assert!(standing.large, "{standing:?}");
@@ -219,6 +256,12 @@ fn governed(kind: &str, plan: &str, settings: Settings) -> Option<(Ranges, Gover
         Governor::new(Path::new(PROC), program.pid(), bits, actuator, settings, Duration::ZERO);
     governor.step(false, Asked::default()).expect("the first one clears");
     Some((program, governor))
+}
+
+/// What the system puts off is tried again; what it refuses never is.
+fn none_is_refused(step: &Step) {
+    let refused = step.actions.iter().any(|(_, outcome)| matches!(outcome, Some(Outcome::Refused(_))));
+    assert!(!refused, "{:?}", step.actions);
 }
 
 /// How the program's ranges stand, in order of their addresses.

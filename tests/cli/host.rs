@@ -69,6 +69,34 @@ fn memory_says_what_a_process_uses_and_what_is_missing_and_takes_nothing() {
     );
 }
 
+/// A directory stands for a control group of version 1, of which the command only reads.
+#[test]
+fn memory_looks_at_a_group_of_version_one_and_refuses_to_lower_its_limit() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let files = [
+        ("memory.usage_in_bytes", "67108864\n"),
+        ("memory.limit_in_bytes", "134217728\n"),
+        ("memory.stat", "total_inactive_file 33554432\n"),
+    ];
+    for (file, text) in files {
+        std::fs::write(dir.path().join(file), text).expect("a file");
+    }
+    let group = dir.path().display();
+    let out = pmemha(&format!("memory --need 16MiB {group}"));
+    assert_eq!(out.status.code(), Some(1), "nothing can be had: {}", said(&out));
+    assert!(said(&out).contains("no memory.reclaim") && said(&out).contains("32.0 MiB"), "{}", said(&out));
+    let out = pmemha(&format!("memory --act --need 16MiB {group}"));
+    assert_eq!(out.status.code(), Some(69), "{}", said(&out));
+    assert!(
+        said(&out).contains("version 2") && said(&out).contains("limit is not lowered"),
+        "{}",
+        said(&out)
+    );
+    for (file, text) in files {
+        assert_eq!(std::fs::read_to_string(dir.path().join(file)).expect("it is there"), text, "{file}");
+    }
+}
+
 #[test]
 fn what_is_not_there_is_said_with_its_exit_code() {
     let mut child = Command::new("true").spawn().expect("it runs");

@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,8 +78,13 @@ static void map(const char *kind) {
     base = mmap(at, len, PROT_READ | PROT_WRITE, flags, fd, 0);
     if (base == MAP_FAILED)
         die("mmap");
+    /* Small pages to begin with, also where the kernel maps all memory large by itself. */
+    if (prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0)
+        die("PR_SET_THP_DISABLE");
     for (size_t page = 0; page < len / PAGE; page++)
         *(volatile uint64_t *)(base + page * PAGE) = page + 1;
+    if (prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0) != 0)
+        die("PR_SET_THP_DISABLE");
 }
 
 /* Lists the places of a plan, in a random order; sparse ones are named as often as dense ones. */

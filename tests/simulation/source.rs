@@ -56,12 +56,12 @@ struct Destination {
     ship: Arc<ShipStatus>,
     stream: Mutex<Option<u32>>,
     connected: AtomicBool,
-    reads: Mutex<Reads>,
+    reads: Mutex<Reading>,
 }
 
 /// Whether the ring is read for a destination.
 #[derive(Default)]
-enum Reads {
+enum Reading {
     #[default]
     Nothing,
     /// It is about to be, unless it had to be let go.
@@ -222,7 +222,7 @@ impl Source {
         self.stop.store(true, SeqCst);
         lock(&self.gasp).store(true, SeqCst);
         for to in self.destinations.iter() {
-            if let Reads::Reads { stop, .. } = &*lock(&to.reads) {
+            if let Reading::Reads { stop, .. } = &*lock(&to.reads) {
                 stop.store(true, SeqCst);
             }
         }
@@ -248,15 +248,15 @@ impl Source {
     fn let_go(&self, who: usize) {
         let to = &self.destinations[who];
         match &mut *lock(&to.reads) {
-            Reads::Reads { stop, leaves } => {
+            Reading::Reads { stop, leaves } => {
                 *leaves = true;
                 stop.store(true, SeqCst);
             }
-            Reads::Joins { left } => {
+            Reading::Joins { left } => {
                 self.space.let_go(who);
                 *left = true;
             }
-            Reads::Nothing => {
+            Reading::Nothing => {
                 self.space.let_go(who);
                 *lock(&to.stream) = None;
             }
@@ -272,11 +272,11 @@ impl Source {
             let to = &self.destinations[who];
             self.space.set_present(who, false);
             match std::mem::take(&mut *lock(&to.reads)) {
-                Reads::Reads { leaves: true, .. } => {
+                Reading::Reads { leaves: true, .. } => {
                     self.space.let_go(who);
                     *lock(&to.stream) = None;
                 }
-                Reads::Joins { left: true } => *lock(&to.stream) = None,
+                Reading::Joins { left: true } => *lock(&to.stream) = None,
                 _ => {}
             }
             to.connected.store(false, SeqCst);
@@ -312,7 +312,7 @@ impl Source {
         let [mine, theirs] = self.world.connect(self.node, to.node)?;
         let have = agent.standby.have(&turn)?;
         let link = Link::prepare(mine, &self.log, self.world.nodes[to.node].durability).ok()?;
-        *lock(&to.reads) = Reads::Joins { left: false };
+        *lock(&to.reads) = Reading::Joins { left: false };
         let joining = Joining::of(&self.log, &self.space, who, &have, || below(1 << 32) as u32);
         if joining.fresh {
             to.ship.begin_anew();
@@ -339,10 +339,10 @@ impl Source {
         let stop = Arc::new(AtomicBool::new(self.stops()));
         self.tell_flow();
         match &mut *lock(&to.reads) {
-            Reads::Joins { left: true } => return None,
+            Reading::Joins { left: true } => return None,
             reads => {
                 self.space.set_present(who, true);
-                *reads = Reads::Reads { stop: stop.clone(), leaves: false };
+                *reads = Reading::Reads { stop: stop.clone(), leaves: false };
             }
         }
         let me = Arc::downgrade(self);

@@ -16,6 +16,7 @@ use pmemha::node::reclaim::decision::{
 };
 use pmemha::node::reclaim::group::Group;
 use pmemha::node::reclaim::page_out::{Effect, page_out};
+use pmemha::node::reclaim::process::Process;
 use pmemha::node::reclaim::room::{Room, Taker, make_room};
 use pmemha::node::reclaim::sample::sample;
 use serde::Serialize;
@@ -74,7 +75,7 @@ struct Row {
 }
 
 enum Source {
-    Process(u32),
+    Process(Process),
     Group(Group),
 }
 
@@ -86,13 +87,24 @@ impl Memory {
         }
         let sources: Vec<(&String, Source)> =
             self.tenants.iter().map(|name| Ok((name, source(name)?))).collect::<Result<_, Failure>>()?;
+        if self.act
+            && let Some((name, _)) = sources.iter().find(|(_, s)| s.group().is_some_and(|g| !g.can_reclaim()))
+        {
+            return Err(Failure::new(
+                UNAVAILABLE,
+                format!(
+                    "{name} has no memory.reclaim (control groups of version 2, Linux 5.19): nothing can be taken from it, \
+                     and its limit is not lowered; leave it out, or leave out --act"
+                ),
+            ));
+        }
         let swap = swap_free().map_err(Failure::system("/proc/swaps"))?;
-        let processes: Vec<u32> = sources.iter().filter_map(|(_, s)| s.process()).collect();
+        let processes: Vec<&Process> = sources.iter().filter_map(|(_, s)| s.process()).collect();
         let mut tables = None;
         if !processes.is_empty() {
             tables = Some(PageTables::open().map_err(cannot_read)?);
-            for pid in &processes {
-                fs::write(format!("/proc/{pid}/clear_refs"), "1").map_err(|e| of_process(*pid, &e))?;
+            for process in &processes {
+                process.begin_interval().map_err(|e| of_process(process.pid(), &e))?;
             }
             thread::sleep(self.interval);
         }
@@ -130,28 +142,32 @@ impl Memory {
         tables: Option<&mut PageTables>,
         swaps: bool,
     ) -> Result<Row, Failure> {
-        let page_out = swaps.then_some(PAGE_OUT);
-        let (size, classes, means, sampled) = match (source, tables) {
-            (Source::Process(pid), Some(tables)) => {
-                let mut state = u64::from(*pid) | 1;
-                let found = sample(tables, *pid, self.samples as usize, &[], || random(&mut state));
-                let found = found.map_err(|e| of_process(*pid, &e))?;
-                let means = Means { page_out, ..Means::default() };
-                (found.resident, found.classes, means, Some(found.pages))
+        let (size, classes, means, sampled, note) = match (source, tables) {
+            (Source::Process(process), Some(tables)) => {
+                let told = |e: io::Error| of_process(process.pid(), &e);
+                let mut state = u64::from(process.pid()) | 1;
+                let found = sample(tables, process, self.samples as usize, &[], || random(&mut state));
+                let found = found.map_err(told)?;
+                let kvm = process.runs_kvm().map_err(told)?;
+                let means = Means { page_out: (swaps && !kvm).then_some(PAGE_OUT), ..Means::default() };
+                let note = if kvm { KVM } else { NO_SWAP };
+                (found.resident, found.classes, means, Some(found.pages), note)
             }
-            (Source::Process(pid), None) => {
-                return Err(Failure::new(SOFTWARE, format!("process {pid}: page tables were not opened")));
+            (Source::Process(process), None) => {
+                let why = format!("process {}: page tables were not opened", process.pid());
+                return Err(Failure::new(SOFTWARE, why));
             }
             (Source::Group(group), _) => {
                 let told = |e: io::Error| Failure::new(UNAVAILABLE, format!("{name}: {e}"));
                 let (size, classes) = (group.usage().map_err(told)?, group.classes().map_err(told)?);
-                (size, classes, Means { limit: Some(LIMIT), ..Means::default() }, None)
+                let means = Means { limit: group.can_reclaim().then_some(LIMIT), ..Means::default() };
+                (size, classes, means, None, NO_RECLAIM)
             }
         };
         let mut tenant = Tenant { name: name.to_owned(), size, entitlement: size, classes, means };
-        if source.process().is_some() && !swaps {
+        if means.page_out.is_none() && means.limit.is_none() {
             // Said, since otherwise a plan is short for no visible reason.
-            tenant.name += " (no swap to write to)";
+            tenant.name += note;
         }
         let (working_set, allotment) = (working_set(&tenant), allotment(&tenant));
         Ok(Row { tenant, working_set, allotment, sampled })
@@ -168,8 +184,8 @@ struct Hands<'a> {
 impl Taker for Hands<'_> {
     fn take(&mut self, _tenant: &Tenant, take: &Take) -> io::Result<Effect> {
         match (self.sources[take.tenant], take.technique, &mut self.tables) {
-            (Source::Process(pid), Technique::PageOut, Some(tables)) => {
-                page_out(tables, *pid, take.bytes, &[])
+            (Source::Process(process), Technique::PageOut, Some(tables)) => {
+                page_out(tables, process, take.bytes, &[])
             }
             (Source::Group(group), Technique::Limit, _) => group.reclaim(take.bytes),
             _ => Err(io::Error::other(format!("nothing works on {}", self.names[take.tenant]))),
@@ -178,17 +194,24 @@ impl Taker for Hands<'_> {
 }
 
 impl Source {
-    fn process(&self) -> Option<u32> {
+    fn process(&self) -> Option<&Process> {
         match self {
-            Source::Process(pid) => Some(*pid),
+            Source::Process(process) => Some(process),
             Source::Group(_) => None,
+        }
+    }
+
+    fn group(&self) -> Option<&Group> {
+        match self {
+            Source::Process(_) => None,
+            Source::Group(group) => Some(group),
         }
     }
 }
 
 fn source(name: &str) -> Result<Source, Failure> {
     if let Ok(pid) = name.parse() {
-        return Ok(Source::Process(pid));
+        return Process::open(pid).map(Source::Process).map_err(|e| of_process(pid, &e));
     }
     Group::at(Path::new(name)).map(Source::Group).map_err(|e| {
         Failure::new(USAGE, format!("{e}; name a process by its number, or a directory below /sys/fs/cgroup"))
@@ -264,7 +287,7 @@ fn text(told: &Told, swap: u64) -> String {
     for take in &plan.takes {
         let how = match take.technique {
             Technique::Balloon => "by its balloon",
-            Technique::Limit => "by its limit",
+            Technique::Limit => "by memory.reclaim",
             Technique::PageOut => "to swap",
         };
         let name = &told.tenants[take.tenant].tenant.name;
@@ -308,6 +331,11 @@ fn word(class: Class) -> &'static str {
         Class::Free => "free",
     }
 }
+
+/// What is said of a tenant that nothing can be taken from.
+const KVM: &str = " (a machine with KVM: what its guest uses is not seen, nothing is paged out)";
+const NO_SWAP: &str = " (no swap to write to)";
+const NO_RECLAIM: &str = " (no memory.reclaim: nothing can be taken)";
 
 /// Exit code where not all of the need is met.
 const SHORT: u8 = 1;

@@ -27,7 +27,7 @@ impl KernelMemory {
     pub fn open() -> io::Result<KernelMemory> {
         let map = bpf(
             MAP_CREATE,
-            &MapCreate {
+            &mut MapCreate {
                 map_type: ARRAY,
                 key_size: 4,
                 value_size: (PAGE * (1 + BATCH)) as u32,
@@ -39,7 +39,7 @@ impl KernelMemory {
         let code = program(map.as_raw_fd());
         let program = bpf(
             PROG_LOAD,
-            &ProgLoad {
+            &mut ProgLoad {
                 prog_type: RAW_TRACEPOINT,
                 insn_cnt: code.len() as u32,
                 insns: code.as_ptr() as u64,
@@ -97,13 +97,13 @@ impl KernelMemory {
 
     fn run(&self, count: usize, len: usize) -> io::Result<()> {
         let context = [count as u64, len as u64];
-        let run = TestRun {
+        let mut run = TestRun {
             program: self.program.as_raw_fd() as u32,
             context_bytes: size_of_val(&context) as u32,
             context: context.as_ptr() as u64,
             ..TestRun::default()
         };
-        call(PROG_TEST_RUN, &run).map(|_| ())
+        call(PROG_TEST_RUN, &mut run).map(|_| ())
     }
 }
 
@@ -148,16 +148,17 @@ fn program(map: i32) -> Vec<u64> {
     ]
 }
 
-fn bpf<T>(command: libc::c_int, arg: &T) -> io::Result<OwnedFd> {
+fn bpf<T: Attribute>(command: libc::c_int, arg: &mut T) -> io::Result<OwnedFd> {
     let fd = call(command, arg)?;
     // SAFETY: the two commands that come this way return a new descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn call<T>(command: libc::c_int, arg: &T) -> io::Result<libc::c_long> {
+fn call<T: Attribute>(command: libc::c_int, arg: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: every command here is paired with the beginning of the structure that the kernel defines for it (the rest counts
-    // as zeros); what it points to lives through the call, and the kernel only reads from it.
-    let n = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(arg), size_of::<T>()) };
+    // as zeros). The kernel may write its answers into it, within the size that is named: it is borrowed for that, and consists
+    // of integers, of which any value is one. What it points to lives through the call, and is only read.
+    let n = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(arg), size_of::<T>()) };
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n) }
 }
 
@@ -179,6 +180,13 @@ const RAW_TRACEPOINT: u32 = 17;
 const MAP_VALUE: u64 = 2;
 const GET_CURRENT_TASK: i64 = 35;
 const PROBE_READ_KERNEL: i64 = 113;
+
+/// The beginning of `union bpf_attr` as one command takes it: integers only, and no padding.
+trait Attribute {}
+
+impl Attribute for MapCreate {}
+impl Attribute for ProgLoad {}
+impl Attribute for TestRun {}
 
 #[repr(C)]
 struct MapCreate {

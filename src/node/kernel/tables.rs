@@ -1,15 +1,16 @@
 //! The page tables of any process, read in place.
 //!
 //! What is read may change meanwhile: a table that its process gives back is read as whatever it became. So an answer is a
-//! sample, good for counting and never for deciding what may be freed. Four levels of tables only (no `la57`).
+//! sample, good for counting and never for deciding what may be freed. Only what is memory is followed. Four levels of tables
+//! only (no `la57`), and none whose entries have bits of memory encryption.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use super::btf::Btf;
-use super::memory::{BATCH, KernelMemory, word};
+use super::memory::{KernelMemory, word};
+use super::physical::{Direct, frame_of, unsupported};
 use crate::region::memory::SharedMem;
 use crate::types::PAGE;
 
@@ -60,8 +61,7 @@ pub enum Page {
 pub struct PageTables {
     memory: KernelMemory,
     fields: Fields,
-    /// Address at which the kernel maps byte 0 of physical memory.
-    direct: u64,
+    direct: Direct,
     /// Where tasks were found, by process number; looked at again each time.
     tasks: HashMap<u32, u64>,
 }
@@ -84,8 +84,28 @@ impl PageTables {
         }
         let fields = Fields::of(&fs::read(BTF).map_err(|e| told(BTF, &e))?)?;
         let memory = KernelMemory::open().map_err(|e| told("BPF (CAP_BPF and CAP_PERFMON, or root)", &e))?;
-        let direct = direct_map(&memory)?;
-        Ok(PageTables { memory, fields, direct, tasks: HashMap::new() })
+        let direct = Direct::find(&memory)?;
+        let mut tables = PageTables { memory, fields, direct, tasks: HashMap::new() };
+        tables.prove()?;
+        Ok(tables)
+    }
+
+    /// Looks up a page of this process, whose frame is known.
+    fn prove(&mut self) -> io::Result<()> {
+        let page = SharedMem::anonymous(PAGE)?;
+        page.write(0, b"x");
+        let address = page.addr(0) as u64;
+        // The kernel moves a page now and then, and not each time.
+        for _ in 0..PROOFS {
+            let expected = frame_of(address)?;
+            if let [Page::Small { frame, .. } | Page::Large { frame, .. }] =
+                self.pages(std::process::id(), &[address])?[..]
+                && frame == expected
+            {
+                return Ok(());
+            }
+        }
+        Err(unsupported("page tables do not say what the kernel does of the same page (memory encryption?)"))
     }
 
     /// How each 2 MiB range that begins at one of `starts` is mapped in process `pid`, in their order. `starts` are multiples of
@@ -178,25 +198,31 @@ impl PageTables {
         let upper = known.entry_at(&self.memory, 0, known.root, index(3))?;
         let Some(upper) = self.next(upper) else { return Ok(Lowest::Absent) };
         let middle = known.entry_at(&self.memory, 1, upper, index(2))?;
-        if middle & HUGE != 0 {
+        if middle & PRESENT != 0 && middle & HUGE != 0 {
             // A page of 1 GiB: nothing here to be mapped large.
             let frame = (middle & FRAME & !(GIB - 1) | start & (GIB - 1)) >> 12;
             return Ok(Lowest::Large { frame, accessed: middle & ACCESSED != 0 });
         }
         let Some(middle) = self.next(middle) else { return Ok(Lowest::Absent) };
         let entry = known.entry_at(&self.memory, 2, middle, index(1))?;
-        Ok(match self.next(entry) {
-            None => Lowest::Absent,
-            Some(_) if entry & HUGE != 0 => {
-                Lowest::Large { frame: (entry & FRAME & !(SPAN - 1)) >> 12, accessed: entry & ACCESSED != 0 }
-            }
-            Some(table) => Lowest::Table(table),
-        })
+        if entry & PRESENT != 0 && entry & HUGE != 0 {
+            let frame = (entry & FRAME & !(SPAN - 1)) >> 12;
+            return Ok(Lowest::Large { frame, accessed: entry & ACCESSED != 0 });
+        }
+        Ok(self.next(entry).map_or(Lowest::Absent, Lowest::Table))
     }
 
-    /// The address of what a present entry points to.
+    /// The address of the table that a present entry points to; none where no memory is.
     fn next(&self, entry: u64) -> Option<u64> {
-        (entry & PRESENT != 0).then_some(self.direct + (entry & FRAME))
+        (entry & PRESENT != 0).then(|| self.direct.address_of(entry & FRAME)).flatten()
+    }
+
+    /// The word at an offset of a structure of the kernel's; nothing where there can be none.
+    fn field(&self, of: u64, offset: u64) -> io::Result<Option<u64>> {
+        match of.checked_add(offset).filter(|at| self.direct.may_hold(*at, 8)) {
+            Some(at) => self.memory.word_at(at),
+            None => Ok(None),
+        }
     }
 
     /// The address of the highest table of process `pid`.
@@ -211,15 +237,16 @@ impl PageTables {
             task = self.tasks.get(&pid).copied();
         }
         let gone = || io::Error::new(io::ErrorKind::NotFound, format!("there is no process {pid}"));
-        let mm = self.memory.word_at(task.ok_or_else(gone)? + self.fields.mm)?.filter(|mm| *mm != 0);
-        self.memory.word_at(mm.ok_or_else(gone)? + self.fields.pgd)?.ok_or_else(gone)
+        let mm = self.field(task.ok_or_else(gone)?, self.fields.mm)?.filter(|mm| *mm != 0);
+        let root = self.field(mm.ok_or_else(gone)?, self.fields.pgd)?;
+        root.filter(|root| self.direct.may_hold(*root, PAGE as u64)).ok_or_else(gone)
     }
 
     /// Walks the list of all processes.
     fn list_tasks(&mut self) -> io::Result<()> {
         self.tasks.clear();
         let mine = self.memory.current_task()?;
-        let first = self.memory.word_at(mine + self.fields.leader)?.ok_or_else(|| unsupported("no task"))?;
+        let first = self.field(mine, self.fields.leader)?.ok_or_else(|| unsupported("no task"))?;
         if self.number_of(first)? != Some(std::process::id()) {
             return Err(unsupported(
                 "process numbers differ from the kernel's: this runs in a PID namespace",
@@ -227,13 +254,9 @@ impl PageTables {
         }
         let mut task = first;
         for _ in 0..MOST_TASKS {
-            let wanted = [task + self.fields.tasks, task + self.fields.pid];
-            let (mut next, mut pid) = (None, None);
-            self.memory.read(&wanted, 8, |i, bytes| {
-                *(if i == 0 { &mut next } else { &mut pid }) = bytes.map(word)
-            })?;
+            let (next, pid) = (self.field(task, self.fields.tasks)?, self.number_of(task)?);
             let (Some(next), Some(pid)) = (next, pid) else { break };
-            self.tasks.insert(pid as u32, task);
+            self.tasks.insert(pid, task);
             task = next.wrapping_sub(self.fields.tasks);
             if task == first {
                 return Ok(());
@@ -244,7 +267,7 @@ impl PageTables {
     }
 
     fn number_of(&self, task: u64) -> io::Result<Option<u32>> {
-        Ok(self.memory.word_at(task + self.fields.pid)?.map(|word| word as u32))
+        Ok(self.field(task, self.fields.pid)?.map(|word| word as u32))
     }
 }
 
@@ -308,52 +331,6 @@ impl Fields {
     }
 }
 
-/// Finds where the kernel maps physical memory, by looking for a page of ours there: its place is chosen at boot, and a multiple
-/// of 1 GiB.
-fn direct_map(memory: &KernelMemory) -> io::Result<u64> {
-    let page = SharedMem::anonymous(PAGE)?;
-    let mark: Vec<u8> = mark().concat();
-    page.write(0, &mark);
-    let frame = frame_of(page.addr(0) as u64)?;
-    let candidates: Vec<u64> = (0..MOST_GIB).map(|gib| LOWEST_DIRECT_MAP + (gib << 30)).collect();
-    for some in candidates.chunks(64 * BATCH) {
-        let at: Vec<u64> = some.iter().map(|base| base + frame * PAGE as u64).collect();
-        let mut found = None;
-        memory.read(&at, mark.len(), |i, bytes| {
-            if bytes == Some(&mark) {
-                found.get_or_insert(some[i]);
-            }
-        })?;
-        if let Some(base) = found {
-            return Ok(base);
-        }
-    }
-    Err(unsupported("the kernel's map of physical memory was not found"))
-}
-
-/// Bytes that stand nowhere else by chance.
-fn mark() -> [[u8; 8]; 4] {
-    use std::hash::{BuildHasher, RandomState};
-    std::array::from_fn(|i| RandomState::new().hash_one(i).to_ne_bytes())
-}
-
-/// Number of the physical page at `address` of this process.
-fn frame_of(address: u64) -> io::Result<u64> {
-    let mut entry = [0; 8];
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, address / PAGE as u64 * 8)?;
-    let entry = u64::from_ne_bytes(entry);
-    let frame = entry & ((1 << 55) - 1);
-    if entry >> 63 == 1 && frame != 0 {
-        Ok(frame)
-    } else {
-        Err(unsupported("page frames are not told (CAP_SYS_ADMIN)"))
-    }
-}
-
-fn unsupported(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, what)
-}
-
 fn told(what: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
@@ -366,10 +343,9 @@ const ACCESSED: u64 = 1 << 5;
 const HUGE: u64 = 1 << 7;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 const GIB: u64 = 1 << 30;
-const LOWEST_DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 
-/// The map lies within 64 TiB from its lowest place.
-const MOST_GIB: u64 = 64 << 10;
+/// Looks at a page of ours before it is said that tables tell something else.
+const PROOFS: usize = 5;
 
 /// Processes that are walked over at most.
 const MOST_TASKS: usize = 1 << 17;

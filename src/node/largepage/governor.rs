@@ -171,7 +171,10 @@ impl Governor {
                 self.bits.now(range, false);
                 self.ranking.done(action);
             }
-            (Outcome::Busy(_), _) => self.totals.busy += 1,
+            (Outcome::Busy(_), Action::Map(range) | Action::Demote(range)) => {
+                self.totals.busy += 1;
+                self.ranking.busy(range);
+            }
             (Outcome::Refused(_), Action::Map(range) | Action::Demote(range)) => {
                 self.totals.refused += 1;
                 self.ranking.refused(range);

@@ -29,6 +29,8 @@ pub struct Mapping {
     pub large: u64,
     /// Whether it is ordinary memory, that large pages could serve: no device, no hugetlbfs, nothing of the kernel's.
     pub is_ordinary: bool,
+    /// Whether it is locked: nobody may page it out.
+    pub is_locked: bool,
 }
 
 impl Mapping {
@@ -92,7 +94,10 @@ impl Mapping {
                 self.large = self.large.saturating_add(bytes())
             }
             "KernelPageSize" => self.is_ordinary &= kib() == 4,
-            "VmFlags" => self.is_ordinary &= !value.split(' ').any(|flag| matches!(flag, "io" | "pf" | "ht")),
+            "VmFlags" => {
+                self.is_ordinary &= !value.split(' ').any(|flag| matches!(flag, "io" | "pf" | "ht"));
+                self.is_locked = value.split(' ').any(|flag| flag == "lo");
+            }
             _ => {}
         }
     }

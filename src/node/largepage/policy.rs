@@ -94,7 +94,8 @@ pub enum Action {
     Demote(Range),
 }
 
-/// Large mappings that somebody would rather have small, each at most so many in this period.
+/// Large mappings that somebody would rather have small, each at most so many in this period. The agent and the command ask
+/// for none: it is for whoever wants memory back or tracks by page, and nobody does so yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
     /// For dirty tracking: those that are written sparsely.
@@ -142,6 +143,10 @@ struct Known {
     /// Whether it is large by a decision made here, and so is ours to take apart.
     ours: bool,
     refused: bool,
+    /// Times in a row that the system put it off.
+    busy: u32,
+    /// The last period in which it is left alone for that.
+    rests: u32,
     seen: u32,
 }
 
@@ -179,12 +184,14 @@ impl Ranking {
         all
     }
 
-    /// What is to be done now. Changes nothing: what was done is told by [`Ranking::done`] and [`Ranking::refused`].
+    /// What is to be done now: the budget is for ranges that do not rest. Changes nothing: what was done is told by
+    /// [`Ranking::done`], [`Ranking::busy`] and [`Ranking::refused`].
     pub fn decide(&self, asked: Asked) -> Vec<Action> {
         if !self.is_settled() {
             return Vec::new();
         }
-        let standings = self.standings();
+        let mut standings = self.standings();
+        standings.retain(|s| self.ranges.get(&s.range).is_none_or(|known| known.rests < self.periods));
         let earns = |s: &&Standing| !s.large && !s.refused && self.settings.has_earned(s);
         let maps = standings.iter().filter(earns).take(self.settings.budget).map(|s| Action::Map(s.range));
         self.demotions(&standings, asked).into_iter().map(Action::Demote).chain(maps).collect()
@@ -211,6 +218,17 @@ impl Ranking {
         if let Some(known) = self.ranges.get_mut(&range) {
             known.large = matches!(action, Action::Map(_));
             known.ours = known.large;
+            known.busy = 0;
+        }
+    }
+
+    /// The system put it off: it is left alone for a period, each further time in a row for twice as many, 256 at
+    /// most. What is registered with an adapter is put off for as long as it is that.
+    pub fn busy(&mut self, range: Range) {
+        if let Some(known) = self.ranges.get_mut(&range) {
+            let rest = 1u32.checked_shl(known.busy).map_or(LONGEST_REST, |periods| periods.min(LONGEST_REST));
+            known.busy = known.busy.saturating_add(1);
+            known.rests = self.periods.saturating_add(rest);
         }
     }
 
@@ -218,15 +236,6 @@ impl Ranking {
     pub fn refused(&mut self, range: Range) {
         if let Some(known) = self.ranges.get_mut(&range) {
             known.refused = true;
-        }
-    }
-
-    /// What tracking found of writes to a large range, by means of its own: `pages` a period. Without this, what was known when it was
-    /// mapped large stands.
-    pub fn writes_found(&mut self, range: Range, pages: u16) {
-        if let Some(known) = self.ranges.get_mut(&range) {
-            known.written = mean(known.written, pages.min(PAGES).into());
-            known.writes = mean(known.writes, if pages > 0 { 1.0 } else { 0.0 });
         }
     }
 
@@ -266,6 +275,10 @@ impl Known {
         }
     }
 }
+
+/// Periods that a range is left alone for at most: a minute of the shortest ones is soon enough for memory that is not pinned any
+/// more.
+const LONGEST_REST: u32 = 256;
 
 fn mean(a: f64, b: f64) -> f64 {
     (a + b) / 2.0

@@ -41,7 +41,7 @@ pub struct Means {
     pub balloon: Option<u64>,
     /// Whether the balloon has stopped growing short of its target.
     pub balloon_stalled: bool,
-    /// A control group's limit, or `memory.reclaim`.
+    /// A control group's `memory.reclaim`.
     pub limit: Option<u64>,
     /// Page-out of exactly chosen pages to the host's swap.
     pub page_out: Option<u64>,

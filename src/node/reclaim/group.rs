@@ -52,22 +52,26 @@ impl Group {
         Ok(classes(&text, self.usage()?))
     }
 
-    /// Has the kernel take `bytes` from it, what it holds to be used least first; what that did. Limits stay as they were.
+    /// Whether the kernel can be asked to take memory from it: version 2, Linux 5.19.
+    pub fn can_reclaim(&self) -> bool {
+        self.version == Version::Two && self.dir.join(RECLAIM).exists()
+    }
+
+    /// Has the kernel take `bytes` from it, what it holds to be used least first; what that did. Its limits are not touched.
     ///
-    /// Version 1 has no file for that: its limit is lowered for a moment. A group that allocates at that moment waits for it.
+    /// Version 1 has no file for that. Lowering its limit for a moment would do the same, but whoever is killed in between
+    /// leaves it there, and the group is short of memory for good: refused.
     pub fn reclaim(&self, bytes: u64) -> io::Result<Effect> {
+        if !self.can_reclaim() {
+            let why = format!(
+                "{}: this control group has no {RECLAIM} (version 2, Linux 5.19), and its limit is not lowered instead",
+                self.dir.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let before = self.usage()?;
         let asked = bytes.min(before);
-        let outcome = match self.version {
-            Version::Two => fs::write(self.dir.join("memory.reclaim"), asked.to_string()),
-            Version::One => {
-                let file = self.dir.join("memory.limit_in_bytes");
-                let limit = self.number("memory.limit_in_bytes")?;
-                let lowered = fs::write(&file, (before - asked).to_string());
-                fs::write(&file, limit.to_string())?;
-                lowered
-            }
-        };
+        let outcome = fs::write(self.dir.join(RECLAIM), asked.to_string());
         let moved = before.saturating_sub(self.usage()?);
         match outcome {
             // All that could be had was less than was asked for: the effect says so.
@@ -109,6 +113,9 @@ pub fn classes(stat: &str, usage: u64) -> PerClass<Estimate> {
     PerClass::of(|class| Estimate::exactly(bytes[class]))
 }
 
+/// Takes a number of bytes.
+const RECLAIM: &str = "memory.reclaim";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,18 +144,33 @@ mod tests {
     }
 
     #[test]
-    fn of_version_one_the_limit_is_lowered_and_put_back() {
+    fn version_one_is_looked_at_and_its_limit_never_touched() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Group::at(dir.path()).is_err());
         let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
         write("memory.usage_in_bytes", "1000\n");
         write("memory.limit_in_bytes", "5000\n");
         let group = Group::at(dir.path()).unwrap();
-        let effect = group.reclaim(400).unwrap();
-        assert_eq!(effect, Effect { asked: 400, moved: 0 }, "nothing moved, whatever the kernel answered");
-        assert!(effect.is_in_vain());
-        assert_eq!(fs::read_to_string(dir.path().join("memory.limit_in_bytes")).unwrap(), "5000");
+        assert_eq!((group.usage().unwrap(), group.can_reclaim()), (1000, false));
+        let error = group.reclaim(400).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(error.to_string().contains("version 2"), "{error}");
+        assert_eq!(fs::read_to_string(dir.path().join("memory.limit_in_bytes")).unwrap(), "5000\n");
         write("memory.usage_in_bytes", "much");
         assert!(group.usage().unwrap_err().to_string().contains("much"));
+    }
+
+    #[test]
+    fn of_version_two_the_kernel_is_asked_and_the_effect_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        write("memory.current", "1000\n");
+        let group = Group::at(dir.path()).unwrap();
+        assert!(group.reclaim(400).is_err(), "a kernel that is too old");
+        write(RECLAIM, "");
+        let effect = group.reclaim(4000).unwrap();
+        assert_eq!(effect, Effect { asked: 1000, moved: 0 }, "nothing moved, whatever the kernel answered");
+        assert!(effect.is_in_vain());
+        assert_eq!(fs::read_to_string(dir.path().join(RECLAIM)).unwrap(), "1000");
     }
 }

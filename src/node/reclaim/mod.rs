@@ -8,7 +8,7 @@
 //! | [`classes`] | classes of pages, and estimates of their totals from samples (pure) |
 //! | [`decision`] | who gives up what, by which technique (pure) |
 //! | [`room`] | a plan carried out, its effects measured |
-//! | [`feedback`] | whether what was taken came back (pure) |
+//! | [`process`] | processes as tenants |
 //! | [`sample`] | classes of a process's pages, from a sample |
 //! | [`group`] | control groups as tenants |
 //! | [`page_out`] | page-out of exactly the unused pages |
@@ -17,8 +17,8 @@
 pub mod balloon;
 pub mod classes;
 pub mod decision;
-pub mod feedback;
 pub mod group;
 pub mod page_out;
+pub mod process;
 pub mod room;
 pub mod sample;

@@ -1,7 +1,8 @@
 //! Classes of a process's pages, from a sample of them: what a page is by `/proc/kpageflags`, whether it was used by its access bit.
 //!
 //! Of a virtual machine this sees what its QEMU does: guest memory is anonymous or shared memory, whatever the guest uses it for. Its caches
-//! and free pages are not told apart from its programs' memory: that takes somebody inside the guest.
+//! and free pages are not told apart from its programs' memory: that takes somebody inside the guest. With KVM the guest's accesses are not
+//! seen at all, so that all anonymous memory of such a process counts as used.
 
 use std::fs::File;
 use std::io;
@@ -9,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::classes::{Class, Estimate, PerClass, estimate};
+use super::process::Process;
 use crate::node::kernel::tables::{Page, PageTables};
 use crate::node::largepage::mappings::{self, Mapping};
 use crate::types::PAGE;
@@ -62,15 +64,16 @@ pub struct Sampled {
     pub classes: PerClass<Estimate>,
 }
 
-/// Samples up to `count` pages of process `pid` whose access bits were cleared at the beginning of the interval. `registered` are
-/// ranges of addresses that are registered with an adapter. `chance` yields numbers at random.
+/// Samples up to `count` pages of a process whose access bits were cleared at the beginning of the interval. `registered` are
+/// ranges of addresses that are registered with an adapter. `chance` yields numbers at random. An error if it has ended.
 pub fn sample(
     tables: &mut PageTables,
-    pid: u32,
+    process: &Process,
     count: usize,
     registered: &[(u64, u64)],
     mut chance: impl FnMut() -> u64,
 ) -> io::Result<Sampled> {
+    let (pid, kvm) = (process.pid(), process.runs_kvm()?);
     let mappings: Vec<Mapping> =
         mappings::of(Path::new("/proc"), pid)?.into_iter().filter(|m| m.resident > 0).collect();
     let resident = mappings.iter().map(|m| m.resident).sum();
@@ -87,15 +90,16 @@ pub fn sample(
         for (address, page) in places.iter().zip(tables.pages(pid, &places)?) {
             let registered = registered.iter().any(|(from, to)| (*from..*to).contains(address));
             let (Page::Small { frame, accessed } | Page::Large { frame, accessed }) = page else { continue };
-            let bits = flags_of(&kpageflags, frame)?;
-            if bits & flags::ZERO_PAGE != 0 {
+            let Some(bits) = flags_of(&kpageflags, frame)?.filter(|bits| bits & flags::ZERO_PAGE == 0) else {
                 continue;
-            }
-            let class = classify(bits, accessed, registered);
+            };
+            let class =
+                classify(bits, accessed || kvm && bits & (flags::ANON | flags::SWAPBACKED) != 0, registered);
             classes[class] += 1;
             pages += 1;
         }
     }
+    process.still()?;
     Ok(Sampled { resident, pages, classes: estimate(resident, &classes) })
 }
 
@@ -111,10 +115,14 @@ fn draw(mappings: &[Mapping], resident: u64, chance: &mut impl FnMut() -> u64) -
     start + chance() % ((end - start) / PAGE as u64) * PAGE as u64
 }
 
-fn flags_of(kpageflags: &File, frame: u64) -> io::Result<u64> {
+/// Flags of a frame; none of one that is beyond all memory, as an entry that changed while it was read may name.
+fn flags_of(kpageflags: &File, frame: u64) -> io::Result<Option<u64>> {
     let mut word = [0; 8];
-    kpageflags.read_exact_at(&mut word, frame * 8)?;
-    Ok(u64::from_ne_bytes(word))
+    match kpageflags.read_exact_at(&mut word, frame * 8) {
+        Ok(()) => Ok(Some(u64::from_ne_bytes(word))),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Draws for those that were not there, at most.

@@ -12,6 +12,7 @@ struct World {
     counts: Vec<(u64, u16)>,
     large: Vec<Range>,
     refuse: Option<Range>,
+    busy: Vec<Range>,
     clears: usize,
     acts: Vec<Action>,
 }
@@ -46,6 +47,9 @@ impl Actuator for Fake {
         let (Action::Map(range) | Action::Demote(range)) = action;
         if world.refuse == Some(range) {
             return Ok(Outcome::Refused("it is what it is".into()));
+        }
+        if world.busy.contains(&range) {
+            return Ok(Outcome::Busy("somebody has it pinned".into()));
         }
         world.large.retain(|r| *r != range);
         if matches!(action, Action::Map(_)) {
@@ -95,6 +99,33 @@ fn the_best_are_mapped_period_by_period_and_a_refusal_is_remembered() {
         governor.step(true, Asked { by_memory: 1, by_tracking: 0 }).unwrap();
     }
     assert_eq!(fake.0.borrow().large, [], "what went cold has small pages again");
+}
+
+#[test]
+fn ranges_that_are_always_busy_rest_longer_each_time_and_starve_nobody() {
+    let (mut governor, fake, _proc) =
+        governed(Settings { settle: 1, steady: 1, budget: 2, ..Settings::default() });
+    fake.0.borrow_mut().counts = vec![(1, 512), (2, 500), (3, 300), (4, 200)];
+    fake.0.borrow_mut().busy = vec![Range(1), Range(2)];
+    let mut periods = Vec::new();
+    for period in 0..=20 {
+        governor.step(true, Asked::default()).unwrap();
+        let acts = std::mem::take(&mut fake.0.borrow_mut().acts);
+        periods.extend(acts.into_iter().map(|act| (period, act)));
+    }
+    let of = |n| {
+        let its = periods.iter().filter(|(_, act)| *act == Action::Map(Range(n)));
+        its.map(|(period, _)| *period).collect::<Vec<_>>()
+    };
+    assert_eq!((of(3), of(4)), (vec![2], vec![2]), "while the best two rest, the budget is theirs");
+    assert_eq!((of(1), of(2)), (vec![1, 3, 6, 11, 20], vec![1, 3, 6, 11, 20]), "rests of 1, 2, 4, 8 periods");
+    assert_eq!(governor.totals().busy, 10);
+    // What is let go is mapped once its rest is over.
+    fake.0.borrow_mut().busy.clear();
+    for _ in 0..17 {
+        governor.step(true, Asked::default()).unwrap();
+    }
+    assert_eq!(governor.totals().mapped, 4);
 }
 
 #[test]

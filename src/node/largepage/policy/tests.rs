@@ -96,12 +96,39 @@ fn what_went_cold_is_demoted_only_when_asked_for_and_only_if_it_is_ours() {
     assert_eq!(ccv(&ranking, 1), 256.0, "one bit that is set tells nothing of how many pages");
     assert_eq!(ranking.decide(Asked::default()), []);
     assert_eq!(ranking.decide(Asked { by_memory: 5, by_tracking: 0 }), [Action::Demote(Range(2))]);
-    ranking.writes_found(Range(1), 1);
-    assert_eq!(
-        ranking.decide(Asked { by_memory: 0, by_tracking: 5 }),
-        [Action::Demote(Range(1))],
-        "it is written sparsely by now"
-    );
+}
+
+#[test]
+fn what_was_written_sparsely_when_it_was_mapped_is_demoted_when_tracking_asks() {
+    let settings = Settings { settle: 1, steady: 1, write_weight: 0.0, ..Settings::default() };
+    let mut ranking = Ranking::new(settings);
+    ranking.observe(&[Look { written: Some(1), ..small(1, 512) }, small(2, 512)]);
+    ranking.done(Action::Map(Range(1)));
+    ranking.done(Action::Map(Range(2)));
+    let cold = |range| Look { bits: Bits::Large(false), ..small(range, 0) };
+    for _ in 0..8 {
+        ranking.observe(&[cold(1), cold(2)]);
+    }
+    let asked = Asked { by_memory: 0, by_tracking: 5 };
+    assert_eq!(ranking.decide(asked), [Action::Demote(Range(1))], "nothing was written to the other");
+}
+
+#[test]
+fn what_the_system_puts_off_rests_for_a_bounded_time() {
+    let mut ranking = Ranking::new(Settings { settle: 1, steady: 1, ..Settings::default() });
+    let mut rests = Vec::new();
+    let mut rested = 0;
+    for _ in 0..2000 {
+        ranking.observe(&[small(1, 512)]);
+        if ranking.decide(Asked::default()).is_empty() {
+            rested += 1;
+        } else {
+            ranking.busy(Range(1));
+            rests.push(std::mem::take(&mut rested));
+        }
+    }
+    assert_eq!(rests[..9], [0, 1, 2, 4, 8, 16, 32, 64, 128]);
+    assert!(rests[9..].iter().all(|rest| *rest == LONGEST_REST), "{rests:?}");
 }
 
 #[test]
@@ -186,8 +213,10 @@ proptest! {
             prop_assert!(maps.len() <= settings.budget && demotes.len() <= by_tracking + by_memory);
             prop_assert!(maps.iter().all(|s| !s.large && !s.refused && settings.has_earned(s)));
             prop_assert!(maps.is_sorted_by(|a, b| a.score >= b.score));
+            let rests = |s: &Standing| ranking.ranges[&s.range].rests >= ranking.periods;
+            prop_assert!(!maps.iter().chain(&demotes).any(rests));
             // Nothing that earned it more was passed over.
-            let passed = standings.iter().filter(|s| !s.large && !s.refused && !maps.contains(s));
+            let passed = standings.iter().filter(|s| !s.large && !s.refused && !rests(s) && !maps.contains(s));
             let least = maps.last().map_or(f64::INFINITY, |s| s.score);
             let mut earned = passed.into_iter().filter(|s| settings.has_earned(s));
             prop_assert!(earned.all(|s| s.score <= least || settings.budget == 0));
@@ -201,7 +230,7 @@ proptest! {
             for (n, action) in actions.into_iter().enumerate() {
                 match (outcome >> (n % 4 * 2) & 3, action) {
                     (0, Action::Map(range)) => ranking.refused(range),
-                    (1, _) => {}
+                    (1, Action::Map(range) | Action::Demote(range)) => ranking.busy(range),
                     _ => ranking.done(action),
                 }
             }
