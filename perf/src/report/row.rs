@@ -119,11 +119,12 @@ impl Row {
         self
     }
 
-    /// Of ours to the peer's, a value a round: whatever else the machine did in a round hit both.
+    /// Of ours to the peer's, a value a round: whatever else the machine did in a round hit both. Nothing is a part of nothing: rounds in
+    /// which the peer has none say nothing.
     pub fn ratio(&self) -> Option<Spread> {
         let (_, peer) = self.peer.as_ref()?;
-        let ratio: Spread =
-            self.ours.rounds.iter().zip(&peer.rounds).map(|(ours, peer)| ours / peer).collect();
+        let rounds = self.ours.rounds.iter().zip(&peer.rounds).filter(|(_, peer)| **peer != 0.0);
+        let ratio: Spread = rounds.map(|(ours, peer)| ours / peer).collect();
         (ratio.rounds() > 0).then_some(ratio)
     }
 
@@ -183,6 +184,14 @@ mod tests {
             (Some(true), Some(false)),
             "but for what is aimed at alone"
         );
+    }
+
+    #[test]
+    fn a_peer_of_nothing_has_no_ratio() {
+        let row = Row::new("x", None, "", vec![8.0].into())
+            .beside("peer", vec![0.0].into())
+            .aiming(Some(Aim::AtLeast(0.9)));
+        assert_eq!((row.met(), row.json()["ratio"].clone()), (None, Value::Null));
     }
 
     #[test]
