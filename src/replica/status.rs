@@ -38,6 +38,8 @@ pub struct ReplicaStatus {
     pub stream: Stream,
     /// The image.
     pub image: ImageHealth,
+    /// What a promotion would yield at this instant: in the middle of a copy, and before one that is to come, what was there before it.
+    pub promotable: Option<(Generation, Lsn)>,
     /// Of a sync under way: bytes brought, and bytes of the regions named so far (zero pages are never sent).
     pub sync_progress: Option<(u64, u64)>,
     /// What makes bytes survive here.
@@ -55,6 +57,14 @@ pub struct ReplicaStatus {
 }
 
 impl ReplicaStatus {
+    /// Of which generation a promotion here would have the records, and up to where, once what landed is applied.
+    pub fn would_have(&self) -> (Generation, Lsn) {
+        match self.image {
+            ImageHealth::Consistent => (self.generation, self.durable),
+            _ => self.promotable.unwrap_or((Generation(0), Lsn(0))),
+        }
+    }
+
     /// The status of an applier that nothing is attached to.
     pub fn of(applier: &Applier) -> ReplicaStatus {
         let mut status = ReplicaStatus {
@@ -66,6 +76,7 @@ impl ReplicaStatus {
             cursor: Lsn(0),
             stream: Stream::default(),
             image: ImageHealth::None,
+            promotable: None,
             sync_progress: None,
             durability: applier.config().durability,
             attached: false,
@@ -89,7 +100,9 @@ impl ReplicaStatus {
         self.cursor = images.cursor().lsn;
         self.stream = images.stored().stream;
         self.sync_progress = images.sync_progress();
-        self.image = match images.promotable() {
+        let promotable = images.promotable();
+        self.promotable = promotable.as_ref().map(|p| (p.generation, p.lsn));
+        self.image = match promotable {
             _ if self.sync_progress.is_some() => ImageHealth::Syncing,
             Some(p) if p.live => ImageHealth::Consistent,
             Some(_) => ImageHealth::Stale,

@@ -361,8 +361,7 @@ impl World {
         let others = self.nodes.iter().filter(|node| node.index != owner.index);
         let agents: Option<Vec<_>> = others.map(|node| node.agent()).collect();
         let Some(agents) = agents else { return };
-        let has =
-            |agent: &&Arc<Agent>| agent.standby.status().map(|status| (status.generation, status.durable));
+        let has = |agent: &&Arc<Agent>| agent.standby.status().map(|status| status.would_have());
         if let Some(best) = agents.iter().max_by_key(has) {
             say(|| format!("the operator promotes {}", best.node.name));
             best.tell(Event::OperatorPromote { force: true });

@@ -28,7 +28,11 @@ impl Standby {
             state,
             lsn_published: at(|s| s.received),
             lsn_received: at(|s| s.received),
-            lsn_durable: at(|s| s.durable),
+            // In the middle of a copy what has landed since is worth nothing to who wants to promote this one.
+            lsn_durable: at(|s| match s.would_have() {
+                (generation, lsn) if generation == s.generation => lsn,
+                _ => Lsn(0),
+            }),
             lsn_applied: at(|s| s.applied),
             exposure_bytes: 0,
             drain_bytes_per_s: None,
