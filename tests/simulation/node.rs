@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use pmemha::failover::{Durable, Life};
 use pmemha::locks::lock;
@@ -44,6 +45,8 @@ pub struct Inner {
     pub log: Option<(OwnedFd, Arc<LogRegion>)>,
     pub program: Program,
     pub agent: Option<Arc<Agent>>,
+    /// It gets no power before.
+    pub off_until: Duration,
     /// External power.
     pub mains: bool,
     /// Connections of this machine.
@@ -76,6 +79,7 @@ impl Node {
             log: None,
             program,
             agent: None,
+            off_until: Duration::ZERO,
             mains: true,
             pipes: Vec::new(),
         };

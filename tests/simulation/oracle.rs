@@ -39,15 +39,21 @@ struct History {
     acknowledged: Lsn,
 }
 
-/// Everything below `lsn` of `generation` survives the loss of `owner`: a program was told so.
+/// Everything below `lsn` of `generation` survives the loss of its machine: a program was told so.
 #[derive(Clone, Copy, Debug)]
 pub struct Told {
-    pub owner: usize,
+    /// A bit for each machine that has owned the group since: it has given its image away.
+    owners: u8,
     pub generation: Generation,
     pub lsn: Lsn,
 }
 
 impl Told {
+    /// Whether this machine is to have it.
+    pub fn is_at(&self, node: usize) -> bool {
+        self.owners >> node & 1 == 0
+    }
+
     /// What an image that ends there lacks of it, if anything.
     pub fn lost(&self, generation: Generation, lsn: Lsn) -> Option<String> {
         let all = (generation, lsn) >= (self.generation, self.lsn);
@@ -96,13 +102,13 @@ impl Oracle {
         *acknowledged = lsn.max(*acknowledged);
     }
 
-    /// The last of what programs were told, and on which machine.
+    /// The last of what programs were told.
     pub fn told(&self) -> Option<Told> {
         let told = self.generations.iter().rev().find(|(_, history)| history.acknowledged > Lsn(0));
-        told.map(|(generation, history)| Told {
-            owner: history.owner,
-            generation: *generation,
-            lsn: history.acknowledged,
+        told.map(|(generation, history)| {
+            let owners = self.generations.range(generation..).map(|(_, history)| history.owner);
+            let owners = owners.fold(0, |all, owner| all | 1 << owner);
+            Told { owners, generation: *generation, lsn: history.acknowledged }
         })
     }
 

@@ -44,6 +44,9 @@ pub struct World {
 const STORM: Duration = Duration::from_millis(120);
 const LONG_STORM: Duration = Duration::from_millis(800);
 
+/// Whom an operator has declared dead stays so for as long.
+const WORD: Duration = Duration::from_millis(400);
+
 /// How long the rest may take then.
 const CALM: Duration = Duration::from_secs(60);
 
@@ -278,6 +281,10 @@ impl World {
             if inner.on || self.is_over() {
                 return;
             }
+            if inner.off_until > clock::now() {
+                let (world, again, node) = (self.clone(), inner.off_until - clock::now(), node.clone());
+                return after(again, move || world.power_on(&node));
+            }
             (inner.on, inner.boot) = (true, inner.boot + 1);
         }
         say(|| format!("{} has power again", node.name));
@@ -362,7 +369,12 @@ impl World {
         let agents: Option<Vec<_>> = others.map(|node| node.agent()).collect();
         let Some(agents) = agents else { return };
         let has = |agent: &&Arc<Agent>| agent.standby.status().map(|status| status.would_have());
-        if let Some(best) = agents.iter().max_by_key(has) {
+        // He sees that nobody has taken over whom this one has not heard of.
+        let generation = owner.inner().durable.generation;
+        let knows = |agent: &&Arc<Agent>| agent.state().durable.generation == generation;
+        if let Some(best) = agents.iter().max_by_key(has).filter(knows) {
+            // His word holds until it has been acted on.
+            owner.inner().off_until = clock::now() + WORD;
             say(|| format!("the operator promotes {}", best.node.name));
             best.tell(Event::OperatorPromote { force: true });
         }
@@ -376,7 +388,7 @@ impl World {
             if !matches!(standing, Standing::Standby { .. } | Standing::Demoted { .. }) {
                 continue;
             }
-            let told = told.filter(|told| told.owner != node.index);
+            let told = told.filter(|told| told.is_at(node.index));
             self.look_at(node, move |_, found| match (found, told) {
                 (Some((generation, lsn)), Some(told)) => told.lost(generation, lsn),
                 (None, Some(told)) => Some(format!("nothing, and {told:?}")),
