@@ -83,6 +83,9 @@ impl Agent {
         }
         let (policy, durable, life, ends, store) = {
             let mut inner = node.inner();
+            if !inner.on {
+                return;
+            }
             inner.lives += 1;
             let policy = policy(world, node, inner.boot);
             let (life, ends) = (inner.lives, inner.ends);
