@@ -183,10 +183,7 @@ mod tests {
 
     fn topology() -> Topology {
         let package = |cpus: [u32; 2]| Package { cpus: cpus.into(), ..Package::default() };
-        Topology {
-            packages: [(PackageId(0), package([0, 1])), (PackageId(1), package([2, 3]))].into(),
-            ..Topology::default()
-        }
+        Topology { packages: [(PackageId(0), package([0, 1])), (PackageId(1), package([2, 3]))].into() }
     }
 
     #[test]

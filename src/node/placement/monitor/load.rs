@@ -67,7 +67,7 @@ mod tests {
         let after = parse("cpu0 60 0 10 130 0 0 0 0 0 0\ncpu1 0 0 0 150 50 0 0 0\n");
         assert_eq!(before[&0], Ticks { busy: 20, all: 100 });
         let package = Package { cpus: [0, 1].into(), ..Package::default() };
-        let topology = Topology { packages: [(PackageId(0), package)].into(), ..Topology::default() };
+        let topology = Topology { packages: [(PackageId(0), package)].into() };
         assert_eq!(between(&before, &after, &topology)[&PackageId(0)], 0.25);
         assert_eq!(between(&after, &before, &topology)[&PackageId(0)], 0.0, "time does not run back");
         assert!(parse("cpu0 1 2\ncpu").is_empty());
