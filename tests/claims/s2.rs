@@ -10,13 +10,13 @@ use pmemha::power::nut::{Credentials, NutSetup, NutSource};
 use pmemha::power::{PowerSource, PowerState};
 use pmemha::types::Lsn;
 use pmemha_testkit::dirs;
-use pmemha_testkit::load::{Files, Load};
+use pmemha_testkit::load::Load;
 use pmemha_testkit::node::{Pair, PairOptions};
 use pmemha_testkit::nut::{Nut, PASSWORD, UPS, USER};
 use pmemha_testkit::wait;
 use serde_json::Value;
 
-use super::BINARIES;
+use super::{BINARIES, assert_nothing_lost, await_heir};
 
 /// For whatever a busy machine may delay.
 const SOON: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ fn s2_1_a_loss_that_upsd_tells_of_hands_the_group_over() {
     let power = format!("[[power.sources]]\nkind = \"nut\"\nserver = \"{}\"\nups = \"{UPS}\"", nut.server());
     let group = "log_size = \"4MiB\"\ncommit = \"received\"".into();
     let pair = Pair::start(BINARIES, &PairOptions { group, power: Some(power), ..PairOptions::default() });
-    let mut load = Load::start(&pair.alpha, "raw");
+    let load = Load::start(&pair.alpha, "raw");
     pair.alpha.await_streaming();
     let power = || pair.alpha.status().expect("the agent answers")["power"].take();
     wait::until("line power", SOON, || (power()["online"] == true).then_some(()));
@@ -116,14 +116,8 @@ fn s2_1_a_loss_that_upsd_tells_of_hands_the_group_over() {
 
     nut.set("ups.status", "OB DISCHRG");
     pair.alpha.await_event("power_lost");
-    pair.beta.await_group("the heir to take over", |g| {
-        let placed = ["starting", "running", "stopped"].iter().any(|s| g["state"] == **s);
-        (g["role"] == "source" && placed).then_some(())
-    });
-    let done = load.files.done();
-    load.kill();
-    let found = Files::of(&pair.beta.files()).check("raw").expect("the program's invariants");
-    assert!(found >= done, "{done} done, {found} at the heir");
+    await_heir(&pair);
+    assert_nothing_lost(&pair, load);
 }
 
 /// S2.7: unflushed bytes stay under a threshold, and the threshold moves both ways with the measured write bandwidth.

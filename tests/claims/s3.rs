@@ -17,8 +17,8 @@ use pmemha_testkit::node::{Pair, PairOptions};
 use pmemha_testkit::wait;
 use serde_json::Value;
 
-use super::BINARIES;
 use super::s1::{DRAIN, with_battery};
+use super::{BINARIES, assert_nothing_lost, await_heir};
 
 /// For whatever a busy machine may delay.
 const SOON: Duration = Duration::from_secs(30);
@@ -131,7 +131,7 @@ fn s3_2_the_application_never_waits_for_a_copy() {
 /// The last gasp's own account of its bytes is compared with what was not yet durable, and with the size of what is protected.
 #[test]
 fn s3_3_a_failure_copies_only_the_remainder_of_the_log() {
-    let (pair, mut load) = start("log_size = \"4MiB\"\ncommit = \"received\"", "raw");
+    let (pair, load) = start("log_size = \"4MiB\"\ncommit = \"received\"", "raw");
     let before = group(&pair.alpha);
     let images = images(&pair);
     // Something is to remain: the application is frozen while the destination takes nothing.
@@ -153,22 +153,16 @@ fn s3_3_a_failure_copies_only_the_remainder_of_the_log() {
     println!("{exposure} bytes remained of {protected} protected; the log went from {durable} to {end}");
     assert!(0 < exposure && exposure <= end - durable && exposure < 4 << 20, "{tail:#}");
     assert!(exposure * 4 < protected, "{exposure} of {protected} bytes is no remainder");
-    pair.beta.await_group("the heir to take over", |g| {
-        let placed = ["starting", "running", "stopped"].iter().any(|s| g["state"] == **s);
-        (g["role"] == "source" && placed).then_some(())
-    });
+    await_heir(&pair);
     assert_eq!(images.len(), 1, "one image, made before the failure: {images:?}");
-    let done = load.files.done();
-    load.kill();
-    let found = Files::of(&pair.beta.files()).check("raw").expect("the program's invariants");
-    assert!(found >= done, "{done} done, {found} at the heir");
+    assert_nothing_lost(&pair, load);
 }
 
 /// S3.3 on battery: what remains when the power goes is no more than the battery was said to carry, and is brought out.
 #[test]
 fn s3_3_what_remains_on_battery_is_what_the_budget_allowed() {
     let pair = with_battery("enforce", 0.22);
-    let mut load = Load::start(&pair.alpha, "raw");
+    let load = Load::start(&pair.alpha, "raw");
     pair.alpha.await_streaming();
     let budget = pair.alpha.await_group("a budget", |g| {
         let budget = g["budget"].clone();
@@ -193,14 +187,8 @@ fn s3_3_what_remains_on_battery_is_what_the_budget_allowed() {
     let exposure = tail["exposure_bytes"].as_u64().expect("bytes");
     println!("{exposure} bytes remained; the budget carried {}; {tail}", most.get());
     assert!(0 < exposure && exposure <= most.get() + DRAIN, "{exposure} of {}", most.get());
-    pair.beta.await_group("the heir to take over", |g| {
-        let placed = ["starting", "running", "stopped"].iter().any(|s| g["state"] == **s);
-        (g["role"] == "source" && placed).then_some(())
-    });
-    let done = load.files.done();
-    load.kill();
-    let found = Files::of(&pair.beta.files()).check("raw").expect("the program's invariants");
-    assert!(found >= done, "{done} done, {found} at the heir");
+    await_heir(&pair);
+    assert_nothing_lost(&pair, load);
 }
 
 /// S3.4: the application starts elsewhere from the state derived from the copied entries.
